@@ -1,0 +1,242 @@
+"""What the engine tells the world: one JSON object a line in `events.jsonl`, append-only. It imports without torch.
+
+The recorder, the terminal progress and the tests read a run only through these. Units: tokens, nats, FLOPs, seconds
+(`time` is Unix time), bytes.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from engine.findings import Finding
+from engine.flops import FlopLedger
+from engine.frozen import Frozen
+
+EVENT_VERSION = 1
+
+Phase = Literal["loading", "baseline", "training", "report", "saving"]
+Subject = Literal["student", "base", "teacher"]
+Split = Literal["dev", "report"]
+FailureKind = Literal[
+    "bad_spec", "bad_model", "bad_data", "bad_checkpoint", "out_of_memory", "nan_loss", "no_space", "internal"
+]
+
+
+class _Event(Frozen):
+    event_version: Literal[1] = 1
+    time: float
+    """When it was emitted, Unix seconds."""
+
+
+class Started(_Event):
+    """The engine has read the spec and is about to load the models."""
+
+    kind: Literal["started"] = "started"
+    attempt: int
+    """The fence of this attempt."""
+    pid: int
+    device: str
+    precision: str
+    num_steps: int
+    resumed_from_step: int = 0
+    """Steps already done in the checkpoint that this attempt starts from; 0 is a fresh start."""
+    versions: dict[str, str] = {}
+    """Versions of torch, transformers and Incipit."""
+
+
+class PhaseChanged(_Event):
+    """The engine has entered a phase."""
+
+    kind: Literal["phase"] = "phase"
+    phase: Phase
+    detail: str = ""
+
+
+class Ready(_Event):
+    """Models are loaded and checked; training is about to begin."""
+
+    kind: Literal["ready"] = "ready"
+    student_parameters: int
+    teacher_parameters: int
+    seconds: float
+    """From process start to here."""
+
+
+class StepDone(_Event):
+    """One optimizer update."""
+
+    kind: Literal["step"] = "step"
+    step: int
+    """Updates done, this one included: 1 after the first."""
+    horizon: int
+    """Tokens after which sampling stopped at this step."""
+    metrics: dict[str, float | None]
+    """loss (nats per token), grad_norm, learning_rate, rollout_tokens, mean_tokens, natural_stop_rate, student_entropy,
+    teacher_entropy, sampled_logprob_gap; None where it does not exist."""
+    position_loss: list[float] = []
+    """Mean divergence at each completion position of this step, in nats."""
+    position_count: list[int] = []
+    """Rollouts behind each mean."""
+    flops: FlopLedger
+    """Useful training and evaluation FLOPs of the run so far, by phase."""
+    executed_flops: float
+    """FLOPs really executed so far, padding included, all phases."""
+    seconds: dict[str, float]
+    """Wall seconds of this step by phase: rollout, teacher, update, total."""
+
+
+class Evaluated(_Event):
+    """A full-length evaluation."""
+
+    kind: Literal["evaluation"] = "evaluation"
+    step: int
+    """Updates done by the student that was evaluated; 0 for base and teacher."""
+    subject: Subject
+    split: Split
+    num_prompts: int
+    horizon: int
+    """The training horizon at that step, in tokens: what `inside` and `beyond` refer to."""
+    metrics: dict[str, float | None]
+    """accuracy, exact (share of completions equal to the reference text), mean_tokens, eos_rate, repetition (share of
+    repeated 4-grams): greedy; sampled_mean_tokens, sampled_eos_rate, sampled_repetition, reverse_kl, forward_kl,
+    reverse_kl_inside, reverse_kl_beyond, share_inside, top1_agreement: on full-length samples. None where it does not
+    exist (no reference text, nothing beyond the horizon, the teacher against itself)."""
+    position_reverse_kl: list[float] = []
+    """Mean reverse KL by completion position on the samples, in nats."""
+    position_p90: list[float] = []
+    """Its 90th percentile over rollouts, by position."""
+    position_teacher_entropy: list[float] = []
+    """Mean teacher entropy by position, in nats."""
+    position_count: list[int] = []
+    """Rollouts behind each mean."""
+    is_best: bool = False
+    """Whether this student is the best so far by full-length accuracy on the dev split."""
+    flops: FlopLedger
+    seconds: float
+
+
+class RolloutSummary(Frozen):
+    """One traced rollout, without its tokens."""
+
+    row: int
+    """Row of the trace file, and its row group."""
+    prompt_index: int
+    """Line of the evaluation file, counted from 0."""
+    prompt: str
+    completion: str
+    answer: str | None = None
+    is_right: bool | None = None
+    num_prompt_tokens: int
+    num_tokens: int
+    finish_reason: Literal["eos", "length"]
+    mean_reverse_kl: float
+    max_reverse_kl: float
+    inside_share: float | None = None
+    """Share of the rollout's reverse KL that lies inside the horizon."""
+
+
+class TracesWritten(_Event):
+    """Token traces of some full-length rollouts were written to a Parquet file (see engine/trace_file.py)."""
+
+    kind: Literal["traces"] = "traces"
+    step: int
+    subject: Subject = "student"
+    horizon: int
+    path: str
+    """Relative to the attempt folder."""
+    top_k: int
+    rollouts: list[RolloutSummary]
+
+
+class CheckpointSaved(_Event):
+    """A checkpoint is complete on disk: staged, hashed, fsynced, renamed."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    step: int
+    path: str
+    """Relative to the attempt folder: checkpoints/step-N."""
+    manifest_sha256: str
+    num_bytes: int
+    accuracy: float | None = None
+    """Full-length dev accuracy at this step, when it was measured."""
+    is_best: bool = False
+
+
+class CheckpointRemoved(_Event):
+    """An older checkpoint of this attempt was deleted to keep to `checkpoints.keep_last`."""
+
+    kind: Literal["checkpoint_removed"] = "checkpoint_removed"
+    step: int
+    path: str
+
+
+class Warned(_Event):
+    """Something a person should look at; the run goes on."""
+
+    kind: Literal["warning"] = "warning"
+    code: str
+    message: str
+
+
+class Failed(_Event):
+    """The run cannot go on."""
+
+    kind: Literal["failed"] = "failed"
+    failure: FailureKind
+    message: str
+    """One sentence with the value, the limit and the fix."""
+    findings: list[Finding] = []
+    """The same at the fields of the spec, where it concerns them."""
+
+
+class Finished(_Event):
+    """All steps are done, or the FLOPs budget is used up; the last checkpoint is committed."""
+
+    kind: Literal["finished"] = "finished"
+    step: int
+    best_step: int
+    reason: Literal["steps", "flops_budget"]
+    seconds: float
+    """Wall seconds of this attempt."""
+    training_seconds: float
+    """Wall seconds of the steps alone, over all attempts."""
+
+
+class Stopped(_Event):
+    """The engine was told to stop and has done so."""
+
+    kind: Literal["stopped"] = "stopped"
+    step: int
+    checkpointed: bool
+    """Whether a checkpoint at this very step exists."""
+
+
+RunEvent = Annotated[
+    Started
+    | PhaseChanged
+    | Ready
+    | StepDone
+    | Evaluated
+    | TracesWritten
+    | CheckpointSaved
+    | CheckpointRemoved
+    | Warned
+    | Failed
+    | Finished
+    | Stopped,
+    Field(discriminator="kind"),
+]
+RUN_EVENT: TypeAdapter[RunEvent] = TypeAdapter(RunEvent)
+
+
+def read_events(path: Path, offset: int = 0) -> Iterator[tuple[RunEvent, int]]:
+    """Events from a byte offset on, each with the offset behind it; an unfinished last line is left for later."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            yield RUN_EVENT.validate_json(line), offset

@@ -1,0 +1,87 @@
+"""Token traces in Parquet: what student and teacher thought of each token of a rollout. It imports without torch.
+
+One row, and one row group, per rollout, so that the API reads one rollout without the others. T completion tokens,
+U candidates at a position: the union of both models' top-k and the sampled token. Log-probabilities are natural logs;
+divergences and entropies are over the full vocabulary, in nats. Stored as float16 (a log-probability near -10 is off
+by at most 0.004).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.frozen import Frozen
+
+NORMAL, SPECIAL, FRAGMENT = 0, 1, 2  # TokenTrace.flags
+
+_FLOATS = pa.list_(pa.float16())
+_SCHEMA = pa.schema(
+    [
+        ("prompt_texts", pa.list_(pa.string())),
+        ("token_ids", pa.list_(pa.int32())),
+        ("texts", pa.list_(pa.string())),
+        ("flags", pa.list_(pa.int8())),
+        ("student_logprob", _FLOATS),
+        ("teacher_logprob", _FLOATS),
+        ("reverse_kl", _FLOATS),
+        ("forward_kl", _FLOATS),
+        ("jsd", _FLOATS),
+        ("student_entropy", _FLOATS),
+        ("teacher_entropy", _FLOATS),
+        ("student_rank", pa.list_(pa.int32())),
+        ("teacher_rank", pa.list_(pa.int32())),
+        ("candidate_ids", pa.list_(pa.list_(pa.int32()))),
+        ("candidate_student_logprob", pa.list_(_FLOATS)),
+        ("candidate_teacher_logprob", pa.list_(_FLOATS)),
+        ("vocabulary_ids", pa.list_(pa.int32())),
+        ("vocabulary_texts", pa.list_(pa.string())),
+    ]
+)
+
+
+class TokenTrace(Frozen):
+    """One rollout, column by column; every list but the prompt's and the vocabulary's has length T."""
+
+    prompt_texts: list[str]
+    token_ids: list[int]
+    texts: list[str]
+    """Each token as text; an incomplete UTF-8 piece is shown as its bytes in hex, such as ⟨E2 80⟩."""
+    flags: list[int]
+    """0 ordinary, 1 special token (such as the end of the text), 2 piece of a character."""
+    student_logprob: list[float]
+    """Log-probability of the sampled token under the student."""
+    teacher_logprob: list[float]
+    reverse_kl: list[float]
+    """KL(student‖teacher), full vocabulary."""
+    forward_kl: list[float]
+    """KL(teacher‖student), full vocabulary."""
+    jsd: list[float]
+    """Jensen-Shannon divergence at beta 0.5, full vocabulary, at most log 2."""
+    student_entropy: list[float]
+    teacher_entropy: list[float]
+    student_rank: list[int]
+    """Rank of the sampled token under the student, 1 is the most likely."""
+    teacher_rank: list[int]
+    candidate_ids: list[list[int]]
+    """T lists of U ids: the union of both top-k and the sampled token, most likely under either model first."""
+    candidate_student_logprob: list[list[float]]
+    candidate_teacher_logprob: list[list[float]]
+    vocabulary_ids: list[int]
+    """Every id that occurs among the candidates, with its text beside it."""
+    vocabulary_texts: list[str]
+
+
+def write_traces(path: Path, traces: list[TokenTrace]) -> None:
+    """Write rollouts to a new Parquet file, zstd-compressed, one row group each."""
+    with pq.ParquetWriter(path, _SCHEMA, compression="zstd", compression_level=3) as writer:
+        for trace in traces:
+            columns: dict[str, list[Any]] = {name: [value] for name, value in trace.model_dump().items()}
+            writer.write_table(pa.table(columns, schema=_SCHEMA))
+
+
+def read_trace(path: Path, row: int) -> TokenTrace:
+    """One rollout of a trace file."""
+    with pq.ParquetFile(path) as file:
+        return TokenTrace.model_validate(file.read_row_group(row).to_pylist()[0])

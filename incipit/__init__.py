@@ -1,0 +1,1 @@
+"""The command line: it starts the engine, the services and the demo."""

@@ -1,0 +1,1 @@
+"""The worker: claims runs, supervises engine processes, records what they emit."""
