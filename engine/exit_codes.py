@@ -1,0 +1,18 @@
+"""How an engine process ends: a small fixed table that the supervisor reads."""
+
+from engine.events import FailureKind
+
+DONE = 0
+STOPPED = 10
+
+OF_FAILURE: dict[FailureKind, int] = {
+    "bad_spec": 11,
+    "bad_model": 12,
+    "bad_data": 13,
+    "bad_checkpoint": 14,
+    "out_of_memory": 15,
+    "nan_loss": 16,
+    "no_space": 17,
+    "internal": 70,
+}
+FAILURE_OF: dict[int, FailureKind] = {code: kind for kind, code in OF_FAILURE.items()}
