@@ -1,0 +1,1 @@
+"""All SQL of API and worker, one noun a file."""

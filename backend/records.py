@@ -1,0 +1,161 @@
+"""The tables that hold what a run records. Rows of one attempt carry its fence.
+
+The recorder copies an attempt's events.jsonl into them and stores the byte offset in `attempts` in the same transaction.
+"""
+
+from datetime import datetime
+from typing import Any, get_args
+
+from sqlalchemy import BigInteger, ForeignKey, Index, String, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from backend.columns import CleanText, Id
+from backend.ids import new_id
+from backend.tables import Table, one_of
+from engine.events import Split, Subject
+
+_RUN = "runs.id"
+
+
+class Attempt(Table):
+    """One try at a run, by one worker; its folder is attempts/<fence> in the run's folder."""
+
+    __tablename__ = "attempts"
+
+    run_id: Mapped[str] = mapped_column(Id, ForeignKey(_RUN, ondelete="CASCADE"), primary_key=True)
+    fence: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    worker_id: Mapped[str] = mapped_column(String(128))
+    host: Mapped[str] = mapped_column(String(255))
+    boot_id: Mapped[str] = mapped_column(String(64), default="")
+    pid: Mapped[int | None]
+    """Of the engine process."""
+    pid_started: Mapped[float | None]
+    started_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    exit_code: Mapped[int | None]
+    """Of the engine process; negative is the signal that ended it."""
+    outcome: Mapped[str | None] = mapped_column(String(32))
+    """State that the run was left in, or why the attempt ended: succeeded, failed, cancelled, requeued, lost."""
+    resumed_from_step: Mapped[int] = mapped_column(default=0)
+    resume_checkpoint_id: Mapped[str | None] = mapped_column(Id)
+    event_offset: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Bytes of this attempt's events.jsonl that are in rows."""
+
+
+class Event(Table):
+    """The run's history: what the engine emitted and what the services did. `seq` has no gaps."""
+
+    __tablename__ = "events"
+
+    run_id: Mapped[str] = mapped_column(Id, ForeignKey(_RUN, ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    time: Mapped[datetime]
+    kind: Mapped[str] = mapped_column(String(32))
+    fence: Mapped[int] = mapped_column(BigInteger)
+    payload: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
+class Metric(Table):
+    """A number at a step: StepDone.metrics by their names, and horizon, training_flops, executed_flops and seconds.<phase>."""
+
+    __tablename__ = "metrics"
+
+    run_id: Mapped[str] = mapped_column(Id, ForeignKey(_RUN, ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(128), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    value: Mapped[float | None]
+    fence: Mapped[int] = mapped_column(BigInteger)
+
+
+class Evaluation(Table):
+    """A full-length evaluation."""
+
+    __tablename__ = "evaluations"
+    __table_args__ = (
+        one_of("subject", get_args(Subject), "subject"),
+        one_of("split", get_args(Split), "split"),
+    )
+
+    run_id: Mapped[str] = mapped_column(Id, ForeignKey(_RUN, ondelete="CASCADE"), primary_key=True)
+    subject: Mapped[str] = mapped_column(String(16), primary_key=True)
+    split: Mapped[str] = mapped_column(String(16), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    fence: Mapped[int] = mapped_column(BigInteger)
+    num_prompts: Mapped[int]
+    horizon: Mapped[int]
+    metrics: Mapped[dict[str, Any]]
+    training_flops: Mapped[float]
+    training_seconds: Mapped[float]
+    is_best: Mapped[bool]
+
+
+class PositionCurve(Table):
+    """A quantity by completion position: training (the step's loss, split train) or the samples of an evaluation."""
+
+    __tablename__ = "positions"
+    __table_args__ = (
+        one_of("source", ("training", "student", "base"), "source"),
+        one_of("split", ("train", "dev", "report"), "split"),
+    )
+
+    run_id: Mapped[str] = mapped_column(Id, ForeignKey(_RUN, ondelete="CASCADE"), primary_key=True)
+    source: Mapped[str] = mapped_column(String(16), primary_key=True)
+    split: Mapped[str] = mapped_column(String(16), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    fence: Mapped[int] = mapped_column(BigInteger)
+    horizon: Mapped[int]
+    mean: Mapped[list[Any]]
+    """Nats, by position; p90 and teacher_entropy are empty for training."""
+    p90: Mapped[list[Any]] = mapped_column(default=list)
+    teacher_entropy: Mapped[list[Any]] = mapped_column(default=list)
+    count: Mapped[list[Any]] = mapped_column(default=list)
+
+
+class Rollout(Table):
+    """A traced rollout; its tokens are in row `row` of the Parquet file at `path` in the attempt folder."""
+
+    __tablename__ = "rollouts"
+    __table_args__ = (Index("ix_rollouts_run_id_step", "run_id", "step"),)
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True, default=new_id)
+    run_id: Mapped[str] = mapped_column(Id, ForeignKey(_RUN, ondelete="CASCADE"))
+    fence: Mapped[int] = mapped_column(BigInteger)
+    step: Mapped[int]
+    subject: Mapped[str] = mapped_column(String(16))
+    horizon: Mapped[int]
+    path: Mapped[str] = mapped_column(Text)
+    row: Mapped[int]
+    prompt_index: Mapped[int]
+    prompt: Mapped[str] = mapped_column(CleanText)
+    completion: Mapped[str] = mapped_column(CleanText)
+    answer: Mapped[str | None] = mapped_column(CleanText)
+    is_right: Mapped[bool | None]
+    num_prompt_tokens: Mapped[int]
+    num_tokens: Mapped[int]
+    finish_reason: Mapped[str] = mapped_column(String(16))
+    mean_reverse_kl: Mapped[float]
+    max_reverse_kl: Mapped[float]
+    inside_share: Mapped[float | None]
+
+
+class Checkpoint(Table):
+    """A committed checkpoint. The row is the commitment: a folder without one does not exist for readers."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (Index("ix_checkpoints_run_id_step", "run_id", "step"),)
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True, default=new_id)
+    run_id: Mapped[str] = mapped_column(Id, ForeignKey(_RUN, ondelete="CASCADE"))
+    fence: Mapped[int] = mapped_column(BigInteger)
+    step: Mapped[int]
+    path: Mapped[str] = mapped_column(Text)
+    """Relative to the attempt folder."""
+    manifest_sha256: Mapped[str] = mapped_column(String(64))
+    num_bytes: Mapped[int] = mapped_column(BigInteger)
+    accuracy: Mapped[float | None]
+    is_best: Mapped[bool]
+    files: Mapped[list[Any]]
+    """Records of backend.schemas.CheckpointFile, from the manifest, the manifest itself included."""
+    created_at: Mapped[datetime]
+    removed_at: Mapped[datetime | None]
+    """When its folder was deleted, or found corrupt; such a checkpoint is not shown."""

@@ -1,0 +1,1 @@
+"""HTTP only: each route asks backend.queries and answers."""

@@ -1,0 +1,86 @@
+"""Where this installation keeps its things and how its services find each other: INCIPIT_… environment variables."""
+
+import os
+import secrets
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from engine.locations import incipit_home
+
+_SECRET_BYTES = 32
+
+
+class Settings(BaseSettings):
+    """Settings shared by API, workers and control process."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="INCIPIT_", extra="forbid", frozen=True, use_attribute_docstrings=True, env_ignore_empty=True
+    )
+
+    home: Path = Field(default_factory=incipit_home)
+    """Folder of the database, the run folders and the broker's state."""
+    database_url: str = ""
+    """`sqlite:///…` or `postgresql+psycopg://…`; empty is a SQLite file below home."""
+    broker_url: str = "redis://127.0.0.1:6379/0"
+    """Where Celery's doorbells go."""
+    host: str = "127.0.0.1"
+    """Address on which the API listens."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    """Port on which the API listens."""
+    token: SecretStr | None = None
+    """Bearer token that every request must carry; required when host is not a loopback address."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Further names under which the API may be addressed (as JSON list); the loopback names are always allowed."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins of web pages that may change something (as JSON list), such as `https://incipit.example.org`."""
+
+    @model_validator(mode="after")
+    def _open_addresses_need_a_token(self) -> Self:
+        if not is_loopback(self.host) and self.token is None:
+            raise ValueError(
+                f"host is {self.host!r}, which other machines can reach, but there is no token; "
+                "set INCIPIT_TOKEN, or listen on 127.0.0.1."
+            )
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder with one folder per run."""
+        return self.home / "runs"
+
+    @property
+    def sql_url(self) -> str:
+        """The database's address; the SQLite file below home unless database_url says otherwise."""
+        return self.database_url or f"sqlite:///{self.home / 'incipit.sqlite3'}"
+
+    def signing_secret(self) -> bytes:
+        """The key of signed download links: a file that only this user can read, made at the first call."""
+        path = self.home / "signing_secret"
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Written beside and linked into place, so that two processes that start together end with one secret.
+        draft = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(_SECRET_BYTES))
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+        return path.read_bytes()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,168 @@
+"""The tables: experiments and their runs, and the installation's own state. What a run records is in records.py."""
+
+from datetime import datetime
+from typing import Any, ClassVar, get_args
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, MetaData, String, Text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from backend.columns import CleanText, Id, Json, RecordColumn, UtcDateTime
+from backend.ids import new_id
+from backend.schemas import RunState
+from engine.flops import FlopLedger
+from engine.spec import RunSpec
+
+
+class Table(DeclarativeBase):
+    """Every constraint has a name, which migrations on SQLite need."""
+
+    metadata = MetaData(
+        naming_convention={
+            "pk": "pk_%(table_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {datetime: UtcDateTime(), dict[str, Any]: Json, list[Any]: Json}
+
+
+def one_of(column: str, values: tuple[str, ...], name: str) -> CheckConstraint:
+    """A CHECK that a text column holds one of these words."""
+    return CheckConstraint(f"{column} IN ({', '.join(repr(value) for value in values)})", name=name)
+
+
+class Experiment(Table):
+    """A question, which its runs answer."""
+
+    __tablename__ = "experiments"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True, default=new_id)
+    project_id: Mapped[str] = mapped_column(String(64), default="default")
+    created_by: Mapped[str] = mapped_column(String(128), default="local")
+    name: Mapped[str] = mapped_column(String(128))
+    note: Mapped[str] = mapped_column(Text, default="")
+    created_at: Mapped[datetime]
+
+
+class Run(Table):
+    """A training job with its frozen spec. People write `desired_state`; the holder of the lease writes `state`."""
+
+    __tablename__ = "runs"
+    __table_args__ = (
+        one_of("state", get_args(RunState), "state"),
+        one_of("desired_state", ("run", "cancel"), "desired_state"),
+        Index("ix_runs_queue", "state", "priority", "id"),
+        Index("ix_runs_experiment_id", "experiment_id", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True, default=new_id)
+    experiment_id: Mapped[str] = mapped_column(Id, ForeignKey("experiments.id", ondelete="CASCADE"))
+    project_id: Mapped[str] = mapped_column(String(64), default="default")
+    created_by: Mapped[str] = mapped_column(String(128), default="local")
+    created_at: Mapped[datetime]
+
+    spec: Mapped[RunSpec] = mapped_column(RecordColumn(RunSpec))
+    name: Mapped[str] = mapped_column(String(300))
+    variant: Mapped[str] = mapped_column(String(128), default="")
+    note: Mapped[str] = mapped_column(Text, default="")
+    # What the run list shows of the spec, so that it need not read the specs of 1,000 runs.
+    seed: Mapped[int] = mapped_column(BigInteger)
+    num_steps: Mapped[int]
+    student: Mapped[str] = mapped_column(Text)
+    teacher: Mapped[str] = mapped_column(Text)
+    prefix: Mapped[str] = mapped_column(String(128))
+    divergence: Mapped[str] = mapped_column(String(128))
+
+    state: Mapped[str] = mapped_column(String(16), default="queued")
+    desired_state: Mapped[str] = mapped_column(String(16), default="run")
+    checkpoint_on_cancel: Mapped[bool] = mapped_column(default=False)
+    """Whether a cancelled run saves a checkpoint before it stops."""
+    priority: Mapped[int] = mapped_column(default=0)
+    """Higher runs first."""
+    not_before: Mapped[datetime | None]
+    """Earliest time of the next claim, after a failure that is tried again."""
+    last_rung_at: Mapped[datetime | None]
+    """When the doorbell was last rung for this run."""
+
+    fence: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Raised by each claim; names the attempt folder. A write with a lower fence must change nothing."""
+    lease_owner: Mapped[str | None] = mapped_column(String(128))
+    """Id of the worker that holds the lease."""
+    lease_until: Mapped[datetime | None]
+    heartbeat_at: Mapped[datetime | None]
+    attempt: Mapped[int] = mapped_column(default=0)
+    """Attempts that count against max_attempts."""
+    max_attempts: Mapped[int] = mapped_column(default=3)
+
+    started_at: Mapped[datetime | None]
+    ready_at: Mapped[datetime | None]
+    """When the engine of the present attempt said that its models are loaded."""
+    finished_at: Mapped[datetime | None]
+    phase: Mapped[str] = mapped_column(String(16), default="")
+    last_step: Mapped[int] = mapped_column(default=0)
+    last_checkpoint_id: Mapped[str | None] = mapped_column(Id)
+    best_accuracy: Mapped[float | None]
+    report_accuracy: Mapped[float | None]
+    flops: Mapped[FlopLedger | None] = mapped_column(RecordColumn(FlopLedger))
+    training_flops: Mapped[float | None]
+    """flops.training, as a column to sort by."""
+    executed_flops: Mapped[float | None]
+    training_seconds: Mapped[float | None]
+    """Wall seconds of the recorded steps alone."""
+    failure_kind: Mapped[str | None] = mapped_column(String(32))
+    failure_message: Mapped[str | None] = mapped_column(CleanText)
+
+
+class Preflight(Table):
+    """A check of a spec on a worker."""
+
+    __tablename__ = "preflights"
+    __table_args__ = (one_of("state", ("queued", "running", "done", "failed"), "state"),)
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True, default=new_id)
+    project_id: Mapped[str] = mapped_column(String(64), default="default")
+    created_by: Mapped[str] = mapped_column(String(128), default="local")
+    created_at: Mapped[datetime]
+    spec: Mapped[RunSpec] = mapped_column(RecordColumn(RunSpec))
+    state: Mapped[str] = mapped_column(String(16), default="queued", index=True)
+    findings: Mapped[list[Any]] = mapped_column(default=list)
+    """Records of engine.findings.Finding."""
+    facts: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    fence: Mapped[int] = mapped_column(BigInteger, default=0)
+    lease_owner: Mapped[str | None] = mapped_column(String(128))
+    lease_until: Mapped[datetime | None]
+    last_rung_at: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class Worker(Table):
+    """A worker process that has been heard of. `id` is its lease owner name."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(String(128), primary_key=True)
+    host: Mapped[str] = mapped_column(String(255))
+    boot_id: Mapped[str] = mapped_column(String(64), default="")
+    """Changes when the machine restarts: with host, pid and pid_started it says whether the process still lives."""
+    pid: Mapped[int]
+    pid_started: Mapped[float | None]
+    """Unix seconds at which the process was made; a reused pid has another."""
+    slot: Mapped[str] = mapped_column(String(64))
+    run_id: Mapped[str | None] = mapped_column(Id)
+    started_at: Mapped[datetime]
+    heartbeat_at: Mapped[datetime]
+    capabilities: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
+class ControlLease(Table):
+    """Who may be the control process; one row, named `control`."""
+
+    __tablename__ = "control_lease"
+
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(128))
+    fence: Mapped[int] = mapped_column(BigInteger, default=0)
+    lease_until: Mapped[datetime]
