@@ -1,0 +1,46 @@
+"""Fixtures that every part shares: a home of its own, and a migrated database of either kind, for each test."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backend.database import Database
+from backend.settings import Settings
+from tests import databases
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty INCIPIT_HOME, also for child processes; the developer's own settings are out of sight."""
+    for name in [name for name in os.environ if name.startswith("INCIPIT_")]:
+        monkeypatch.delenv(name)
+    folder = tmp_path / "home"
+    folder.mkdir(mode=0o700)
+    monkeypatch.setenv("INCIPIT_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, home: Path) -> Iterator[str]:
+    """Address of an empty database with the newest schema; each test runs on both kinds."""
+    if request.param == "sqlite":
+        yield databases.sqlite_copy(home)
+    else:
+        with databases.postgres_copy() as url:
+            yield url
+
+
+@pytest.fixture
+def settings(home: Path, database_url: str) -> Settings:
+    """Settings with nobody at the broker's address; tests with a broker replace it by model_copy."""
+    return Settings(home=home, database_url=database_url, broker_url="redis://127.0.0.1:1/0")
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """The same database, open."""
+    opened = Database(database_url)
+    yield opened
+    opened.close()
