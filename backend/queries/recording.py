@@ -1,0 +1,249 @@
+"""Copies the events of an attempt into rows, together with the byte offset up to which they were read: all or nothing.
+
+The same event is never recorded twice, and an attempt that starts from a checkpoint replaces what earlier attempts had
+recorded after it, so each step is in the rows once. The caller commits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from backend.queries.claims import LeaseLost, add_event, hold
+from backend.records import Attempt, Checkpoint, Evaluation, Metric, PositionCurve, Rollout
+from backend.schemas import CheckpointFile
+from backend.tables import Run, Table
+from engine.events import (
+    CheckpointRemoved,
+    CheckpointSaved,
+    Evaluated,
+    PhaseChanged,
+    Ready,
+    RunEvent,
+    Started,
+    StepDone,
+    TracesWritten,
+)
+
+# What the history leaves out of an event, because it is in rows of its own.
+_NOT_IN_HISTORY = {"event_version", "time", "kind", "rollouts", "position_reverse_kl", "position_p90",
+                   "position_teacher_entropy", "position_count"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AttemptEvents:
+    """Events that follow each other in one attempt's events.jsonl."""
+
+    run_id: str
+    fence: int
+    """The attempt that emitted them."""
+    holder: int
+    """The fence that holds the run now: the same, or that of a later attempt which completes a dead one's record."""
+    events: Sequence[RunEvent]
+    start_offset: int
+    """Bytes before the first event."""
+    end_offset: int
+    """Bytes up to the end of the last one."""
+    manifests: dict[str, list[CheckpointFile]]
+    """Files of the checkpoints among the events, by their path; a checkpoint that is not in it is gone already."""
+
+
+def record(session: Session, batch: AttemptEvents) -> None:
+    """Write the rows of a batch and move the offset on. Raises LeaseLost when the run is in other hands."""
+    hold(session, batch.run_id, batch.holder)
+    moved = session.execute(
+        update(Attempt)
+        .where(
+            Attempt.run_id == batch.run_id,
+            Attempt.fence == batch.fence,
+            Attempt.event_offset == batch.start_offset,
+        )
+        .values(event_offset=batch.end_offset)
+        .returning(Attempt.fence)
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    if moved is None:
+        raise LeaseLost(f"Another process records attempt {batch.fence} of run {batch.run_id}.")
+    columns: dict[str, Any] = {}
+    for event in batch.events:
+        columns |= _rows_of(session, batch, event)
+        if not isinstance(event, StepDone):
+            payload = event.model_dump(mode="json", exclude=_NOT_IN_HISTORY)
+            time = datetime.fromtimestamp(event.time, UTC)
+            add_event(session, batch.run_id, event.kind, payload, fence=batch.fence, time=time)
+    if any(isinstance(event, StepDone | Started) for event in batch.events):
+        columns["training_seconds"] = _training_seconds(session, batch.run_id)
+    if columns:
+        hold(session, batch.run_id, batch.holder, **columns)
+
+
+def _rows_of(session: Session, batch: AttemptEvents, event: RunEvent) -> dict[str, Any]:
+    """Write what one event adds to the tables; the columns of its run that it changes."""
+    match event:
+        case Started():
+            return _start(session, batch, event)
+        case PhaseChanged(phase=phase):
+            return {"phase": phase}
+        case Ready():
+            return _ready(session, batch)
+        case StepDone():
+            return _add_step(session, batch, event)
+        case Evaluated():
+            return _add_evaluation(session, batch, event)
+        case TracesWritten():
+            _add_rollouts(session, batch, event)
+        case CheckpointSaved():
+            return _add_checkpoint(session, batch, event)
+        case CheckpointRemoved(path=path):
+            _remove_checkpoints(session, batch, Checkpoint.fence == batch.fence, Checkpoint.path == path)
+    return {}
+
+
+def _start(session: Session, batch: AttemptEvents, event: Started) -> dict[str, Any]:
+    first_gone = event.resumed_from_step + 1
+    for table in (Metric, Evaluation, PositionCurve, Rollout):
+        session.execute(delete(table).where(table.run_id == batch.run_id, table.step >= first_gone))
+    _remove_checkpoints(session, batch, Checkpoint.fence < batch.fence, Checkpoint.step >= first_gone)
+    session.execute(
+        update(Attempt)
+        .where(Attempt.run_id == batch.run_id, Attempt.fence == batch.fence)
+        .values(resumed_from_step=event.resumed_from_step)
+    )
+    flops = select(Metric.value).where(
+        Metric.run_id == batch.run_id, Metric.key == "training_flops", Metric.step == event.resumed_from_step
+    )
+    best = select(func.max(Checkpoint.accuracy)).where(
+        Checkpoint.run_id == batch.run_id, Checkpoint.removed_at.is_(None)
+    )
+    return {
+        "last_step": event.resumed_from_step,
+        "training_flops": session.execute(flops).scalar_one_or_none(),
+        "best_accuracy": session.execute(best).scalar_one(),
+        "report_accuracy": None,
+    }
+
+
+def _ready(session: Session, batch: AttemptEvents) -> dict[str, Any]:
+    if batch.fence != batch.holder:
+        return {}
+    moment = session.execute(select(Run.state, Run.heartbeat_at).where(Run.id == batch.run_id)).one()
+    # A run that is being stopped already stays `stopping`.
+    return {"ready_at": moment.heartbeat_at, "state": "running" if moment.state == "starting" else moment.state}
+
+
+def _add_step(session: Session, batch: AttemptEvents, event: StepDone) -> dict[str, Any]:
+    values = event.metrics | {
+        "horizon": float(event.horizon),
+        "training_flops": event.flops.training,
+        "executed_flops": event.executed_flops,
+        **{f"seconds.{part}": seconds for part, seconds in event.seconds.items()},
+    }
+    key = {"run_id": batch.run_id, "step": event.step, "fence": batch.fence}
+    # In the order of the primary key: two transactions that write the same rows cannot wait for each other.
+    _upsert(session, Metric, [key | {"key": name, "value": values[name]} for name in sorted(values)])
+    if event.position_loss:
+        curve = {"source": "training", "split": "train", "horizon": event.horizon, "mean": event.position_loss,
+                 "p90": [], "teacher_entropy": [], "count": event.position_count}  # fmt: skip
+        _upsert(session, PositionCurve, [key | curve])
+    return {
+        "last_step": event.step,
+        "flops": event.flops,
+        "training_flops": event.flops.training,
+        "executed_flops": event.executed_flops,
+    }
+
+
+def _add_evaluation(session: Session, batch: AttemptEvents, event: Evaluated) -> dict[str, Any]:
+    key = {"run_id": batch.run_id, "step": event.step, "fence": batch.fence, "split": event.split}
+    evaluation = {"subject": event.subject, "num_prompts": event.num_prompts, "horizon": event.horizon,
+                  "metrics": event.metrics, "training_flops": event.flops.training, "is_best": event.is_best,
+                  "training_seconds": _training_seconds(session, batch.run_id)}  # fmt: skip
+    if event.is_best:
+        session.execute(update(Evaluation).where(Evaluation.run_id == batch.run_id).values(is_best=False))
+    _upsert(session, Evaluation, [key | evaluation])
+    if event.position_reverse_kl and event.subject != "teacher":
+        curve = {"source": event.subject, "horizon": event.horizon, "mean": event.position_reverse_kl,
+                 "p90": event.position_p90, "teacher_entropy": event.position_teacher_entropy,
+                 "count": event.position_count}  # fmt: skip
+        _upsert(session, PositionCurve, [key | curve])
+    if event.subject != "student":
+        return {"flops": event.flops}
+    accuracy = event.metrics.get("accuracy")
+    if event.split == "report":
+        return {"flops": event.flops, "report_accuracy": accuracy}
+    return {"flops": event.flops} | ({"best_accuracy": accuracy} if event.is_best else {})
+
+
+def _add_rollouts(session: Session, batch: AttemptEvents, event: TracesWritten) -> None:
+    session.execute(
+        delete(Rollout).where(
+            Rollout.run_id == batch.run_id, Rollout.step == event.step, Rollout.subject == event.subject
+        )
+    )
+    session.add_all(
+        Rollout(
+            run_id=batch.run_id,
+            fence=batch.fence,
+            step=event.step,
+            subject=event.subject,
+            horizon=event.horizon,
+            path=event.path,
+            **rollout.model_dump(),
+        )
+        for rollout in event.rollouts
+    )
+    session.flush()
+
+
+def _add_checkpoint(session: Session, batch: AttemptEvents, event: CheckpointSaved) -> dict[str, Any]:
+    files = batch.manifests.get(event.path)
+    time = datetime.fromtimestamp(event.time, UTC)
+    # Saved again at the same step, as a stop right after a regular checkpoint does: the row follows the folder.
+    same = (Checkpoint.run_id == batch.run_id, Checkpoint.fence == batch.fence, Checkpoint.path == event.path)
+    session.execute(delete(Checkpoint).where(*same))
+    if event.is_best:
+        session.execute(update(Checkpoint).where(Checkpoint.run_id == batch.run_id).values(is_best=False))
+    checkpoint = Checkpoint(
+        run_id=batch.run_id,
+        fence=batch.fence,
+        step=event.step,
+        path=event.path,
+        manifest_sha256=event.manifest_sha256,
+        num_bytes=event.num_bytes,
+        accuracy=event.accuracy,
+        is_best=event.is_best,
+        files=[file.model_dump(mode="json") for file in files or []],
+        created_at=time,
+        removed_at=None if files else time,
+    )
+    session.add(checkpoint)
+    session.flush()
+    # Progress: only attempts that end without a new checkpoint count against max_attempts.
+    return {"last_checkpoint_id": checkpoint.id, "attempt": 1} if files else {}
+
+
+def _remove_checkpoints(session: Session, batch: AttemptEvents, *where: Any) -> None:
+    session.execute(
+        update(Checkpoint)
+        .where(Checkpoint.run_id == batch.run_id, Checkpoint.removed_at.is_(None), *where)
+        .values(removed_at=datetime.now(UTC))
+    )
+
+
+def _training_seconds(session: Session, run_id: str) -> float:
+    session.flush()
+    total = select(func.sum(Metric.value)).where(Metric.run_id == run_id, Metric.key == "seconds.total")
+    return float(session.execute(total).scalar_one() or 0.0)
+
+
+def _upsert(session: Session, table: type[Table], rows: list[dict[str, Any]]) -> None:
+    """Insert rows, or replace those with the same primary key."""
+    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(table)
+    key = [column.name for column in table.__table__.primary_key.columns]  # type: ignore[attr-defined]
+    replaced = {name: statement.excluded[name] for name in rows[0] if name not in key}
+    session.execute(statement.on_conflict_do_update(index_elements=key, set_=replaced), rows)
