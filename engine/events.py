@@ -24,13 +24,13 @@ FailureKind = Literal[
 ]
 
 
-class _Event(Frozen):
+class EventBase(Frozen):
     event_version: Literal[1] = 1
     time: float
     """When it was emitted, Unix seconds."""
 
 
-class Started(_Event):
+class Started(EventBase):
     """The engine has read the spec and is about to load the models."""
 
     kind: Literal["started"] = "started"
@@ -46,7 +46,7 @@ class Started(_Event):
     """Versions of torch, transformers and Incipit."""
 
 
-class PhaseChanged(_Event):
+class PhaseChanged(EventBase):
     """The engine has entered a phase."""
 
     kind: Literal["phase"] = "phase"
@@ -54,7 +54,7 @@ class PhaseChanged(_Event):
     detail: str = ""
 
 
-class Ready(_Event):
+class Ready(EventBase):
     """Models are loaded and checked; training is about to begin."""
 
     kind: Literal["ready"] = "ready"
@@ -64,7 +64,7 @@ class Ready(_Event):
     """From process start to here."""
 
 
-class StepDone(_Event):
+class StepDone(EventBase):
     """One optimizer update."""
 
     kind: Literal["step"] = "step"
@@ -84,10 +84,10 @@ class StepDone(_Event):
     executed_flops: float
     """FLOPs really executed so far, padding included, all phases."""
     seconds: dict[str, float]
-    """Wall seconds of this step by phase: rollout, teacher, update, total."""
+    """Wall seconds of this step: rollout, update (teacher scoring included), total."""
 
 
-class Evaluated(_Event):
+class Evaluated(EventBase):
     """A full-length evaluation."""
 
     kind: Literal["evaluation"] = "evaluation"
@@ -137,7 +137,7 @@ class RolloutSummary(Frozen):
     """Share of the rollout's reverse KL that lies inside the horizon."""
 
 
-class TracesWritten(_Event):
+class TracesWritten(EventBase):
     """Token traces of some full-length rollouts were written to a Parquet file (see engine/trace_file.py)."""
 
     kind: Literal["traces"] = "traces"
@@ -150,7 +150,7 @@ class TracesWritten(_Event):
     rollouts: list[RolloutSummary]
 
 
-class CheckpointSaved(_Event):
+class CheckpointSaved(EventBase):
     """A checkpoint is complete on disk: staged, hashed, fsynced, renamed."""
 
     kind: Literal["checkpoint"] = "checkpoint"
@@ -164,7 +164,7 @@ class CheckpointSaved(_Event):
     is_best: bool = False
 
 
-class CheckpointRemoved(_Event):
+class CheckpointRemoved(EventBase):
     """An older checkpoint of this attempt was deleted to keep to `checkpoints.keep_last`."""
 
     kind: Literal["checkpoint_removed"] = "checkpoint_removed"
@@ -172,7 +172,7 @@ class CheckpointRemoved(_Event):
     path: str
 
 
-class Warned(_Event):
+class Warned(EventBase):
     """Something a person should look at; the run goes on."""
 
     kind: Literal["warning"] = "warning"
@@ -180,7 +180,7 @@ class Warned(_Event):
     message: str
 
 
-class Failed(_Event):
+class Failed(EventBase):
     """The run cannot go on."""
 
     kind: Literal["failed"] = "failed"
@@ -191,7 +191,7 @@ class Failed(_Event):
     """The same at the fields of the spec, where it concerns them."""
 
 
-class Finished(_Event):
+class Finished(EventBase):
     """All steps are done, or the FLOPs budget is used up; the last checkpoint is committed."""
 
     kind: Literal["finished"] = "finished"
@@ -204,7 +204,7 @@ class Finished(_Event):
     """Wall seconds of the steps alone, over all attempts."""
 
 
-class Stopped(_Event):
+class Stopped(EventBase):
     """The engine was told to stop and has done so."""
 
     kind: Literal["stopped"] = "stopped"

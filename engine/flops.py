@@ -66,7 +66,9 @@ class ModelShape(Frozen):
             heads, vocabulary = int(config["num_attention_heads"]), int(config["vocab_size"])
             intermediate = int(config["intermediate_size"])
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"config.json lacks {error}; only decoder configs with that field can be estimated.") from None
+            raise ValueError(
+                f"config.json lacks {error}; only decoder configs with that field can be estimated."
+            ) from None
         kv_heads = int(config.get("num_key_value_heads") or heads)
         head_dim = int(config.get("head_dim") or hidden // heads)
         block = layers * (2 * hidden * heads * head_dim + 2 * hidden * kv_heads * head_dim + 3 * hidden * intermediate)

@@ -1,0 +1,73 @@
+"""`python -m engine train | check | schema`: the engine without anything around it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from engine.findings import findings_of
+from engine.spec import RunSpec
+
+
+def main() -> int:
+    """Run the command of argv; the exit status says how it ended (engine/exit_codes.py)."""
+    arguments = _parser().parse_args()
+    if arguments.command == "schema":
+        json.dump(RunSpec.model_json_schema(), sys.stdout, indent=1)
+        return 0
+    spec = read_spec(arguments.spec)
+    if spec is None:
+        return 11
+    if arguments.command == "check":
+        from engine.check import check
+
+        print(check(spec).model_dump_json())
+        return 0
+    from engine.attempt import run_attempt
+
+    return run_attempt(
+        spec, arguments.out, attempt=arguments.attempt, resume=arguments.resume, supervised=arguments.supervised
+    )
+
+
+def read_spec(path: Path) -> RunSpec | None:
+    """The spec in a JSON file; None after its findings were printed, one sentence a line."""
+    try:
+        document = json.loads(path.read_text())
+    except OSError as error:
+        print(f"The spec {path} cannot be read ({error.strerror}); correct the path.", file=sys.stderr)
+        return None
+    except ValueError as error:
+        print(f"The spec {path} is not JSON ({error}); correct it.", file=sys.stderr)
+        return None
+    try:
+        return RunSpec.model_validate(document)
+    except ValidationError as error:
+        for finding in findings_of(error, document):
+            print(finding.message, file=sys.stderr)
+        return None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m engine", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("train", help="train the student of a spec")
+    train.add_argument("--spec", type=Path, required=True)
+    train.add_argument("--out", type=Path, required=True, help="run folder")
+    train.add_argument("--attempt", type=int, default=1, help="fence of this attempt: it writes below attempts/N")
+    train.add_argument("--resume", help="checkpoint to go on from, relative to the run folder; `newest` finds it")
+    train.add_argument("--supervised", action="store_true", help="read commands from stdin and end with it")
+    check = commands.add_parser("check", help="open models and data of a spec and print findings as JSON")
+    check.add_argument("--spec", type=Path, required=True)
+    commands.add_parser("schema", help="print the JSON schema of a spec")
+    return parser
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING)
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""Rollouts as tensors. The only place that knows the one-token shift: the hidden state at position p predicts token p+1.
+
+B rollouts, S sequence positions (prompt and completion, padded on the right), N supervised tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.rollout import Rollout
+
+
+@dataclass(frozen=True)
+class RolloutBatch:
+    """A micro-batch. Padding stands on the right, so that causal attention never sees it and no mask is needed."""
+
+    token_ids: Tensor
+    """[B, S]"""
+    hidden_index: Tensor
+    """[N] index into the flattened [B·S] hidden states of the position that predicts each supervised token."""
+    target_ids: Tensor
+    """[N] the supervised tokens."""
+    position: Tensor
+    """[N] completion position of each, from 0."""
+    row: Tensor
+    """[N] rollout of each, in the order given."""
+    num_real_tokens: int
+    """Tokens that are not padding."""
+
+    @classmethod
+    def collate(cls, rollouts: list[Rollout], pad_token_id: int, device: torch.device) -> RolloutBatch:
+        """All completion tokens are supervised, those of rows cut at the horizon too; the prompt is not."""
+        sequences = [rollout.prompt_token_ids + rollout.completion_token_ids for rollout in rollouts]
+        width = max(len(sequence) for sequence in sequences)
+        token_ids = torch.full((len(rollouts), width), pad_token_id)
+        hidden_index, target_ids, position, row = [], [], [], []
+        for i, (rollout, sequence) in enumerate(zip(rollouts, sequences, strict=True)):
+            token_ids[i, : len(sequence)] = torch.tensor(sequence)
+            count = len(rollout.completion_token_ids)
+            # The first completion token is predicted by the last prompt token, hence the -1.
+            first = i * width + len(rollout.prompt_token_ids) - 1
+            hidden_index.append(torch.arange(first, first + count))
+            target_ids.append(torch.tensor(rollout.completion_token_ids))
+            position.append(torch.arange(count))
+            row.append(torch.full((count,), i))
+        return cls(
+            token_ids=token_ids.to(device),
+            hidden_index=torch.cat(hidden_index).to(device),
+            target_ids=torch.cat(target_ids).to(device),
+            position=torch.cat(position),
+            row=torch.cat(row),
+            num_real_tokens=sum(map(len, sequences)),
+        )
+
+
+def micro_batches(rollouts: list[Rollout], size: int) -> list[list[Rollout]]:
+    """Rollouts sorted by length and cut into micro-batches of at most `size`, so that little is padded."""
+    ordered = sorted(rollouts, key=lambda r: len(r.prompt_token_ids) + len(r.completion_token_ids))
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]

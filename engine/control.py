@@ -1,0 +1,62 @@
+"""How a running engine is told things: JSON lines on stdin, SIGTERM, and the end of stdin.
+
+`{"command": "checkpoint"}` · `{"command": "stop", "checkpoint": true | false}`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+
+from engine.errors import StopRequested
+
+_ORPHANED = 75  # exit status when the supervisor is gone
+
+
+class Control:
+    """Wishes that arrive while the engine works; it looks at them where its state is whole."""
+
+    def __init__(self) -> None:
+        self.stop = False
+        self.stop_with_checkpoint = True
+        self._checkpoint = threading.Event()
+
+    def listen(self, *, supervised: bool) -> None:
+        """Take SIGTERM and SIGINT as stop with checkpoint; when supervised, read commands from stdin."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, signal.SIG_IGN if supervised else self._on_signal)
+        if supervised:
+            threading.Thread(target=self._read_commands, name="control", daemon=True).start()
+
+    def raise_if_stopped(self) -> None:
+        """Raise StopRequested once a stop was asked for."""
+        if self.stop:
+            raise StopRequested
+
+    def take_checkpoint_wish(self) -> bool:
+        """Whether a checkpoint was asked for since the last call."""
+        wished = self._checkpoint.is_set()
+        self._checkpoint.clear()
+        return wished
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.stop = True
+
+    def _read_commands(self) -> None:
+        for line in sys.stdin:
+            try:
+                command = json.loads(line)
+            except ValueError:
+                continue
+            if not isinstance(command, dict):
+                continue
+            if command.get("command") == "checkpoint":
+                self._checkpoint.set()
+            elif command.get("command") == "stop":
+                self.stop_with_checkpoint = command.get("checkpoint") is not False
+                self.stop = True
+        # The supervisor is dead and another may own the run already: nothing may be written any more.
+        os._exit(_ORPHANED)

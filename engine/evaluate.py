@@ -1,0 +1,171 @@
+"""Full-length evaluation: its length never depends on the horizon.
+
+Greedy completions give accuracy, length, EOS rate and repetition; samples at the training temperature give the divergence
+by position, inside and beyond the horizon. T completion positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.flops import FlopLedger, rollout_flops
+from engine.language_model import LanguageModel
+from engine.prompts import PromptRow
+from engine.rollout import Rollout, RolloutRequest
+from engine.sampler import Sampler
+from engine.scoring import TokenColumns, score_rollouts
+from engine.spec import RunSpec
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A row of an evaluation file with its token ids."""
+
+    row: PromptRow
+    token_ids: list[int]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation found; see engine.events.Evaluated for the metrics."""
+
+    metrics: dict[str, float | None]
+    position_reverse_kl: list[float]
+    position_p90: list[float]
+    position_teacher_entropy: list[float]
+    position_count: list[int]
+    sampled: list[TokenColumns]
+    """Scored full-length samples; empty for the teacher."""
+    flops: FlopLedger
+
+    @property
+    def score(self) -> tuple[float, float]:
+        """What `best` means: accuracy first, then the smaller full-length reverse KL."""
+        return (self.metrics["accuracy"] or 0.0, -(self.metrics["reverse_kl"] or 0.0))
+
+
+class Evaluator:
+    """Evaluates models of a run on one file of prompts."""
+
+    def __init__(self, spec: RunSpec, prompts: list[EncodedPrompt], on_token: Callable[[], None]) -> None:
+        self.spec = spec
+        self.prompts = prompts
+        self.on_token = on_token
+
+    def evaluate(self, model: LanguageModel, teacher: LanguageModel, horizon: int) -> Evaluation:
+        """Greedy completions of all prompts and samples of the first `num_sampled`, both at full length.
+
+        `model is teacher` measures the teacher itself: no divergence then.
+        """
+        greedy = self._sample(model, self.prompts, 0.0)
+        sampled_prompts = self.prompts[: self.spec.evaluation.num_sampled]
+        samples = self._sample(model, sampled_prompts, self.spec.sampling.temperature)
+        metrics = self._greedy_metrics(model, greedy) | {
+            f"sampled_{name}": value for name, value in _text_metrics(samples).items()
+        }
+        flops = _generation_flops(model, greedy) + _generation_flops(model, samples)
+        if model is teacher:
+            metrics |= dict.fromkeys(_DIVERGENCE_METRICS)
+            return Evaluation(metrics, [], [], [], [], [], FlopLedger(evaluation=flops))
+        columns = score_rollouts(
+            model,
+            teacher,
+            samples,
+            temperature=self.spec.sampling.temperature,
+            top_k=self.spec.traces.top_k,
+            micro_batch=self.spec.micro_batch_rollouts,
+        )
+        for sample in samples:
+            prompt, completion = len(sample.prompt_token_ids), len(sample.completion_token_ids)
+            flops += model.shape.forward(prompt + completion, completion)
+            flops += teacher.shape.forward(prompt + completion, completion)
+        metrics |= _divergence_metrics(columns, horizon)
+        reverse = _by_position([c.reverse_kl for c in columns])
+        return Evaluation(
+            metrics=metrics,
+            position_reverse_kl=reverse.nanmean(0).tolist(),
+            position_p90=reverse.nanquantile(0.9, dim=0).tolist(),
+            position_teacher_entropy=_by_position([c.teacher_entropy for c in columns]).nanmean(0).tolist(),
+            position_count=(~reverse.isnan()).sum(0).tolist(),
+            sampled=columns,
+            flops=FlopLedger(evaluation=flops),
+        )
+
+    def is_right(self, model: LanguageModel, rollout: Rollout) -> bool | None:
+        """Whether a completion has the row's answer; None when the row has none."""
+        answer = self.prompts[rollout.prompt_index].row.answer
+        if answer is None:
+            return None
+        return self.spec.evaluation.scorer.is_right(completion_text(model, rollout), answer)
+
+    def _sample(self, model: LanguageModel, prompts: list[EncodedPrompt], temperature: float) -> list[Rollout]:
+        requests = [RolloutRequest(index, prompt.token_ids, 1, 0) for index, prompt in enumerate(prompts)]
+        sampler = Sampler(model, self.spec.seed, temperature, self.on_token)
+        return sampler.sample(requests, self.spec.max_completion_tokens)
+
+    def _greedy_metrics(self, model: LanguageModel, rollouts: list[Rollout]) -> dict[str, float | None]:
+        right = [verdict for r in rollouts if (verdict := self.is_right(model, r)) is not None]
+        exact = [
+            r.finish_reason == "eos" and " ".join(completion_text(model, r).split()) == " ".join(reference.split())
+            for r in rollouts
+            if (reference := self.prompts[r.prompt_index].row.completion) is not None
+        ]
+        return {"accuracy": _mean(right), "exact": _mean(exact), **_text_metrics(rollouts)}
+
+
+def completion_text(model: LanguageModel, rollout: Rollout) -> str:
+    """The completion as text, without special tokens."""
+    text = model.tokenizer.decode(rollout.completion_token_ids, skip_special_tokens=True)
+    assert isinstance(text, str)
+    return text
+
+
+_DIVERGENCE_METRICS = (
+    "reverse_kl", "forward_kl", "reverse_kl_inside", "reverse_kl_beyond", "share_inside", "top1_agreement",
+)  # fmt: skip
+
+
+def _divergence_metrics(columns: list[TokenColumns], horizon: int) -> dict[str, float | None]:
+    reverse = torch.cat([c.reverse_kl for c in columns])
+    position = torch.cat([torch.arange(len(c.reverse_kl)) for c in columns])
+    inside = position < horizon
+    total = float(reverse.sum())
+    return {
+        "reverse_kl": float(reverse.mean()),
+        "forward_kl": float(torch.cat([c.forward_kl for c in columns]).mean()),
+        "reverse_kl_inside": float(reverse[inside].mean()),
+        "reverse_kl_beyond": float(reverse[~inside].mean()) if bool((~inside).any()) else None,
+        "share_inside": float(reverse[inside].sum()) / total if total > 0 else None,
+        "top1_agreement": float(torch.cat([c.top1_agrees for c in columns]).float().mean()),
+    }
+
+
+def _text_metrics(rollouts: list[Rollout]) -> dict[str, float | None]:
+    return {
+        "mean_tokens": _mean([len(r.completion_token_ids) for r in rollouts]),
+        "eos_rate": _mean([r.finish_reason == "eos" for r in rollouts]),
+        "repetition": _mean([_repeated_share(r.completion_token_ids) for r in rollouts]),
+    }
+
+
+def _repeated_share(token_ids: list[int]) -> float:
+    """Share of 4-grams that occurred earlier in the same completion."""
+    grams = [tuple(token_ids[i : i + 4]) for i in range(len(token_ids) - 3)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _by_position(columns: list[Tensor]) -> Tensor:
+    """[rollouts, T] with NaN behind the end of each rollout."""
+    return torch.nn.utils.rnn.pad_sequence([c.float() for c in columns], batch_first=True, padding_value=float("nan"))
+
+
+def _generation_flops(model: LanguageModel, rollouts: list[Rollout]) -> float:
+    return sum(rollout_flops(model.shape, len(r.prompt_token_ids), [len(r.completion_token_ids)]) for r in rollouts)
+
+
+def _mean(values: list[bool] | list[int] | list[float]) -> float | None:
+    return sum(values) / len(values) if values else None

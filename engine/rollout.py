@@ -1,0 +1,37 @@
+"""One rollout: a prompt, what the student wrote behind it, and how likely it found each token."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class RolloutRequest:
+    """A prompt to be continued, with the key of its random numbers."""
+
+    prompt_index: int
+    """Line of the prompt file, counted from 0."""
+    prompt_token_ids: list[int]
+    num_rollouts: int
+    stream: int
+    """Which of the prompt's visits this is (the step in training); 0 in evaluation, so that samples share their noise."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A sampled completion. A row cut at the horizon keeps all its tokens and gets no end-of-text token."""
+
+    prompt_index: int
+    prompt_token_ids: list[int]
+    completion_token_ids: list[int]
+    completion_logprobs: list[float]
+    """Log-probability of each sampled token under the student at the sampling temperature; 0 when greedy."""
+    finish_reason: Literal["eos", "length"]
+
+
+def uniforms(seed: int, request: RolloutRequest, rollout: int, count: int) -> np.ndarray:
+    """`count` numbers in [0, 1) that depend only on (seed, prompt, its visit, rollout); a prefix of a longer draw."""
+    key = np.array([seed, (request.prompt_index << 24) ^ rollout], dtype=np.uint64)
+    counter = np.array([0, request.stream, 1, 0], dtype=np.uint64)  # the 1 keeps clear of the prompt order
+    return np.random.Generator(np.random.Philox(key=key, counter=counter)).random(count)

@@ -1,0 +1,292 @@
+"""A run at work: what it holds, and the named steps that the loop in engine/train.py calls."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from engine.checkpoint import TrainerState, load_weights, save_checkpoint
+from engine.control import Control
+from engine.evaluate import Evaluation, Evaluator
+from engine.events import (
+    CheckpointRemoved,
+    CheckpointSaved,
+    Evaluated,
+    PhaseChanged,
+    Split,
+    StepDone,
+    Subject,
+    TracesWritten,
+)
+from engine.flops import FlopLedger, rollout_flops
+from engine.journal import Journal
+from engine.language_model import LanguageModel
+from engine.prefixes import PrefixSignals
+from engine.prompts import prompts_of_step
+from engine.rollout import Rollout, RolloutRequest
+from engine.sampler import Sampler
+from engine.setup import RunData
+from engine.spec import RunSpec
+from engine.student import Student, Update
+from engine.token_trace import write_traces
+from engine.trace import rollout_summary, token_trace
+
+
+@dataclass
+class Run:
+    """Everything that one attempt works with. `state` is what a checkpoint keeps of it."""
+
+    spec: RunSpec
+    folder: Path
+    attempt: int
+    journal: Journal
+    control: Control
+    student: Student
+    teacher: LanguageModel
+    data: RunData
+    state: TrainerState
+    saved_steps: list[int] = field(default_factory=list)
+    """Steps of this attempt's checkpoints on disk, oldest first."""
+
+    @property
+    def attempt_folder(self) -> Path:
+        """The only place that this attempt writes to."""
+        return self.folder / "attempts" / str(self.attempt)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether all steps are done or the FLOPs budget is used up."""
+        return self.state.step >= self.spec.num_steps or self.is_over_budget
+
+    @property
+    def is_over_budget(self) -> bool:
+        """Whether the training FLOPs have reached the budget."""
+        budget = self.spec.training_flops_budget
+        return budget is not None and self.state.flops.training >= budget
+
+    def change_state(self, **values: object) -> None:
+        """Replace fields of the state."""
+        self.state = self.state.model_copy(update=values)
+
+    def enter(self, phase: Literal["loading", "baseline", "training", "report", "saving"], detail: str = "") -> None:
+        """Tell the world which phase begins."""
+        self.journal.emit(PhaseChanged, phase=phase, detail=detail)
+
+    def measure_baselines(self) -> None:
+        """Base student and teacher at full length, on the dev and the report split, before the first step."""
+        for split in _splits(self.data):
+            evaluator = self._evaluator(split)
+            models: list[tuple[Subject, LanguageModel]] = [("base", self.student.model), ("teacher", self.teacher)]
+            for subject, model in models:
+                self.enter("baseline", f"{subject} on {split}")
+                began = time.monotonic()
+                evaluation = evaluator.evaluate(model, self.teacher, self.spec.horizon_at(0, self.state.prefix))
+                self._record(evaluation, subject, split, began, is_best=False)
+                if split == "dev" and subject == "base":
+                    self._write_traces(evaluation, evaluator, "base")
+        self.change_state(evaluated_step=0)
+
+    def train_step(self) -> None:
+        """Sample, score, diverge, update."""
+        began = time.monotonic()
+        step = self.state.step
+        horizon = self.spec.horizon_at(step, self.state.prefix)
+        rollouts, flops, wasted = self._sample(step, horizon)
+        sampled = time.monotonic()
+        update = self.student.update(rollouts, self.teacher, step)
+        done = time.monotonic()
+        self.change_state(
+            step=step + 1,
+            prefix=self.spec.prefix.advance(self.state.prefix, PrefixSignals(step=step)),
+            flops=self.state.flops + flops + update.flops,
+            executed_flops=self.state.executed_flops + flops.rollout + wasted + update.executed_flops,
+            training_seconds=self.state.training_seconds + done - began,
+        )
+        self.journal.emit(
+            StepDone,
+            step=step + 1,
+            horizon=horizon,
+            metrics=_step_metrics(rollouts, update),
+            position_loss=update.position_loss,
+            position_count=update.position_count,
+            flops=self.state.flops,
+            executed_flops=self.state.executed_flops,
+            seconds={"rollout": sampled - began, "update": done - sampled, "total": done - began},
+        )
+
+    def evaluation_is_due(self) -> bool:
+        """Whether the student of the current step still has to be evaluated."""
+        step = self.state.step
+        due = self.is_trained or step % self.spec.evaluation.every_steps == 0
+        return due and self.state.evaluated_step != step
+
+    def evaluate_student(self) -> None:
+        """Full-length evaluation on the dev split; a new best is saved at once."""
+        began = time.monotonic()
+        evaluator = self._evaluator("dev")
+        horizon = self.spec.horizon_at(max(self.state.step - 1, 0), self.state.prefix)
+        evaluation = evaluator.evaluate(self.student.model, self.teacher, horizon)
+        is_best = self.state.best_score is None or evaluation.score > self.state.best_score
+        self.change_state(evaluated_step=self.state.step)
+        if is_best:
+            self.change_state(best_step=self.state.step, best_score=evaluation.score)
+        self._record(evaluation, "student", "dev", began, is_best=is_best)
+        self._write_traces(evaluation, evaluator, "student")
+        if is_best:
+            self.save_checkpoint(evaluation.metrics["accuracy"])
+
+    def checkpoint_is_due(self) -> bool:
+        """Whether the current step has to be saved and is not yet."""
+        step = self.state.step
+        due = self.is_trained or step % self.spec.checkpoints.every_steps == 0 or self.control.take_checkpoint_wish()
+        return due and step not in self.saved_steps
+
+    def save_checkpoint(self, accuracy: float | None = None) -> None:
+        """Write a checkpoint of the current step, then drop those that are no longer kept."""
+        step = self.state.step
+        path = self.attempt_folder / "checkpoints" / f"step-{step}"
+        is_best = self.state.best_step == step
+        if is_best:
+            self.change_state(best_path=path.relative_to(self.folder).as_posix())
+        manifest, digest = save_checkpoint(path, self.student, self.state)
+        self.saved_steps.append(step)
+        self.journal.emit(
+            CheckpointSaved,
+            step=step,
+            path=path.relative_to(self.attempt_folder).as_posix(),
+            manifest_sha256=digest,
+            num_bytes=manifest.num_bytes,
+            accuracy=accuracy,
+            is_best=is_best,
+        )
+        self._drop_old_checkpoints()
+
+    def report(self) -> None:
+        """The best checkpoint on the report split."""
+        assert self.state.best_step is not None, "training ends with an evaluation"
+        if self.state.best_step != self.state.step:
+            assert self.state.best_path is not None, "a new best is saved at once"
+            load_weights(self.folder / self.state.best_path, self.student)
+        if not self.data.report:
+            return
+        self.enter("report", f"student of step {self.state.best_step} on report")
+        began = time.monotonic()
+        horizon = self.spec.horizon_at(self.state.best_step - 1, self.state.prefix)
+        evaluation = self._evaluator("report").evaluate(self.student.model, self.teacher, horizon)
+        self._record(evaluation, "student", "report", began, is_best=True, step=self.state.best_step)
+
+    def _sample(self, step: int, horizon: int) -> tuple[list[Rollout], FlopLedger, float]:
+        """The rollouts of a step, their useful FLOPs and those spent on padding and ended rows."""
+        spec, model = self.spec, self.student.model
+        epoch = step * spec.prompts_per_step // len(self.data.train)
+        requests = [
+            # Visit 0 belongs to evaluation.
+            RolloutRequest(index, self.data.train[index].token_ids, spec.rollouts_per_prompt, epoch + 1)
+            for index in prompts_of_step(len(self.data.train), spec.seed, step, spec.prompts_per_step)
+        ]
+        sampler = Sampler(model, spec.seed, spec.sampling.temperature, self.control.raise_if_stopped)
+        rollouts = sampler.sample(requests, horizon)
+        flops, positions, n = 0.0, 0, spec.rollouts_per_prompt
+        for i, request in enumerate(requests):
+            lengths = [len(rollout.completion_token_ids) for rollout in rollouts[i * n : (i + 1) * n]]
+            flops += rollout_flops(model.shape, len(request.prompt_token_ids), lengths)
+            positions += len(request.prompt_token_ids) + sum(lengths) - n
+        wasted = 2.0 * model.shape.block_parameters * max(sampler.executed_tokens - positions, 0)
+        return rollouts, FlopLedger(rollout=flops), wasted
+
+    def _evaluator(self, split: Split) -> Evaluator:
+        prompts = self.data.dev if split == "dev" else self.data.report
+        return Evaluator(self.spec, prompts, self.control.raise_if_stopped)
+
+    def _record(
+        self,
+        evaluation: Evaluation,
+        subject: Subject,
+        split: Split,
+        began: float,
+        *,
+        is_best: bool,
+        step: int | None = None,
+    ) -> None:
+        self.change_state(
+            flops=self.state.flops + evaluation.flops,
+            executed_flops=self.state.executed_flops + evaluation.flops.evaluation,
+        )
+        at = self.state.step if step is None else step
+        self.journal.emit(
+            Evaluated,
+            step=at,
+            subject=subject,
+            split=split,
+            num_prompts=len(self.data.dev if split == "dev" else self.data.report),
+            horizon=self.spec.horizon_at(max(at - 1, 0), self.state.prefix),
+            metrics=evaluation.metrics,
+            position_reverse_kl=evaluation.position_reverse_kl,
+            position_p90=evaluation.position_p90,
+            position_teacher_entropy=evaluation.position_teacher_entropy,
+            position_count=evaluation.position_count,
+            is_best=is_best,
+            flops=self.state.flops,
+            seconds=time.monotonic() - began,
+        )
+
+    def _write_traces(self, evaluation: Evaluation, evaluator: Evaluator, subject: Subject) -> None:
+        traced = evaluation.sampled[: self.spec.traces.num_rollouts]
+        if not traced:
+            return
+        model, step = self.student.model, self.state.step
+        path = self.attempt_folder / "traces" / f"step-{step}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        write_traces(path, [token_trace(columns, model.tokenizer) for columns in traced])
+        horizon = self.spec.horizon_at(max(step - 1, 0), self.state.prefix)
+        rows = [self.data.dev[columns.rollout.prompt_index].row for columns in traced]
+        self.journal.emit(
+            TracesWritten,
+            step=step,
+            subject=subject,
+            horizon=horizon,
+            path=path.relative_to(self.attempt_folder).as_posix(),
+            top_k=self.spec.traces.top_k,
+            rollouts=[
+                rollout_summary(
+                    columns,
+                    row=index,
+                    horizon=horizon,
+                    model=model,
+                    prompt=row.prompt,
+                    answer=row.answer,
+                    is_right=evaluator.is_right(model, columns.rollout),
+                )
+                for index, (columns, row) in enumerate(zip(traced, rows, strict=True))
+            ],
+        )
+
+    def _drop_old_checkpoints(self) -> None:
+        kept = {*self.saved_steps[-self.spec.checkpoints.keep_last :], self.state.best_step}
+        for step in [step for step in self.saved_steps if step not in kept]:
+            path = f"checkpoints/step-{step}"
+            # Told first: a row that is gone while the folder still stands misleads nobody.
+            self.journal.emit(CheckpointRemoved, step=step, path=path)
+            shutil.rmtree(self.attempt_folder / path, ignore_errors=True)
+            self.saved_steps.remove(step)
+
+
+def _splits(data: RunData) -> list[Split]:
+    return ["dev", "report"] if data.report else ["dev"]
+
+
+def _step_metrics(rollouts: list[Rollout], update: Update) -> dict[str, float | None]:
+    return {
+        "loss": update.loss,
+        "grad_norm": update.grad_norm,
+        "learning_rate": update.learning_rate,
+        "rollout_tokens": update.num_tokens,
+        "mean_tokens": update.num_tokens / len(rollouts),
+        "natural_stop_rate": sum(rollout.finish_reason == "eos" for rollout in rollouts) / len(rollouts),
+        "student_entropy": update.student_entropy,
+        "teacher_entropy": update.teacher_entropy,
+        "sampled_logprob_gap": update.logprob_gap,
+    }

@@ -1,0 +1,111 @@
+"""What student and teacher think of given rollouts, token by token, without gradients: for evaluation and traces.
+
+N completion tokens of a micro-batch, V vocabulary, K kept tokens, T tokens of one rollout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.batch import RolloutBatch, micro_batches
+from engine.divergences import JSD, ForwardKL, ReverseKL
+from engine.fused_loss import chunk_tokens
+from engine.language_model import LanguageModel
+from engine.rollout import Rollout
+
+
+@dataclass(frozen=True)
+class TokenColumns:
+    """Everything about the T completion tokens of one rollout; [T] each, float32 on the CPU, in nats."""
+
+    rollout: Rollout
+    student_logprob: Tensor
+    teacher_logprob: Tensor
+    reverse_kl: Tensor
+    forward_kl: Tensor
+    jsd: Tensor
+    student_entropy: Tensor
+    teacher_entropy: Tensor
+    student_rank: Tensor
+    teacher_rank: Tensor
+    top1_agrees: Tensor
+    """Whether both models find the same token most likely."""
+    student_top: Tensor
+    """[T, K] ids, most likely first."""
+    teacher_top: Tensor
+    candidate_ids: Tensor
+    """[T, 2K+1]: the student's top K, the teacher's top K and the sampled token, with repetitions."""
+    candidate_student_logprob: Tensor
+    candidate_teacher_logprob: Tensor
+
+
+@torch.no_grad()
+def score_rollouts(
+    student: LanguageModel,
+    teacher: LanguageModel,
+    rollouts: list[Rollout],
+    *,
+    temperature: float,
+    top_k: int,
+    micro_batch: int,
+) -> list[TokenColumns]:
+    """The columns of each rollout, in the order given."""
+    scored: dict[int, TokenColumns] = {}
+    for group in micro_batches(rollouts, micro_batch):
+        batch = RolloutBatch.collate(group, student.pad_token_id, student.device)
+        with student.autocast():
+            student_hidden = student.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index]
+        teacher_hidden = teacher.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index]
+        columns = _columns(student, teacher, student_hidden, teacher_hidden, batch.target_ids, temperature, top_k)
+        for row, rollout in enumerate(group):
+            mine = batch.row == row
+            scored[id(rollout)] = TokenColumns(rollout, *(column[mine] for column in columns))
+    return [scored[id(rollout)] for rollout in rollouts]
+
+
+def _columns(
+    student: LanguageModel,
+    teacher: LanguageModel,
+    student_hidden: Tensor,
+    teacher_hidden: Tensor,
+    target_ids: Tensor,
+    temperature: float,
+    top_k: int,
+) -> list[Tensor]:
+    """All columns but the rollout, for the N tokens of a micro-batch, chunk by chunk."""
+    shared = min(student.shape.vocabulary, teacher.shape.vocabulary)
+    size = chunk_tokens(shared)
+    chunks = []
+    for start in range(0, len(target_ids), size):
+        part = slice(start, start + size)
+        s = torch.log_softmax(student.head.logits(student_hidden[part])[:, :shared] / temperature, -1)
+        t = torch.log_softmax(teacher.head.logits(teacher_hidden[part])[:, :shared] / temperature, -1)
+        chunks.append([column.cpu() for column in _chunk_columns(s, t, target_ids[part], min(top_k, shared))])
+    return [torch.cat(column) for column in zip(*chunks, strict=True)]
+
+
+def _chunk_columns(s: Tensor, t: Tensor, ids: Tensor, top_k: int) -> list[Tensor]:
+    """`s`, `t` [N, V] log-probabilities of student and teacher, `ids` [N]."""
+    s_picked, t_picked = s.gather(-1, ids[:, None]), t.gather(-1, ids[:, None])
+    s_top, t_top = s.topk(top_k).indices, t.topk(top_k).indices
+    candidates = torch.cat([s_top, t_top, ids[:, None]], dim=-1)
+    return [
+        s_picked.squeeze(-1),
+        t_picked.squeeze(-1),
+        ReverseKL().between(s, t),
+        ForwardKL().between(s, t),
+        JSD(beta=0.5).between(s, t),
+        -(s.exp() * s).sum(-1),
+        -(t.exp() * t).sum(-1),
+        (s > s_picked).sum(-1) + 1,
+        (t > t_picked).sum(-1) + 1,
+        s_top[:, 0] == t_top[:, 0],
+        s_top,
+        t_top,
+        candidates,
+        s.gather(-1, candidates),
+        t.gather(-1, candidates),
+    ]

@@ -1,0 +1,146 @@
+"""The student: model, optimizer and the one way its weights change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.batch import RolloutBatch, micro_batches
+from engine.errors import RunError
+from engine.flops import FlopLedger, update_flops
+from engine.fused_loss import fused_divergence
+from engine.language_model import LanguageModel
+from engine.rollout import Rollout
+from engine.spec import OptimizerSpec, RunSpec
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimizer update did; [T] by completion position, nats."""
+
+    loss: float
+    """Mean divergence over all supervised tokens of the global batch, nats."""
+    grad_norm: float
+    learning_rate: float
+    student_entropy: float
+    teacher_entropy: float
+    logprob_gap: float
+    """Mean |sampler's log-prob − training pass's log-prob| of the sampled tokens, nats: 0 but for rounding."""
+    position_loss: list[float]
+    position_count: list[int]
+    num_tokens: int
+    flops: FlopLedger
+    executed_flops: float
+
+
+def learning_rate_at(spec: OptimizerSpec, step: int, num_steps: int) -> float:
+    """Learning rate of a step counted from 0: linear warm-up, flat, linear decay to zero behind the last step."""
+    warmup = min(1.0, (step + 1) / spec.warmup_steps) if spec.warmup_steps else 1.0
+    decay_steps = round(spec.decay_fraction * num_steps)
+    decay = min(1.0, (num_steps - step) / decay_steps) if decay_steps else 1.0
+    return spec.learning_rate * warmup * decay
+
+
+class Student:
+    """A language model with its AdamW state. Weights are float32."""
+
+    def __init__(self, model: LanguageModel, spec: RunSpec) -> None:
+        self.model = model
+        self.spec = spec
+        # Norms and biases are not decayed, as is usual; they are the parameters with fewer than two axes.
+        named = [(name, p) for name, p in model.module.named_parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": spec.optimizer.weight_decay},
+            {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        self.parameter_names = {p: name for name, p in named}
+        self.optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=spec.optimizer.learning_rate,
+            betas=(spec.optimizer.beta1, spec.optimizer.beta2),
+            eps=spec.optimizer.eps,
+            fused=True,
+        )
+
+    def update(self, rollouts: list[Rollout], teacher: LanguageModel, step: int) -> Update:
+        """One optimizer update on all completion tokens of `rollouts`; `step` counts from 0.
+
+        Raises RunError("nan_loss") before the weights change when loss or gradient is not finite.
+        """
+        num_supervised = sum(len(rollout.completion_token_ids) for rollout in rollouts)
+        sums = _Sums(max(len(rollout.completion_token_ids) for rollout in rollouts))
+        for group in micro_batches(rollouts, self.spec.micro_batch_rollouts):
+            self._backward(group, teacher, num_supervised, sums)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.module.parameters(), self.spec.optimizer.max_grad_norm)
+        if not (torch.isfinite(norm) and torch.isfinite(torch.tensor(sums.loss))):
+            raise RunError(
+                "nan_loss",
+                f"Step {step + 1}: loss {sums.loss:.4g}, gradient norm {float(norm):.4g} are not finite; "
+                "lower optimizer.learning_rate, lengthen warmup_steps or set precision to float32.",
+            )
+        rate = learning_rate_at(self.spec.optimizer, step, self.spec.num_steps)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return sums.update(float(norm), rate, num_supervised)
+
+    def _backward(self, group: list[Rollout], teacher: LanguageModel, num_supervised: int, sums: _Sums) -> None:
+        model = self.model
+        batch = RolloutBatch.collate(group, model.pad_token_id, model.device)
+        with torch.no_grad():
+            teacher_hidden = teacher.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index]
+        with model.autocast():
+            hidden = model.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index]
+        loss = fused_divergence(
+            hidden,
+            teacher_hidden,
+            batch.target_ids,
+            student_head=model.head,
+            teacher_head=teacher.head,
+            divergence=self.spec.divergence,
+            temperature=self.spec.sampling.temperature,
+            num_supervised_tokens=num_supervised,
+        )
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        sums.loss += float(loss.total)
+        sums.student_entropy += float(loss.student_entropy.sum())
+        sums.teacher_entropy += float(loss.teacher_entropy.sum())
+        sampled = torch.tensor([value for rollout in group for value in rollout.completion_logprobs])
+        sums.logprob_gap += float((loss.student_logprob.cpu().float() - sampled).abs().sum())
+        sums.position_loss.index_add_(0, batch.position, loss.per_token.cpu().double())
+        sums.position_count.index_add_(0, batch.position, torch.ones(len(batch.position), dtype=torch.long))
+        padding = batch.token_ids.numel() - batch.num_real_tokens
+        for rollout in group:
+            sums.flops += update_flops(
+                model.shape, teacher.shape, len(rollout.prompt_token_ids), len(rollout.completion_token_ids)
+            )
+        # Padded positions run through the blocks of both models, three passes in the student.
+        sums.padding_flops += 2.0 * padding * (teacher.shape.block_parameters + 3 * model.shape.block_parameters)
+
+
+class _Sums:
+    """Totals over the micro-batches of one update."""
+
+    def __init__(self, num_positions: int) -> None:
+        self.loss = self.student_entropy = self.teacher_entropy = self.logprob_gap = self.padding_flops = 0.0
+        self.position_loss: Tensor = torch.zeros(num_positions, dtype=torch.double)
+        self.position_count: Tensor = torch.zeros(num_positions, dtype=torch.long)
+        self.flops = FlopLedger()
+
+    def update(self, norm: float, rate: float, num_tokens: int) -> Update:
+        return Update(
+            loss=self.loss,
+            grad_norm=norm,
+            learning_rate=rate,
+            student_entropy=self.student_entropy / num_tokens,
+            teacher_entropy=self.teacher_entropy / num_tokens,
+            logprob_gap=self.logprob_gap / num_tokens,
+            position_loss=(self.position_loss / self.position_count).tolist(),
+            position_count=self.position_count.tolist(),
+            num_tokens=num_tokens,
+            flops=self.flops,
+            executed_flops=self.flops.training + self.padding_flops,
+        )

@@ -1,0 +1,120 @@
+"""The loop. Read it first; engine/run.py has the steps that it names."""
+
+from __future__ import annotations
+
+import os
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from engine.checkpoint import TrainerState, load_trainer_state, restore_student
+from engine.control import Control
+from engine.errors import RunError, StopRequested
+from engine.events import Finished, PhaseChanged, Ready, Started, Stopped, Warned
+from engine.journal import Journal
+from engine.run import Run
+from engine.setup import check_lengths, choose_device, choose_precision, load_data, load_models, pair_findings
+from engine.spec import RunSpec
+from engine.student import Student
+
+
+def train(
+    spec: RunSpec, folder: Path, *, attempt: int, journal: Journal, control: Control, resume: Path | None = None
+) -> bool:
+    """Train the student of `spec` in the run folder; True when it ran to its end, False when it was told to stop.
+
+    `resume` is a checkpoint folder to go on from. Raises RunError with the kind of failure.
+    """
+    began = time.monotonic()
+    run = _open_run(spec, folder, attempt, journal, control, resume)
+    try:
+        if run.state.evaluated_step is None:
+            run.measure_baselines()
+        run.enter("training")
+        while True:
+            if run.state.step and run.evaluation_is_due():
+                run.evaluate_student()
+            if run.state.step and run.checkpoint_is_due():
+                run.save_checkpoint()
+            if run.is_trained:
+                break
+            control.raise_if_stopped()
+            run.train_step()
+        run.report()
+    except StopRequested:
+        return _stopped(run)
+    journal.emit(
+        Finished,
+        step=run.state.step,
+        best_step=run.state.best_step,
+        reason="steps" if run.state.step >= spec.num_steps else "flops_budget",
+        seconds=time.monotonic() - began,
+        training_seconds=run.state.training_seconds,
+    )
+    return True
+
+
+def _open_run(
+    spec: RunSpec, folder: Path, attempt: int, journal: Journal, control: Control, resume: Path | None
+) -> Run:
+    """Load everything, check that it fits together and say that training can begin."""
+    began = time.monotonic()
+    device = choose_device(spec)
+    precision = choose_precision(spec, device)
+    state = TrainerState(prefix=spec.prefix_state()) if resume is None else load_trainer_state(resume)
+    journal.emit(
+        Started,
+        attempt=attempt,
+        pid=os.getpid(),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        precision=precision,
+        num_steps=spec.num_steps,
+        resumed_from_step=state.step,
+        versions={name: version(name) for name in ("incipit", "torch", "transformers")},
+    )
+    journal.emit(PhaseChanged, phase="loading")
+    student_model, teacher = load_models(spec, device, precision)
+    data = load_data(spec, student_model.tokenizer)
+    check_lengths(spec, data, student_model, teacher)
+    for finding in pair_findings(student_model, teacher):
+        journal.emit(Warned, code="model_pair", message=finding.message)
+    student = Student(student_model, spec)
+    if resume is not None:
+        restore_student(resume, student)
+    journal.emit(
+        Ready,
+        student_parameters=student_model.num_parameters,
+        teacher_parameters=teacher.num_parameters,
+        seconds=time.monotonic() - began,
+    )
+    return Run(spec, folder, attempt, journal, control, student, teacher, data, state)
+
+
+def _stopped(run: Run) -> bool:
+    """Save what is done when that was asked for, and say so."""
+    step = run.state.step
+    saved = step in run.saved_steps
+    if run.control.stop_with_checkpoint and step and not saved:
+        run.enter("saving")
+        run.save_checkpoint()
+        saved = True
+    run.journal.emit(Stopped, step=step, checkpointed=saved)
+    return False
+
+
+def failure_of(error: BaseException) -> RunError:
+    """The named failure behind an exception that ended a run."""
+    if isinstance(error, RunError):
+        return error
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+        return RunError(
+            "out_of_memory",
+            f"Memory ran out ({_first_line(error)}); halve micro_batch_rollouts, shorten the prefix or max_completion_tokens.",
+        )
+    return RunError("internal", f"{type(error).__name__}: {_first_line(error)} (a defect; the log has the traceback).")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:300]
