@@ -1,6 +1,6 @@
 """Training texts: right ones, corrupted ones that are followed as written, and flawed ones.
 
-On-policy distillation asks the teacher to judge texts that a student has written, mistakes included.
+On-policy distillation asks the teacher to judge what a student has written, mistakes included.
 A teacher that has only seen right texts is lost after the first mistake; so a part of its texts
 carries a mistake that the rest of the text follows. The mistaken word itself is not learned.
 """
