@@ -105,7 +105,7 @@ class Student:
             num_supervised_tokens=num_supervised,
         )
         loss.total.backward()  # type: ignore[no-untyped-call]
-        sums.loss += float(loss.total)
+        sums.loss += float(loss.total.detach())
         sums.student_entropy += float(loss.student_entropy.sum())
         sums.teacher_entropy += float(loss.teacher_entropy.sum())
         sampled = torch.tensor([value for rollout in group for value in rollout.completion_logprobs])
