@@ -5,9 +5,9 @@ nothing when it wakes up. Times are the database's. The caller commits.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import CursorResult, and_, func, or_, select, update
 from sqlalchemy.orm import Session
@@ -24,6 +24,7 @@ _TAKEOVER_DELAY = timedelta(seconds=5)
 # Before the first, second, … retry of a lost or crashed attempt; a crash that comes at once must not burn a core.
 _RETRY_SECONDS = (0, 10, 60)
 
+Wish = Literal["run", "cancel", "cancel_with_checkpoint"]
 HELD_STATES: frozenset[RunState] = ACTIVE_STATES - {"queued"}
 _ALLOWED_BEFORE: dict[RunState, frozenset[RunState]] = {
     "running": frozenset({"starting"}),
@@ -94,9 +95,7 @@ def claim_run(session: Session, *, owner: str, host: str, boot_id: str) -> Claim
     ).one_or_none()
     if row is None:
         return None
-    session.add(
-        Attempt(run_id=row.id, fence=row.fence, worker_id=owner, host=host, boot_id=boot_id, started_at=now)
-    )
+    session.add(Attempt(run_id=row.id, fence=row.fence, worker_id=owner, host=host, boot_id=boot_id, started_at=now))
     session.flush()
     _add_state_event(session, row.id, row.fence, "starting", f"Claimed by {owner}.")
     return Claim(run_id=row.id, fence=row.fence, spec=row.spec, attempt=row.attempt, max_attempts=row.max_attempts)
@@ -106,9 +105,10 @@ def has_claimable_run(session: Session) -> bool:
     """Whether a claim would find a run now."""
     now = now_of(session)
     due = or_(Run.not_before.is_(None), Run.not_before <= now)
-    return session.execute(
-        select(Run.id).where(Run.state == "queued", Run.desired_state == "run", due).limit(1)
-    ).first() is not None
+    return (
+        session.execute(select(Run.id).where(Run.state == "queued", Run.desired_state == "run", due).limit(1)).first()
+        is not None
+    )
 
 
 def renew_lease(session: Session, run_id: str, fence: int) -> None:
@@ -129,9 +129,20 @@ def hold(session: Session, run_id: str, fence: int, **columns: Any) -> None:
         raise LeaseLost(f"Fence {fence} does not hold run {run_id} any more.")
 
 
-def desired_state(session: Session, run_id: str) -> str:
-    """What people want of the run: `run`, `cancel` or `cancel_with_checkpoint`."""
-    return session.execute(select(Run.desired_state).where(Run.id == run_id)).scalar_one()
+def wish_of(session: Session, run_id: str) -> Wish:
+    """What people want of the run."""
+    query = select(Run.desired_state, Run.checkpoint_on_cancel).where(Run.id == run_id)
+    state, with_checkpoint = session.execute(query).one()
+    if state == "run":
+        return "run"
+    return "cancel_with_checkpoint" if with_checkpoint else "cancel"
+
+
+def cancel_queued(session: Session) -> None:
+    """Cancel the runs that nobody works on and that people do not want any more."""
+    unwanted = select(Run.id).where(Run.state == "queued", Run.desired_state == "cancel")
+    for run_id in session.scalars(unwanted.with_for_update(skip_locked=True)).all():
+        change_state(session, run_id, "cancelled", reason="Cancelled as asked, before a worker took it.")
 
 
 def set_engine_process(session: Session, claim: Claim, *, pid: int, pid_started: float | None) -> None:
@@ -172,6 +183,9 @@ def change_state(
 
 def end_attempt(session: Session, claim: Claim, ending: Ending) -> None:
     """Close an attempt and leave its run as `ending` says. Raises LeaseLost."""
+    hold(session, claim.run_id, claim.fence)
+    if ending.state == "queued" and wish_of(session, claim.run_id) != "run":
+        ending = replace(ending, state="cancelled", reason="Cancelled as asked.")
     columns: dict[str, Any] = {"failure_kind": ending.failure_kind, "failure_message": ending.failure_message}
     if ending.state == "queued":
         columns["not_before"] = _retry_time(now_of(session), claim.attempt) if ending.counts else None
@@ -255,9 +269,7 @@ def _retry_time(now: datetime, attempt: int) -> datetime | None:
     return now + timedelta(seconds=seconds) if seconds else None
 
 
-def add_event(
-    session: Session, run_id: str, kind: str, payload: dict[str, Any], *, fence: int, time: datetime
-) -> None:
+def add_event(session: Session, run_id: str, kind: str, payload: dict[str, Any], *, fence: int, time: datetime) -> None:
     """Append to a run's history. The caller has written the run's row before: its lock keeps `seq` free of gaps."""
     last_seq = session.execute(select(func.max(Event.seq)).where(Event.run_id == run_id)).scalar_one()
     session.add(Event(run_id=run_id, seq=(last_seq or 0) + 1, time=time, kind=kind, fence=fence, payload=payload))

@@ -30,7 +30,15 @@ class PreflightClaim:
 
 
 def keep_worker(
-    session: Session, worker_id: str, *, host: str, boot_id: str, pid: int, pid_started: float, slot: str, facts: dict[str, Any]
+    session: Session,
+    worker_id: str,
+    *,
+    host: str,
+    boot_id: str,
+    pid: int,
+    pid_started: float,
+    slot: str,
+    facts: dict[str, Any],
 ) -> None:
     """Say that a worker's slot is there, busy or idle."""
     now = now_of(session)

@@ -163,7 +163,8 @@ def _add_evaluation(session: Session, batch: AttemptEvents, event: Evaluated) ->
                   "metrics": event.metrics, "training_flops": event.flops.training, "is_best": event.is_best,
                   "training_seconds": _training_seconds(session, batch.run_id)}  # fmt: skip
     if event.is_best:
-        session.execute(update(Evaluation).where(Evaluation.run_id == batch.run_id).values(is_best=False))
+        same = (Evaluation.run_id == batch.run_id, Evaluation.subject == event.subject, Evaluation.split == event.split)
+        session.execute(update(Evaluation).where(*same).values(is_best=False))
     _upsert(session, Evaluation, [key | evaluation])
     if event.position_reverse_kl and event.subject != "teacher":
         curve = {"source": event.subject, "horizon": event.horizon, "mean": event.position_reverse_kl,

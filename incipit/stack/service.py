@@ -1,4 +1,4 @@
-"""One process of the local stack: started in its own session, tied to the launcher's life, logged, ended for certain."""
+"""One process of the local stack: in its own session, tied to the launcher's life, logged, ended for certain."""
 
 import os
 import signal
@@ -65,7 +65,7 @@ class Service:
             self._process.send_signal(signal.SIGTERM)
 
     def stop(self, *, seconds: float | None = None) -> bool:
-        """End it: SIGTERM, then SIGKILL to its group after `seconds` (default `stop_seconds`). Whether it ended alone."""
+        """End it: SIGTERM, after `seconds` (default `stop_seconds`) SIGKILL to its group. Whether it ended alone."""
         if self._process is None:
             return True
         self.ask_to_stop()

@@ -1,0 +1,187 @@
+"""The Celery app. A message is only a doorbell: what to work on, and whether, is decided in the database.
+
+Messages are acknowledged early and never prefetched, so none is unacknowledged while a run is at work: Redis delivers
+unacknowledged messages again after its visibility timeout, and long runs would run twice.
+"""
+
+import logging
+import os
+import socket
+from typing import Any
+
+import billiard
+from celery import Celery
+from celery.signals import worker_process_init, worker_ready, worker_shutdown, worker_shutting_down
+
+from backend.database import Database
+from backend.doorbell import PREFLIGHT_TASK, QUEUE, RUN_TASK
+from backend.queries.claims import claim_run, has_claimable_run
+from backend.queries.leases import claim_preflight, keep_worker, remove_worker, set_worker_run
+from backend.settings import Settings
+from worker.identity import ProcessIdentity, boot_id
+from worker.lease import DATABASE_OUTAGES
+from worker.preflight import answer
+from worker.settings import WorkerSettings
+from worker.slots import Slot, free_slot, slots_of_this_machine
+from worker.supervisor import Supervisor, Workplace
+
+_HEARTBEAT_SECONDS = 10.0
+
+_log = logging.getLogger(__name__)
+
+settings = Settings()
+worker_settings = WorkerSettings()
+slots = slots_of_this_machine(worker_settings.slots)
+
+# Made before Celery forks, so that the children see the main process set it.
+_shutdown = billiard.Event()
+_main_pid = os.getpid()
+_place: Workplace | None = None
+
+app = Celery("incipit", broker=settings.broker_url, set_as_current=True)
+app.conf.update(
+    task_serializer="json",
+    accept_content=["json"],
+    result_accept_content=["json"],
+    task_ignore_result=True,
+    task_acks_late=False,
+    task_reject_on_worker_lost=False,
+    task_queues={QUEUE: {"exchange": QUEUE, "routing_key": QUEUE}},
+    task_default_queue=QUEUE,
+    task_create_missing_queues=False,
+    task_track_started=False,
+    worker_pool="prefork",
+    # One more than there are slots: it answers preflights while runs are at work.
+    worker_concurrency=len(slots) + 1,
+    worker_disable_prefetch=True,
+    worker_prefetch_multiplier=1,
+    worker_max_tasks_per_child=20,
+    worker_cancel_long_running_tasks_on_connection_loss=False,
+    worker_soft_shutdown_timeout=0.0,
+    worker_send_task_events=False,
+    worker_hijack_root_logger=False,
+    worker_enable_remote_control=False,
+    broker_connection_retry_on_startup=True,
+    broker_connection_max_retries=None,
+    broker_transport_options={
+        "visibility_timeout": 3600,
+        "health_check_interval": 10,
+        "socket_keepalive": True,
+        "socket_connect_timeout": 3,
+        "socket_timeout": 15,
+        "unacked_restore_interval": 10,
+        "unacked_restore_throttle": 1,
+    },
+)
+
+
+def run(_run_id: str) -> None:
+    """Work on queued runs, the most urgent first, until there is none; the id is only a hint."""
+    while not _shutdown.is_set():
+        with free_slot(slots, settings.home / "slots") as slot:
+            if slot is None:
+                return  # whoever holds the last slot looks for more work afterwards
+            worked = _work_on_next_run(slot)
+        # A doorbell that rang while this slot was locked has found it taken: look again now that it is not.
+        if not worked and not _has_work():
+            return
+
+
+def preflight(_preflight_id: str) -> None:
+    """Answer queued preflights, the oldest first, until there is none; the id is only a hint."""
+    place = _workplace()
+    while not _shutdown.is_set():
+        with place.database.write() as session:
+            claim = claim_preflight(session, ProcessIdentity.own().name)
+        if claim is None:
+            return
+        answer(claim, slots, place)
+
+
+def _work_on_next_run(slot: Slot) -> bool:
+    """Claim a run and bring its attempt to an end; False when there was none."""
+    place = _workplace()
+    with place.database.write() as session:
+        claim = claim_run(session, owner=ProcessIdentity.own().name, host=socket.gethostname(), boot_id=boot_id())
+        if claim is None:
+            return False
+        set_worker_run(session, _worker_id(slot), claim.run_id)
+    try:
+        Supervisor(claim, slot, place).work()
+    finally:
+        with place.database.write() as session:
+            set_worker_run(session, _worker_id(slot), None)
+    return True
+
+
+def _has_work() -> bool:
+    with _workplace().database.read() as session:
+        return has_claimable_run(session)
+
+
+def _workplace() -> Workplace:
+    global _place
+    if _place is None:
+        database = Database(settings.sql_url)
+        _place = Workplace(database, settings.home, settings.run_dir, worker_settings, _shutdown.is_set)
+    return _place
+
+
+def _worker_id(slot: Slot) -> str:
+    return f"{socket.gethostname()[:64]}:{boot_id()}:{_main_pid}:{slot.name}"
+
+
+def _forget_inherited_connections(**_: Any) -> None:
+    """A database connection must not be shared with the main process, which opened one for its heartbeat."""
+    global _place
+    if _place is not None:
+        _place.database.engine.dispose(close=False)
+    _place = None
+
+
+def _announce(sender: Any, **_: Any) -> None:
+    _heartbeat()
+    sender.timer.call_repeatedly(_HEARTBEAT_SECONDS, _heartbeat)
+
+
+def _heartbeat() -> None:
+    identity = ProcessIdentity.own()
+    try:
+        with _workplace().database.write() as session:
+            for slot in slots:
+                keep_worker(
+                    session,
+                    _worker_id(slot),
+                    host=socket.gethostname(),
+                    boot_id=boot_id(),
+                    pid=identity.pid,
+                    pid_started=float(identity.started),
+                    slot=slot.name,
+                    facts={"device": "cpu" if slot.gpu is None else "cuda", "cores": os.cpu_count() or 1},
+                )
+    except DATABASE_OUTAGES as error:
+        _log.warning("This worker's heartbeat was not written: %s", error)
+
+
+def _tell_supervisors(**_: Any) -> None:
+    _shutdown.set()
+
+
+def _leave(**_: Any) -> None:
+    if os.getpid() != _main_pid:
+        return
+    try:
+        with _workplace().database.write() as session:
+            for slot in slots:
+                remove_worker(session, _worker_id(slot))
+    except DATABASE_OUTAGES as error:
+        _log.warning("This worker could not sign off: %s", error)
+
+
+# Calls instead of decorators, because Celery's have no types.
+app.task(run, name=RUN_TASK)
+app.task(preflight, name=PREFLIGHT_TASK)
+worker_process_init.connect(_forget_inherited_connections)
+worker_ready.connect(_announce)
+worker_shutting_down.connect(_tell_supervisors)
+worker_shutdown.connect(_leave)

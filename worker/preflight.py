@@ -1,0 +1,71 @@
+"""Answers a preflight: `python -m engine check` on the spec, its findings and facts stored."""
+
+import json
+import logging
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from backend.queries.leases import PREFLIGHT_SECONDS, PreflightClaim, end_preflight
+from engine.findings import Finding
+from worker.engine_process import engine_command, engine_environment
+from worker.slots import Slot, free_slot
+from worker.supervisor import Workplace
+from worker.tether import tethered
+
+_CHECK_SECONDS = PREFLIGHT_SECONDS - 30  # ends before the claim does
+
+_log = logging.getLogger(__name__)
+
+
+class _Answer(BaseModel):
+    """What `engine check` prints."""
+
+    findings: list[Finding]
+    facts: dict[str, object]
+
+
+def answer(claim: PreflightClaim, slots: list[Slot], place: Workplace) -> None:
+    """Check the claimed spec and store what was found."""
+    with free_slot(slots, place.home / "slots") as free:
+        # On a CPU a check may run beside the runs; on a GPU it could take the memory that a run is about to need.
+        slot = free or next((slot for slot in slots if slot.gpu is None), None)
+        findings, facts, is_answered = _check(claim, slot, place) if slot else (_all_busy(), {}, True)
+    with place.database.write() as session:
+        end_preflight(session, claim, findings=findings, facts=facts, is_answered=is_answered)
+
+
+def _check(claim: PreflightClaim, slot: Slot, place: Workplace) -> tuple[list[Finding], dict[str, object], bool]:
+    with tempfile.TemporaryDirectory(prefix="incipit-preflight-") as folder:
+        spec_path = Path(folder) / "spec.json"
+        spec_path.write_text(claim.spec.model_dump_json())
+        try:
+            checked = subprocess.run(
+                tethered(engine_command(["check", "--spec", str(spec_path)]), signal.SIGKILL),
+                cwd=place.home,
+                env=engine_environment({"INCIPIT_HOME": str(place.home), **slot.environment()}),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=_CHECK_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            return _no_answer(f"took longer than {_CHECK_SECONDS} s; the models may be too large for it"), {}, False
+    try:
+        # Libraries may print before it; the answer is the last line.
+        result = _Answer.model_validate(json.loads(checked.stdout.decode().strip().splitlines()[-1]))
+    except (ValueError, IndexError, ValidationError):
+        _log.error("engine check: exit %s\n%s", checked.returncode, checked.stderr.decode(errors="replace")[-4000:])
+        return _no_answer(f"ended with exit code {checked.returncode} and no answer; see the worker's log"), {}, False
+    return result.findings, result.facts, True
+
+
+def _no_answer(what_happened: str) -> list[Finding]:
+    return [Finding(field="", message=f"The check {what_happened}.")]
+
+
+def _all_busy() -> list[Finding]:
+    message = "All GPUs of this worker are busy, so nothing was opened; the run checks the same when it starts."
+    return [Finding(field="", message=message, severity="warning")]

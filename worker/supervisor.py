@@ -1,0 +1,205 @@
+"""One claimed run from its spec to its ending: start the engine, record it, keep the lease, stop it when told."""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from backend.database import Database
+from backend.queries.claims import (
+    Claim,
+    Ending,
+    LeaseLost,
+    Wish,
+    change_state,
+    end_attempt,
+    set_engine_process,
+    wish_of,
+)
+from engine.events import Finished
+from worker.endings import crashed, ending_of, failed, finished
+from worker.engine_process import EngineProcess
+from worker.lease import DATABASE_OUTAGES, KILL_AFTER_SECONDS, STOP_AFTER_SECONDS, Lease
+from worker.recorder import Recorder, UnreadableEvents
+from worker.resume import resume_checkpoint
+from worker.settings import WorkerSettings
+from worker.slots import Slot
+
+_TURN_SECONDS = 0.25
+_WISH_SECONDS = 2.0  # between looks at desired_state
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What every run of this worker shares."""
+
+    database: Database
+    home: Path
+    run_dir: Path
+    settings: WorkerSettings
+    is_shutting_down: Callable[[], bool]
+
+
+class Supervisor:
+    """Watches over one attempt. Use it from the main thread, with `work`."""
+
+    def __init__(self, claim: Claim, slot: Slot, place: Workplace) -> None:
+        self.claim = claim
+        self.slot = slot
+        self.place = place
+        self.run_folder = place.run_dir / claim.run_id
+        self.lease = Lease(place.database, claim)
+        self.recorder = Recorder(place.database, claim, self.run_folder)
+        self._engine: EngineProcess | None = None
+        self._wish: Wish = "run"
+        self._wish_read_at = 0.0
+        self._stop_told_at: float | None = None
+        self._is_terminated = False
+
+    def work(self) -> None:
+        """Bring the attempt to its end, whatever that is. When it returns, the engine is gone."""
+        claim = self.claim
+        try:
+            ending = self._ending_of_lost_attempts() or self._run_engine()
+            self._close(ending)
+        except LeaseLost as lost:
+            _log.warning("%s Its engine is ended.", lost)
+        except Exception as error:  # the outermost frame of an attempt: the run must not stay held by nobody
+            _log.exception("Supervising run %s failed.", claim.run_id)
+            self._kill_engine()
+            cause = f"The worker failed while it supervised the run ({type(error).__name__}: {error})"
+            self._close(crashed(claim, None, cause[:1000], ""))
+        finally:
+            self._kill_engine()
+
+    def _ending_of_lost_attempts(self) -> Ending | None:
+        last_word = self.recorder.catch_up()
+        if last_word is None:
+            return None
+        return finished(last_word) if isinstance(last_word, Finished) else failed(last_word)
+
+    def _run_engine(self) -> Ending:
+        engine = self._start_engine()
+        while (exit_code := engine.exit_code()) is None:
+            self._turn(engine)
+            time.sleep(_TURN_SECONDS)
+        self._record_the_rest()
+        return ending_of(
+            self.claim,
+            exit_code,
+            self.recorder.last_word(),
+            wish=self._wish,
+            is_shutdown=self.place.is_shutting_down(),
+            log_tail=engine.log_tail(),
+        )
+
+    def _start_engine(self) -> EngineProcess:
+        folder = self.recorder.attempt_folder(self.claim.fence)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _write_spec(self.run_folder / "spec.json", self.claim)
+        arguments = ["train", "--spec", str(self.run_folder / "spec.json"), "--out", str(self.run_folder)]
+        arguments += ["--attempt", str(self.claim.fence), "--supervised"]
+        checkpoint = resume_checkpoint(self.place.database, self.claim, self.run_folder, self.lease.keep)
+        if checkpoint is not None:
+            arguments += ["--resume", checkpoint.as_posix()]
+        self._engine = EngineProcess(
+            arguments,
+            log_path=folder / "engine.log",
+            folder=self.place.home,
+            environment={"INCIPIT_HOME": str(self.place.home), **self.slot.environment()},
+        )
+        pid = self._engine.pid
+        with self.place.database.write() as session:
+            set_engine_process(session, self.claim, pid=pid, pid_started=psutil.Process(pid).create_time())
+        return self._engine
+
+    def _turn(self, engine: EngineProcess) -> None:
+        try:
+            while self.recorder.advance() and self.lease.silent_seconds < STOP_AFTER_SECONDS:
+                self.lease.keep()
+            self._read_wish()
+        except DATABASE_OUTAGES as error:
+            _log.warning("The database did not answer, run %s goes on meanwhile: %s", self.claim.run_id, error)
+        self.lease.keep()
+        if self.lease.silent_seconds > KILL_AFTER_SECONDS:
+            raise LeaseLost(f"The lease of run {self.claim.run_id} could not be renewed in time.")
+        is_overdue = self.lease.silent_seconds > STOP_AFTER_SECONDS
+        if self._stop_told_at is None and (is_overdue or self._wish != "run" or self.place.is_shutting_down()):
+            engine.tell({"command": "stop", "checkpoint": self._wish != "cancel"})
+            self._stop_told_at = time.monotonic()
+        if self._stop_told_at is not None:
+            self._press(engine, time.monotonic() - self._stop_told_at)
+
+    def _press(self, engine: EngineProcess, seconds: float) -> None:
+        """End an engine that was told to stop so many seconds ago and still runs."""
+        settings = self.place.settings
+        if seconds > settings.stop_seconds + settings.terminate_seconds:
+            engine.kill()
+        elif seconds > settings.stop_seconds and not self._is_terminated:
+            engine.terminate()
+            self._is_terminated = True
+
+    def _read_wish(self) -> None:
+        if self._wish != "run" or time.monotonic() - self._wish_read_at < _WISH_SECONDS:
+            return
+        self._wish_read_at = time.monotonic()
+        with self.place.database.read() as session:
+            self._wish = wish_of(session, self.claim.run_id)
+        if self._wish != "run":
+            with self.place.database.write() as session:
+                reason = "The engine was told to stop, as asked."
+                change_state(session, self.claim.run_id, "stopping", reason=reason, fence=self.claim.fence)
+
+    def _record_the_rest(self) -> None:
+        """Record all that the ended engine has emitted, as long as the lease allows. Raises LeaseLost."""
+        while True:
+            try:
+                while self.recorder.advance():
+                    self.lease.keep()
+                return
+            except DATABASE_OUTAGES as error:
+                _log.warning("The end of run %s is not recorded yet: %s", self.claim.run_id, error)
+            except UnreadableEvents:
+                # A killed engine on a full disk can leave half a line in the middle; what counts is before it.
+                _log.exception("Run %s", self.claim.run_id)
+                return
+            self._wait_for_database()
+
+    def _close(self, ending: Ending) -> None:
+        while True:
+            try:
+                with self.place.database.write() as session:
+                    end_attempt(session, self.claim, ending)
+                _log.info("Run %s, attempt %s: %s", self.claim.run_id, self.claim.fence, ending.reason)
+                return
+            except DATABASE_OUTAGES as error:
+                _log.warning("The end of run %s is not noted yet: %s", self.claim.run_id, error)
+            except LeaseLost as lost:
+                _log.warning("%s", lost)
+                return
+            self._wait_for_database()
+
+    def _wait_for_database(self) -> None:
+        time.sleep(1.0)
+        self.lease.keep()
+        if self.lease.silent_seconds > KILL_AFTER_SECONDS:
+            raise LeaseLost(f"The lease of run {self.claim.run_id} could not be renewed in time.")
+
+    def _kill_engine(self) -> None:
+        if self._engine is not None:
+            self._engine.kill()
+
+
+def _write_spec(path: Path, claim: Claim) -> None:
+    draft = path.with_suffix(".draft")
+    with draft.open("w") as file:
+        file.write(claim.spec.model_dump_json(indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
