@@ -111,6 +111,8 @@ class Evaluated(EventBase):
     """Mean teacher entropy by position, in nats."""
     position_count: list[int] = []
     """Rollouts behind each mean."""
+    is_cached: bool = False
+    """Whether the figures were measured by an earlier run with the same models, prompts and settings."""
     is_best: bool = False
     """Whether this student is the best so far by full-length accuracy on the dev split."""
     flops: FlopLedger

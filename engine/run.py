@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from engine.baselines import BaselineCache
 from engine.checkpoint import TrainerState, load_weights, save_checkpoint
 from engine.control import Control
 from engine.evaluate import Evaluation, Evaluator
@@ -30,7 +31,7 @@ from engine.rollout import Rollout, RolloutRequest
 from engine.sampler import Sampler
 from engine.setup import RunData
 from engine.spec import RunSpec
-from engine.student import Student, Update
+from engine.student import Student
 from engine.token_trace import write_traces
 from engine.trace import rollout_summary, token_trace
 
@@ -76,17 +77,26 @@ class Run:
         self.journal.emit(PhaseChanged, phase=phase, detail=detail)
 
     def measure_baselines(self) -> None:
-        """Base student and teacher at full length, on the dev and the report split, before the first step."""
+        """Base student and teacher at full length, on the dev and the report split, before the first step.
+
+        The base student on the dev split is measured every time, since its rollouts are traced.
+        """
+        cache = BaselineCache(self.spec, self.student.model, self.teacher)
+        horizon = self.spec.horizon_at(0, self.state.prefix)
         for split in _splits(self.data):
             evaluator = self._evaluator(split)
             models: list[tuple[Subject, LanguageModel]] = [("base", self.student.model), ("teacher", self.teacher)]
             for subject, model in models:
                 self.enter("baseline", f"{subject} on {split}")
                 began = time.monotonic()
-                evaluation = evaluator.evaluate(model, self.teacher, self.spec.horizon_at(0, self.state.prefix))
-                self._record(evaluation, subject, split, began, is_best=False)
-                if split == "dev" and subject == "base":
+                is_traced = split == "dev" and subject == "base"
+                known = None if is_traced else cache.find(subject, evaluator.prompts, horizon)
+                evaluation = known or evaluator.evaluate(model, self.teacher, horizon)
+                self._record(evaluation, subject, split, began, is_cached=known is not None)
+                if is_traced:
                     self._write_traces(evaluation, evaluator, "base")
+                elif known is None:
+                    cache.keep(subject, evaluator.prompts, horizon, evaluation)
         self.change_state(evaluated_step=0)
 
     def train_step(self) -> None:
@@ -109,7 +119,7 @@ class Run:
             StepDone,
             step=step + 1,
             horizon=horizon,
-            metrics=_step_metrics(rollouts, update),
+            metrics=update.metrics(rollouts),
             position_loss=update.position_loss,
             position_count=update.position_count,
             flops=self.state.flops,
@@ -208,7 +218,8 @@ class Run:
         split: Split,
         began: float,
         *,
-        is_best: bool,
+        is_best: bool = False,
+        is_cached: bool = False,
         step: int | None = None,
     ) -> None:
         self.change_state(
@@ -229,6 +240,7 @@ class Run:
             position_teacher_entropy=evaluation.position_teacher_entropy,
             position_count=evaluation.position_count,
             is_best=is_best,
+            is_cached=is_cached,
             flops=self.state.flops,
             seconds=time.monotonic() - began,
         )
@@ -276,17 +288,3 @@ class Run:
 
 def _splits(data: RunData) -> list[Split]:
     return ["dev", "report"] if data.report else ["dev"]
-
-
-def _step_metrics(rollouts: list[Rollout], update: Update) -> dict[str, float | None]:
-    return {
-        "loss": update.loss,
-        "grad_norm": update.grad_norm,
-        "learning_rate": update.learning_rate,
-        "rollout_tokens": update.num_tokens,
-        "mean_tokens": update.num_tokens / len(rollouts),
-        "natural_stop_rate": sum(rollout.finish_reason == "eos" for rollout in rollouts) / len(rollouts),
-        "student_entropy": update.student_entropy,
-        "teacher_entropy": update.teacher_entropy,
-        "sampled_logprob_gap": update.logprob_gap,
-    }

@@ -34,6 +34,20 @@ class Update:
     flops: FlopLedger
     executed_flops: float
 
+    def metrics(self, rollouts: list[Rollout]) -> dict[str, float | None]:
+        """The figures of a step event, see engine.events.StepDone."""
+        return {
+            "loss": self.loss,
+            "grad_norm": self.grad_norm,
+            "learning_rate": self.learning_rate,
+            "rollout_tokens": self.num_tokens,
+            "mean_tokens": self.num_tokens / len(rollouts),
+            "natural_stop_rate": sum(rollout.finish_reason == "eos" for rollout in rollouts) / len(rollouts),
+            "student_entropy": self.student_entropy,
+            "teacher_entropy": self.teacher_entropy,
+            "sampled_logprob_gap": self.logprob_gap,
+        }
+
 
 def learning_rate_at(spec: OptimizerSpec, step: int, num_steps: int) -> float:
     """Learning rate of a step counted from 0: linear warm-up, flat, linear decay to zero behind the last step."""
