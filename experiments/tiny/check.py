@@ -105,8 +105,7 @@ class Examination:
         ids = torch.cat([prompt_ids, completion_ids], dim=1)
         before = slice(prompt_ids.shape[1] - 1, -1)  # the logits that predict the completion
         logprobs = [
-            functional.log_softmax(model(input_ids=ids).logits[:, before], dim=-1)
-            for model in (student, self._teacher)
+            functional.log_softmax(model(input_ids=ids).logits[:, before], dim=-1) for model in (student, self._teacher)
         ]
         # kl_div(input, target) is KL(target || input): this is KL(student || teacher).
         kl = functional.kl_div(logprobs[1], logprobs[0], log_target=True, reduction="none").sum(-1)
@@ -162,7 +161,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Check the tiny pair against its claims.")
     parser.add_argument("folder", type=Path, nargs="?", default=HERE, metavar="DIR")
     torch.set_num_threads(1)
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     table = Table("model", "claim", "measured", "limit", "holds")
     claims = []
     for claim in all_claims(Examination(parser.parse_args().folder)):

@@ -22,9 +22,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 """Input ids and labels, both [B, T]."""
 
 
-def new_model(
-    tokenizer: PreTrainedTokenizerFast, *, hidden_size: int, num_layers: int
-) -> LlamaForCausalLM:
+def new_model(tokenizer: PreTrainedTokenizerFast, *, hidden_size: int, num_layers: int) -> LlamaForCausalLM:
     """A fresh model; its weights follow from torch's global seed."""
     special = {
         "pad_token_id": tokenizer.pad_token_id,
@@ -43,14 +41,12 @@ def new_model(
         tie_word_embeddings=True,
         **special,
     )
-    model = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
-    model.generation_config = GenerationConfig(**special)  # type: ignore[no-untyped-call]
+    model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(**special)
     return model
 
 
-def collate(
-    texts: list[TrainingText], tokenizer: PreTrainedTokenizerFast, max_tokens: int = MAX_TOKENS
-) -> Batch:
+def collate(texts: list[TrainingText], tokenizer: PreTrainedTokenizerFast, max_tokens: int = MAX_TOKENS) -> Batch:
     """A batch of texts with completions cut at `max_tokens`; only completions carry loss."""
     rows, labels = [], []
     for text in texts:

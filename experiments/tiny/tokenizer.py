@@ -25,7 +25,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         pair="<bos> $A $B",
         special_tokens=[("<bos>", _SPECIAL.index("<bos>"))],
     )
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         bos_token="<bos>",

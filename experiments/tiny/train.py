@@ -60,9 +60,7 @@ def flaw_batches(flaw: Flaw, seed: int) -> Iterator[Batch]:
     problems = unseen_problems(rng, held_out(), PROBLEM_ROUNDS)
     while True:
         texts = [
-            flawed_text(problem, flaw)
-            if rng.random() < _FLAW_SHARE
-            else followed_text(problem, rng)
+            flawed_text(problem, flaw) if rng.random() < _FLAW_SHARE else followed_text(problem, rng)
             for problem in itertools.islice(problems, _FLAW_BATCH)
         ]
         yield collate(texts, _TOKENIZER)
@@ -149,7 +147,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="every random draw follows from it")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # models this small lose time to a second thread
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     name, loss = TextColumn("{task.description}"), TextColumn("loss {task.fields[loss]}")
     with Progress(name, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), loss) as progress:
         train_all(arguments.out, arguments.seed, progress)

@@ -77,9 +77,7 @@ def test_tokenizer_has_81_words_and_refuses_others() -> None:
 
 
 @given(problems, st.integers(0, 2**32))
-def test_followed_text_differs_from_what_follows_only_where_it_carries_no_loss(
-    problem: Problem, seed: int
-) -> None:
+def test_followed_text_differs_from_what_follows_only_where_it_carries_no_loss(problem: Problem, seed: int) -> None:
     text = followed_text(problem, random.Random(seed))
     words, gold = text.completion.split(), problem.gold.split()
     assert len(words) == len(gold)
