@@ -60,5 +60,5 @@ class CleanText(TypeDecorator[str]):
 
 
 def storable(text: str) -> str:
-    """The text with U+2400 for the character NUL, which PostgreSQL refuses, and "?" for a lone surrogate, which UTF-8 does."""
+    """The text with U+2400 for the character NUL, which PostgreSQL refuses, and "?" for lone surrogates, which UTF-8 does."""
     return text.replace("\x00", "\u2400").encode("utf-8", "replace").decode()

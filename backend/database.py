@@ -1,4 +1,4 @@
-"""The database: one engine, sessions that read and sessions that write. SQLite and PostgreSQL behave alike through it."""
+"""The database: sessions that read and sessions that write, on SQLite and PostgreSQL alike."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ _NETWORK_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "lustre", "ceph
 
 
 class Database:
-    """Opens sessions. `url` is SQLAlchemy's; a SQLite file is made when it is missing, its tables are not (see migrate)."""
+    """Opens sessions. `url` is SQLAlchemy's; a missing SQLite file is made, its tables are not (see migrate)."""
 
     def __init__(self, url: str, *, checkpoints_wal: bool = False) -> None:
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
@@ -39,7 +39,7 @@ class Database:
     def write(self) -> Iterator[Session]:
         """A session that commits at the end of the block and rolls back on an exception.
 
-        On SQLite the write lock is taken at the first statement: a read that is followed by a write cannot fail as busy.
+        On SQLite the write lock is taken at the first statement: a read before a write cannot fail as busy.
         """
         with Session(self._write_engine, expire_on_commit=False) as session, session.begin():
             yield session
@@ -67,7 +67,7 @@ def _sqlite_engine(url: str, checkpoints_wal: bool) -> Engine:
     )
 
     @event.listens_for(engine, "connect")
-    def _configure(connection: Any, record: Any) -> None:  # the driver's own type is not exported
+    def _configure(connection: Any, _record: Any) -> None:  # of the driver, whose types are its own
         connection.isolation_level = None  # we say BEGIN ourselves, below
         for pragma in (
             f"busy_timeout={_BUSY_TIMEOUT_MS}",
@@ -75,7 +75,7 @@ def _sqlite_engine(url: str, checkpoints_wal: bool) -> Engine:
             "synchronous=FULL",
             "foreign_keys=ON",
             "temp_store=MEMORY",
-            # Old SQLite versions can corrupt the file when several processes checkpoint (sqlite.org/wal.html#walresetbug).
+            # Old versions can corrupt the file when several processes checkpoint (sqlite.org/wal.html#walresetbug).
             f"wal_autocheckpoint={1000 if checkpoints_wal else 0}",
         ):
             connection.execute(f"PRAGMA {pragma}")

@@ -27,7 +27,7 @@ class SchemaMismatch(RuntimeError):
 def upgrade(url: str, revision: str = "head") -> None:
     """Migrate to `revision`, waiting for another process that is migrating; SQLite files are backed up before."""
     with _migrating(url) as connection:
-        if _current(connection) == _head():
+        if _current(connection) == head():
             return
         if connection.dialect.name == "sqlite" and _current(connection) is not None:
             _back_up(Path(str(make_url(url).database)), str(_current(connection)))
@@ -44,9 +44,9 @@ def require_head(database: Database) -> None:
     """Raises SchemaMismatch unless the database has the newest schema."""
     with database.engine.connect() as connection:
         current = _current(connection)
-    if current != _head():
+    if current != head():
         raise SchemaMismatch(
-            f"The database has schema {current or 'none'} but this version needs {_head()}; "
+            f"The database has schema {current or 'none'} but this version needs {head()}; "
             "run `python -m backend.migrate`, or install the version of Incipit that made it."
         )
 
@@ -59,7 +59,7 @@ def config_for(connection: Connection) -> Config:
     return config
 
 
-def _head() -> str | None:
+def head() -> str:
     return ScriptDirectory(str(_SCRIPTS)).get_current_head()
 
 

@@ -1,6 +1,7 @@
 """The tables that hold what a run records. Rows of one attempt carry its fence.
 
-The recorder copies an attempt's events.jsonl into them and stores the byte offset in `attempts` in the same transaction.
+The recorder copies an attempt's events.jsonl into them and stores the byte offset in `attempts` in the same
+transaction.
 """
 
 from datetime import datetime
@@ -56,7 +57,7 @@ class Event(Table):
 
 
 class Metric(Table):
-    """A number at a step: StepDone.metrics by their names, and horizon, training_flops, executed_flops and seconds.<phase>."""
+    """A number at a step: those of StepDone.metrics, and horizon, training_flops, executed_flops, seconds.<phase>."""
 
     __tablename__ = "metrics"
 
@@ -155,7 +156,7 @@ class Checkpoint(Table):
     accuracy: Mapped[float | None]
     is_best: Mapped[bool]
     files: Mapped[list[Any]]
-    """Records of backend.schemas.CheckpointFile, from the manifest, the manifest itself included."""
+    """Records of backend.schemas.CheckpointFile, from the manifest, which is not among them itself."""
     created_at: Mapped[datetime]
     removed_at: Mapped[datetime | None]
     """When its folder was deleted, or found corrupt; such a checkpoint is not shown."""

@@ -99,6 +99,13 @@ class Run(RunSummary):
     queue_position: int | None
 
 
+class Cancel(Frozen):
+    """How a run shall stop."""
+
+    checkpoint: bool = True
+    """Whether the step it is at is saved first."""
+
+
 class RunPage(Frozen):
     items: list[RunSummary]
     next_cursor: str | None
@@ -148,7 +155,7 @@ class Positions(Frozen):
 
     step: int
     source: Literal["training", "student", "base"]
-    """training: the loss of that step's rollouts, inside the horizon; student, base: full-length samples of an evaluation."""
+    """training: the loss of that step's rollouts, inside the horizon; student, base: samples of an evaluation."""
     split: Literal["train", "dev", "report"]
     horizon: int
     mean: list[float]
@@ -287,3 +294,21 @@ class Worker(Frozen):
     run_id: str | None
     heartbeat_at: datetime
     capabilities: dict[str, object]
+
+
+class Version(Frozen):
+    """What is installed."""
+
+    version: str
+    """Of Incipit."""
+    api: Literal["v1"] = "v1"
+    spec_version: int
+    event_version: int
+    schema_revision: str
+    """Of the database."""
+
+
+class Liveness(Frozen):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"

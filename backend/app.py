@@ -1,0 +1,59 @@
+"""The API: create_app(settings) makes it; nothing happens when this module is imported."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import APIRouter, Depends, FastAPI
+
+from backend.database import Database
+from backend.dependencies import authorize
+from backend.doorbell import Doorbell
+from backend.guard import Guard
+from backend.health import version
+from backend.migrate import require_head
+from backend.problems import answer_errors
+from backend.routes import checkpoints, experiments, health, rollouts, runs, specs
+from backend.settings import Settings
+
+_DESCRIPTION = """Trains a small language model (the student) to follow a large one (the teacher) on the first
+tokens only.
+
+Every error is a `Problem` (RFC 9457). State-changing requests carry `application/json`. Times are UTC; units: tokens,
+nats, FLOPs, seconds, bytes."""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The API of one installation; its database must have the newest schema when it starts (backend.migrate)."""
+    chosen = settings or Settings()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        chosen.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        database = Database(chosen.sql_url)
+        require_head(database)
+        app.state.settings = chosen
+        app.state.database = database
+        app.state.doorbell = Doorbell(chosen.broker_url)
+        yield
+        app.state.doorbell.close()
+        database.close()
+
+    app = FastAPI(
+        title="Incipit",
+        version=version().version,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        openapi_url="/api/v1/openapi.json",
+        docs_url="/docs",
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.add_middleware(Guard, settings=chosen)
+    answer_errors(app)
+    api = APIRouter(prefix="/api/v1", dependencies=[Depends(authorize)])
+    for module in (experiments, runs, rollouts, checkpoints, specs, health):
+        api.include_router(module.router)
+    app.include_router(api)
+    app.include_router(checkpoints.signed_router, prefix="/api/v1")
+    app.include_router(health.open_router)
+    return app

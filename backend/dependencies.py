@@ -1,0 +1,82 @@
+"""What routes are given: a session that reads, the database, settings, the doorbell."""
+
+import hmac
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from fastapi import Depends, Path, Query, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy.orm import Session
+
+from backend.database import Database
+from backend.doorbell import Doorbell
+from backend.problems import Refusal
+from backend.schemas import Problem
+from backend.settings import Settings
+
+_bearer = HTTPBearer(auto_error=False, description="Needed when the API was started with INCIPIT_TOKEN.")
+
+# Every route can answer with these; FastAPI writes them into the OpenAPI document.
+Responses = dict[int | str, dict[str, Any]]
+
+ERRORS: Responses = {
+    status: {"model": Problem, "content": {"application/problem+json": {}}, "description": description}
+    for status, description in {
+        401: "No token, or a wrong one.",
+        403: "Not from this origin, or a link that has expired.",
+        404: "There is no such thing.",
+        409: "Not in this state.",
+        410: "It was there, but cannot be read any more.",
+        413: "The body is too large.",
+        415: "The body is not JSON.",
+        421: "Not the name of this API.",
+        422: "What was sent is not valid; see errors.",
+        500: "A fault of Incipit.",
+        503: "The database does not answer.",
+    }.items()
+}
+
+
+def errors(*statuses: int) -> Responses:
+    """The errors of a route, for its OpenAPI entry: these, and those that every route can have."""
+    return {status: ERRORS[status] for status in (401, 421, 422, 500, 503, *statuses)}
+
+
+def _settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+def _database(request: Request) -> Database:
+    database: Database = request.app.state.database
+    return database
+
+
+def _doorbell(request: Request) -> Doorbell:
+    doorbell: Doorbell = request.app.state.doorbell
+    return doorbell
+
+
+Config = Annotated[Settings, Depends(_settings)]
+Store = Annotated[Database, Depends(_database)]
+Bell = Annotated[Doorbell, Depends(_doorbell)]
+
+
+def _reading(database: Store) -> Iterator[Session]:
+    with database.read() as session:
+        yield session
+
+
+def authorize(settings: Config, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
+    """Refuses a request without the token, if there is one in the settings."""
+    if settings.token is None:
+        return
+    wanted = settings.token.get_secret_value().encode()
+    if given is None or not hmac.compare_digest(given.credentials.encode("utf-8", "replace"), wanted):
+        raise Refusal(401, "This API needs a token; send INCIPIT_TOKEN's value as `Authorization: Bearer …`.")
+
+
+Reading = Annotated[Session, Depends(_reading)]
+Id = Annotated[str, Path(max_length=64, description="As the lists give it.")]
+Cursor = Annotated[str | None, Query(max_length=64, description="next_cursor of the page before.")]
+Limit = Annotated[int, Query(ge=1, le=1000)]

@@ -1,0 +1,120 @@
+"""Checkpoint files on their way out: single files with Range, whole folders as one tar, both in constant memory."""
+
+import base64
+import re
+import stat
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from fastapi.responses import FileResponse, Response, StreamingResponse
+
+from backend.problems import Refusal
+from backend.queries.checkpoints import CheckpointFolder
+from backend.schemas import Checkpoint, CheckpointFile
+
+MANIFEST = "manifest.json"
+_CHUNK_BYTES = 1024 * 1024
+_NAME = re.compile(r"[A-Za-z0-9_][\w.\-]{0,127}(/[A-Za-z0-9_][\w.\-]{0,127}){0,5}", re.ASCII)
+
+
+class StoredCheckpoint:
+    """A checkpoint with its folder. Only what its manifest names can leave it."""
+
+    def __init__(self, checkpoint: Checkpoint, location: CheckpointFolder, run_dir: Path) -> None:
+        attempt = run_dir / checkpoint.run_id / "attempts" / str(location.fence)
+        self.checkpoint = checkpoint
+        self.folder = _inside(attempt, location.path)
+
+    def names(self) -> list[str]:
+        """The manifest's files, and the manifest."""
+        return [*(file.name for file in self.checkpoint.files), MANIFEST]
+
+    def file(self, name: str, request_headers: Mapping[str, str]) -> Response:
+        """The response that sends a file, or the part of it that Range asks for; its ETag is its sha256."""
+        path, file = self._checked(name)
+        headers = {
+            "ETag": f'"{file.sha256}"',
+            "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(file.sha256)).decode()}:",
+            "Cache-Control": "private, no-cache",
+        }
+        if headers["ETag"] in re.split(r"\s*,\s*", request_headers.get("if-none-match", "")):
+            return Response(status_code=304, headers=headers)
+        saved_as = f"{self._title()}-{name.replace('/', '-')}"
+        return FileResponse(path, headers=headers, media_type="application/octet-stream", filename=saved_as)
+
+    def archive(self) -> Response:
+        """The response that streams the whole folder as an uncompressed tar."""
+        members = [self._checked(name) for name in self.names()]
+        headers = [self._member(file).tobuf(tarfile.PAX_FORMAT) for _, file in members]
+        num_bytes = sum(
+            len(header) + _padded(file.num_bytes) for header, (_, file) in zip(headers, members, strict=True)
+        )
+        return StreamingResponse(
+            _tar([path for path, _ in members], headers, [file.num_bytes for _, file in members]),
+            media_type="application/x-tar",
+            headers={
+                "Content-Length": str(num_bytes + 2 * tarfile.BLOCKSIZE),
+                "Content-Disposition": f'attachment; filename="{self._title()}.tar"',
+                "Cache-Control": "private, no-cache",
+            },
+        )
+
+    def _checked(self, name: str) -> tuple[Path, CheckpointFile]:
+        file = next((file for file in self.checkpoint.files if file.name == name), None)
+        if (file is None and name != MANIFEST) or not _NAME.fullmatch(name):
+            raise Refusal(404, f"The checkpoint has no file {name[:200]!r}; see its list of files.")
+        path = _inside(self.folder, name)
+        try:
+            status = path.lstat()
+        except OSError:
+            raise self._damaged(name, "is not on this machine's disk") from None
+        if not stat.S_ISREG(status.st_mode):
+            raise self._damaged(name, "is not a plain file")
+        if file is None:
+            return path, CheckpointFile(name=name, num_bytes=status.st_size, sha256=self.checkpoint.manifest_sha256)
+        if status.st_size != file.num_bytes:
+            raise self._damaged(name, f"has {status.st_size} bytes instead of {file.num_bytes}")
+        return path, file
+
+    def _damaged(self, name: str, what: str) -> Refusal:
+        return Refusal(410, f"{name} of checkpoint {self.checkpoint.id} {what}; take another checkpoint of this run.")
+
+    def _title(self) -> str:
+        run_name = re.sub(r"[^A-Za-z0-9]+", "-", self.checkpoint.run_name).strip("-")[:60] or "run"
+        return f"{run_name}-step-{self.checkpoint.step}"
+
+    def _member(self, file: CheckpointFile) -> tarfile.TarInfo:
+        member = tarfile.TarInfo(f"{self._title()}/{file.name}")
+        member.size = file.num_bytes
+        member.mode = 0o644
+        member.mtime = int(self.checkpoint.created_at.timestamp())
+        return member
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The path of a name below a folder; refuses names and links that lead out of it."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise Refusal(404, f"There is no file {name[:200]!r} here; see the checkpoint's list of files.")
+    return path
+
+
+def _padded(num_bytes: int) -> int:
+    return -(-num_bytes // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def _tar(paths: list[Path], headers: list[bytes], sizes: list[int]) -> Iterator[bytes]:
+    for path, header, size in zip(paths, headers, sizes, strict=True):
+        yield header
+        with path.open("rb") as file:
+            remaining = size
+            while remaining:
+                chunk = file.read(min(_CHUNK_BYTES, remaining))
+                if not chunk:
+                    # Too late for a problem: a connection that breaks is how the reader learns of it.
+                    raise OSError(f"{path} ended {remaining} bytes early")
+                remaining -= len(chunk)
+                yield chunk
+        yield bytes(_padded(size) - size)
+    yield bytes(2 * tarfile.BLOCKSIZE)

@@ -1,0 +1,184 @@
+"""What a run will cost, computed before it starts: from two config.json files and the spec; no model is opened."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from backend.memory import Model, memory_bytes
+from backend.problems import invalid
+from backend.schemas import Estimate, PhaseSeconds
+from engine.findings import Finding
+from engine.flops import FlopLedger, ModelShape, rollout_flops, update_flops
+from engine.locations import resolve
+from engine.prefixes import PrefixSignals
+from engine.spec import ModelSpec, RunSpec
+
+_MAX_CONFIG_BYTES = 1024 * 1024
+_MAX_ENTRIES = 10**15  # of any product of sizes in a config.json; beyond it the arithmetic would only mislead
+_MAX_PROMPT_BYTES = 4_000_000
+_SAMPLED_PROMPTS = 200
+_TOKENS_PER_WORD = 1.4  # of English text under common tokenizers; others are stated as an assumption
+_UNKNOWN_PROMPT_TOKENS = 128
+_MAX_SHOWN = 200  # horizons in the preview
+
+
+def estimate(spec: RunSpec, rates: Sequence[float]) -> Estimate:
+    """The cost of a run; `rates` are the FLOP/s of earlier runs of the same two models, if there are any.
+
+    Refuses a spec whose models have no readable config.json on this machine.
+    """
+    student, teacher = _model(spec.student, "student.path"), _model(spec.teacher, "teacher.path")
+    prompt_tokens, assumptions = _prompt_tokens(spec)
+    horizons = _horizons(spec)
+    of_step = _StepCosts(spec, student.shape, teacher.shape, prompt_tokens)
+    num_steps = _steps_within_budget(spec, horizons, of_step)
+    evaluation = _evaluation_flops(spec, num_steps, student.shape, teacher.shape, prompt_tokens)
+    flops = _total(horizons[:num_steps], of_step) + evaluation
+    full = _total([spec.max_completion_tokens] * num_steps, of_step) + evaluation
+    memory = memory_bytes(spec, student, teacher, prompt_tokens, max(horizons))
+    shown = sorted({round(i * (len(horizons) - 1) / (_MAX_SHOWN - 1)) for i in range(_MAX_SHOWN)})
+    return Estimate(
+        flops=flops,
+        full_length_flops=full,
+        saving=full.training / flops.training,
+        memory_bytes=memory,
+        memory_total_bytes=sum(memory.values()),
+        seconds=PhaseSeconds(low=flops.training / max(rates), high=flops.training / min(rates)) if rates else None,
+        horizons=[horizons[step] for step in shown],
+        horizon_steps=shown,
+        assumptions=assumptions + _assumptions(spec, num_steps, rates),
+    )
+
+
+class _StepCosts(dict[int, FlopLedger]):
+    """FLOPs of one step by its horizon, if no rollout ends before it."""
+
+    def __init__(self, spec: RunSpec, student: ModelShape, teacher: ModelShape, prompt_tokens: int) -> None:
+        super().__init__()
+        self._spec, self._student, self._teacher, self._prompt_tokens = spec, student, teacher, prompt_tokens
+
+    def __missing__(self, horizon: int) -> FlopLedger:
+        spec = self._spec
+        sampling = rollout_flops(self._student, self._prompt_tokens, [horizon] * spec.rollouts_per_prompt)
+        update = update_flops(self._student, self._teacher, self._prompt_tokens, horizon)
+        rollout = FlopLedger(rollout=sampling * spec.prompts_per_step)
+        self[horizon] = rollout + _times(update, spec.rollouts_per_step)
+        return self[horizon]
+
+
+def _times(ledger: FlopLedger, factor: float) -> FlopLedger:
+    return FlopLedger(**{phase: flops * factor for phase, flops in ledger.model_dump().items()})
+
+
+def _total(horizons: Sequence[int], of_step: _StepCosts) -> FlopLedger:
+    return sum((_times(of_step[horizon], count) for horizon, count in Counter(horizons).items()), FlopLedger())
+
+
+def _horizons(spec: RunSpec) -> list[int]:
+    """The horizon of each step."""
+    state = spec.prefix_state()
+    horizons = []
+    for step in range(spec.num_steps):
+        horizons.append(spec.horizon_at(step, state))
+        state = spec.prefix.advance(state, PrefixSignals.model_construct(step=step))
+    return horizons
+
+
+def _steps_within_budget(spec: RunSpec, horizons: list[int], of_step: _StepCosts) -> int:
+    if spec.training_flops_budget is None:
+        return len(horizons)
+    training = {horizon: of_step[horizon].training for horizon in set(horizons)}
+    spent = 0.0
+    for step, horizon in enumerate(horizons, start=1):
+        spent += training[horizon]
+        if spent >= spec.training_flops_budget:
+            return step
+    return len(horizons)
+
+
+def _evaluation_flops(
+    spec: RunSpec, num_steps: int, student: ModelShape, teacher: ModelShape, prompt_tokens: int
+) -> FlopLedger:
+    """Base, teacher and student on the dev split, and all three on the report split; everything at full length."""
+    length, evaluation = spec.max_completion_tokens, spec.evaluation
+    num_reported = evaluation.num_report_prompts if evaluation.report_path else 0
+
+    def generation(model: ModelShape, num_prompts: int) -> float:
+        # Greedy completions of all prompts, samples of the first few.
+        both = num_prompts + min(evaluation.num_sampled, num_prompts)
+        return both * rollout_flops(model, prompt_tokens, [length])
+
+    def scoring(num_prompts: int) -> float:
+        forward = sum(model.forward(prompt_tokens + length, length) for model in (student, teacher))
+        return min(evaluation.num_sampled, num_prompts) * forward
+
+    num_evaluated = -(-num_steps // evaluation.every_steps) + 1
+    of_student = num_evaluated * (generation(student, evaluation.num_prompts) + scoring(evaluation.num_prompts))
+    of_teacher = generation(teacher, evaluation.num_prompts)
+    reported = 2 * (generation(student, num_reported) + scoring(num_reported)) + generation(teacher, num_reported)
+    return FlopLedger(evaluation=of_student + of_teacher + reported)
+
+
+def _model(model: ModelSpec, field: str) -> Model:
+    remedy = "run a preflight, which looks at it on a worker."
+    try:
+        path = Path(resolve(model.path)) / "config.json"
+        if not path.is_file():
+            raise FileNotFoundError(path)
+        if path.stat().st_size > _MAX_CONFIG_BYTES:
+            raise ValueError(f"config.json is larger than {_MAX_CONFIG_BYTES} bytes.")
+        config = json.loads(path.read_bytes())
+        shape = ModelShape.from_config(config)
+        if not all(1 <= value <= _MAX_ENTRIES for value in shape.model_dump().values()):
+            raise ValueError("config.json has sizes that no model has.")
+    except OSError:
+        message = f"{field} is {model.path!r}, which has no config.json on the API's machine; {remedy}"
+        raise invalid([Finding(field=field, message=message)]) from None
+    except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        message = f"{field} is {model.path!r}, whose cost cannot be estimated ({str(error)[:200]}); {remedy}"
+        raise invalid([Finding(field=field, message=message)]) from None
+    embeddings = 1 if config.get("tie_word_embeddings", False) else 2
+    return Model(shape, shape.block_parameters + embeddings * shape.head_parameters)
+
+
+def _prompt_tokens(spec: RunSpec) -> tuple[int, list[str]]:
+    """Mean prompt length in tokens, and what was assumed for it."""
+    try:
+        words = _words_per_prompt(Path(resolve(spec.prompts.path)))
+    except (OSError, ValueError, RecursionError):
+        words = []
+    if not words:
+        guess = f"Prompts have {_UNKNOWN_PROMPT_TOKENS} tokens: the prompt file cannot be read on the API's machine."
+        return _UNKNOWN_PROMPT_TOKENS, [guess]
+    tokens = max(1, round(_TOKENS_PER_WORD * sum(words) / len(words)))
+    text = f"Prompts have {tokens} tokens: {_TOKENS_PER_WORD} per word of the first {len(words)} prompts"
+    return tokens, [text + (", chat template not counted." if spec.prompts.template == "chat" else ".")]
+
+
+def _words_per_prompt(path: Path) -> list[int]:
+    words: list[int] = []
+    if not path.is_file():
+        return words
+    with path.open("rb") as file:
+        for _ in range(_SAMPLED_PROMPTS):
+            line = file.readline(_MAX_PROMPT_BYTES)
+            row: Any = json.loads(line) if line.strip() else None
+            if isinstance(row, dict) and isinstance(row.get("prompt"), str):
+                words.append(len(row["prompt"].split()))
+    return words
+
+
+def _assumptions(spec: RunSpec, num_steps: int, rates: Sequence[float]) -> list[str]:
+    stated = [
+        "No completion ends before its horizon; evaluation runs every completion to the full length.",
+        "Memory is for one process; activations are 34 bytes × hidden per token and layer in bf16 (2205.05198).",
+    ]
+    if spec.device == "auto" and spec.precision == "auto":
+        stated.append("Memory is for float32, as on a CPU; on a GPU `auto` is bfloat16 and needs less.")
+    if num_steps < spec.num_steps:
+        stated.append(f"The FLOPs budget ends the run after step {num_steps} of {spec.num_steps}.")
+    if rates:
+        stated.append(f"Time is for training alone, at the speed of {len(rates)} earlier runs of these models.")
+    return stated

@@ -1,0 +1,111 @@
+"""What every request must pass before a route sees it: host, origin, content type and size.
+
+A web page that someone has open in the same browser must not be able to drive an API on 127.0.0.1: neither by a name
+that it points there (DNS rebinding), nor by a form (no JSON content type), nor by fetch (its Origin is not allowed).
+"""
+
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from backend.problems import Refusal, problem
+from backend.settings import Settings
+
+MAX_BODY_BYTES = 1024 * 1024
+_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class Guard:
+    """ASGI middleware. It also gives each request an id, which problems and logs name."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.app = app
+        self._hosts = _LOOPBACK_NAMES | {settings.host.lower()} | {host.lower() for host in settings.allowed_hosts}
+        self._origins = frozenset(settings.allowed_origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = str(uuid4())
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = request_id
+                headers["X-Content-Type-Options"] = "nosniff"
+            await send(message)
+
+        try:
+            self._check_head(scope)
+            if scope["method"] not in _SAFE_METHODS:
+                receive = _replayed(await _checked_body(scope, receive), receive)
+        except Refusal as refusal:
+            await problem(scope, refusal)(scope, receive, send_named)
+            return
+        await self.app(scope, receive, send_named)
+
+    def _check_head(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        hosts = headers.getlist("host")
+        name = _host_name(hosts[0]) if len(hosts) == 1 else None
+        if name not in self._hosts:
+            shown = hosts[0][:100] if hosts else ""
+            raise Refusal(
+                421, f"This API is not known as {shown!r}; use 127.0.0.1, or add the name to INCIPIT_ALLOWED_HOSTS."
+            )
+        if b"%00" in scope.get("query_string", b"") or "\x00" in scope["path"]:
+            raise Refusal(422, "The address holds the character NUL, which no name has; remove it.")
+        if scope["method"] in _SAFE_METHODS:
+            return
+        origin = headers.get("origin")
+        if origin is not None and origin not in self._origins and origin != f"{scope['scheme']}://{hosts[0]}":
+            raise Refusal(
+                403,
+                f"Pages of {origin[:100]!r} may not change anything here; add the origin to INCIPIT_ALLOWED_ORIGINS.",
+            )
+
+
+def _host_name(host: str) -> str | None:
+    """The name without the port, in lower case; None when it is not a plain host and port."""
+    try:
+        parts = urlsplit(f"//{host}")
+        _ = parts.port  # raises when it is not a number
+    except ValueError:
+        return None
+    return parts.hostname if parts.netloc == host and "@" not in host else None
+
+
+async def _checked_body(scope: Scope, receive: Receive) -> bytes:
+    headers = Headers(scope=scope)
+    body = bytearray()
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY_BYTES:
+            raise Refusal(413, f"The request's body is larger than {MAX_BODY_BYTES} bytes; send less at once.")
+        if not message.get("more_body", False):
+            break
+    kind = headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind != "application/json" and (body or kind):
+        raise Refusal(415, f"The request's content type is {kind[:100]!r}; send JSON as application/json.")
+    if b"\\u0000" in body:
+        raise Refusal(422, "The request's body holds the character NUL, which cannot be stored; remove it.")
+    return bytes(body)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    is_sent = False
+
+    async def replay() -> Message:
+        nonlocal is_sent
+        if is_sent:
+            return await receive()
+        is_sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay

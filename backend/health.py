@@ -1,0 +1,74 @@
+"""What works and what does not, for /readyz, /version and `incipit doctor`."""
+
+import shutil
+import sqlite3
+from importlib.metadata import version as installed_version
+
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from backend.database import Database
+from backend.doorbell import Doorbell
+from backend.migrate import head
+from backend.queries.workers import num_present
+from backend.schemas import Health, Version
+from backend.settings import Settings
+from engine.events import EVENT_VERSION
+from engine.spec import SPEC_VERSION
+
+_MIN_FREE_BYTES = 2 * 1024**3
+# sqlite.org/wal.html#walresetbug
+_FIRST_SOUND_SQLITE = (3, 51, 3)
+
+
+def version() -> Version:
+    """What is installed."""
+    return Version(
+        version=installed_version("incipit"),
+        spec_version=SPEC_VERSION,
+        event_version=EVENT_VERSION,
+        schema_revision=head(),
+    )
+
+
+def health(database: Database, doorbell: Doorbell, settings: Settings) -> Health:
+    """Database, broker, workers and what a person should know."""
+    is_broker_up = doorbell.is_broker_up()
+    warnings = _warnings(database, settings)
+    if not is_broker_up:
+        warnings.append("The broker does not answer: runs can be submitted, and start when it is back.")
+    try:
+        name, workers = _ask(database)
+    except SQLAlchemyError:
+        name, workers = "down", 0
+        warnings.append("The database does not answer: nothing can be read or submitted.")
+    return Health(
+        status="ok" if is_broker_up and name != "down" else "degraded",
+        database=name,
+        broker="up" if is_broker_up else "down",
+        workers=workers,
+        version=installed_version("incipit"),
+        warnings=warnings,
+    )
+
+
+def _ask(database: Database) -> tuple[str, int]:
+    with database.read() as session:
+        if database.is_sqlite:
+            session.execute(text("SELECT 1"))
+            return f"sqlite {sqlite3.sqlite_version}", num_present(session)
+        server = str(session.scalar(text("SHOW server_version"))).split()[0]
+        return f"postgresql {server}", num_present(session)
+
+
+def _warnings(database: Database, settings: Settings) -> list[str]:
+    warnings = []
+    if database.is_sqlite and sqlite3.sqlite_version_info < _FIRST_SOUND_SQLITE:
+        warnings.append(
+            f"SQLite {sqlite3.sqlite_version} has a rare fault with several writers (fixed in 3.51.3): Incipit "
+            "avoids it, but keep backups, or use PostgreSQL."
+        )
+    free = shutil.disk_usage(settings.home).free
+    if free < _MIN_FREE_BYTES:
+        warnings.append(f"Only {free / 1024**3:.1f} GiB are free below INCIPIT_HOME; checkpoints may not fit.")
+    return warnings

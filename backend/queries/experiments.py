@@ -1,0 +1,71 @@
+"""Experiments: created whole, with all their runs, or not at all."""
+
+from datetime import UTC, datetime
+
+from sqlalchemy import Integer, case, func, insert, select
+from sqlalchemy.orm import Session
+
+from backend.expansion import PlannedRun
+from backend.ids import new_id
+from backend.schemas import ACTIVE_STATES, Experiment
+from backend.tables import Experiment as ExperimentRow
+from backend.tables import Run as RunRow
+from backend.words import divergence_in_words, prefix_in_words
+
+_ACTIVE = func.coalesce(func.sum(case((RunRow.state.in_(ACTIVE_STATES), 1), else_=0)), 0).cast(Integer)
+_EXPERIMENTS = (
+    select(
+        ExperimentRow.id,
+        ExperimentRow.name,
+        ExperimentRow.note,
+        ExperimentRow.created_at,
+        func.count(RunRow.id).label("num_runs"),
+        _ACTIVE.label("num_active"),
+    )
+    .join(RunRow, RunRow.experiment_id == ExperimentRow.id, isouter=True)
+    .group_by(ExperimentRow.id)
+    .order_by(ExperimentRow.id.desc())
+)
+
+
+def create_experiment(session: Session, name: str, note: str, planned: list[PlannedRun]) -> tuple[str, list[str]]:
+    """Store an experiment with its runs, all queued; returns its id and theirs."""
+    now = datetime.now(UTC)
+    experiment = ExperimentRow(id=new_id(), name=name, note=note, created_at=now)
+    session.add(experiment)
+    session.flush()
+    rows = [_row(run, experiment.id, now) for run in planned]
+    session.execute(insert(RunRow), rows)
+    return experiment.id, [str(row["id"]) for row in rows]
+
+
+def experiments(session: Session, *, before: str | None, limit: int) -> list[Experiment]:
+    """Experiments, newest first, those behind id `before`."""
+    query = _EXPERIMENTS.limit(limit)
+    if before is not None:
+        query = query.where(ExperimentRow.id < before)
+    return [Experiment.model_validate(dict(row)) for row in session.execute(query).mappings()]
+
+
+def experiment(session: Session, id: str) -> Experiment | None:
+    """One experiment."""
+    row = session.execute(_EXPERIMENTS.where(ExperimentRow.id == id)).mappings().one_or_none()
+    return None if row is None else Experiment.model_validate(dict(row))
+
+
+def _row(run: PlannedRun, experiment_id: str, now: datetime) -> dict[str, object]:
+    return {
+        "id": new_id(),
+        "experiment_id": experiment_id,
+        "created_at": now,
+        "spec": run.spec,
+        "name": run.spec.name,
+        "variant": run.variant,
+        "note": run.note,
+        "seed": run.spec.seed,
+        "num_steps": run.spec.num_steps,
+        "student": run.spec.student.path,
+        "teacher": run.spec.teacher.path,
+        "prefix": prefix_in_words(run.spec),
+        "divergence": divergence_in_words(run.spec.divergence),
+    }

@@ -1,0 +1,80 @@
+"""What a run has recorded: metrics, events, evaluations, curves by position."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import ColumnElement, func, or_, select
+from sqlalchemy.orm import Session
+
+from backend.records import Evaluation as EvaluationRow
+from backend.records import Event as EventRow
+from backend.records import Metric as MetricRow
+from backend.records import PositionCurve
+from backend.schemas import Evaluation, EventPage, Metric, Positions, StoredEvent
+
+MAX_POINTS = 2000
+
+
+def metrics(session: Session, run_id: str, keys: Sequence[str], *, after_step: int) -> list[Metric]:
+    """Metrics behind a step, each thinned to evenly spaced points and its last one; all keys if none is named."""
+    of_key = func.row_number().over(partition_by=MetricRow.key, order_by=MetricRow.step)
+    in_key = func.count().over(partition_by=MetricRow.key)
+    query = select(MetricRow.key, MetricRow.step, MetricRow.value, of_key.label("number"), in_key.label("total")).where(
+        MetricRow.run_id == run_id, MetricRow.step > after_step
+    )
+    if keys:
+        query = query.where(MetricRow.key.in_(keys))
+    points = query.subquery()
+    # The last point is kept beside the evenly spaced ones, hence one less.
+    stride = (points.c.total + MAX_POINTS - 2) // (MAX_POINTS - 1)
+    kept = or_((points.c.number - 1) % stride == 0, points.c.number == points.c.total)
+    rows = session.execute(select(points.c.key, points.c.step, points.c.value).where(kept).order_by("key", "step"))
+    found: dict[str, tuple[list[int], list[float | None]]] = {}
+    for key, step, value in rows:
+        steps, values = found.setdefault(key, ([], []))
+        steps.append(step)
+        values.append(value)
+    return [Metric(key=key, steps=steps, values=values) for key, (steps, values) in found.items()]
+
+
+def events(session: Session, run_id: str, *, after_seq: int, limit: int) -> EventPage:
+    """The run's history behind a sequence number, oldest first."""
+    query = (
+        select(EventRow).where(EventRow.run_id == run_id, EventRow.seq > after_seq).order_by(EventRow.seq).limit(limit)
+    )
+    items = [
+        StoredEvent(seq=row.seq, time=row.time, kind=row.kind, attempt=row.fence, payload=row.payload)
+        for row in session.scalars(query)
+    ]
+    return EventPage(items=items, last_seq=items[-1].seq if items else after_seq)
+
+
+def evaluations(session: Session, run_id: str) -> list[Evaluation]:
+    """All evaluations, by step; base and teacher, step 0, first."""
+    query = (
+        select(EvaluationRow)
+        .where(EvaluationRow.run_id == run_id)
+        .order_by(EvaluationRow.step, EvaluationRow.subject, EvaluationRow.split)
+    )
+    return [
+        Evaluation.model_validate({name: getattr(row, name) for name in Evaluation.model_fields})
+        for row in session.scalars(query)
+    ]
+
+
+def positions(session: Session, run_id: str, *, source: str | None, steps: Sequence[int]) -> list[Positions]:
+    """Curves by position, in order of steps; of training about a hundred and the last, unless steps are named."""
+    chosen: list[ColumnElement[bool]] = [PositionCurve.run_id == run_id]
+    if source is not None:
+        chosen.append(PositionCurve.source == source)
+    if steps:
+        chosen.append(PositionCurve.step.in_(steps))
+    else:
+        last = session.scalar(select(func.max(PositionCurve.step)).where(PositionCurve.run_id == run_id)) or 0
+        stride = max(1, last // 100)
+        spaced = or_(PositionCurve.step % stride == 0, PositionCurve.step == last)
+        chosen.append(or_(PositionCurve.source != "training", spaced))
+    query = select(PositionCurve).where(*chosen).order_by(PositionCurve.step, PositionCurve.source, PositionCurve.split)
+    return [
+        Positions.model_validate({name: getattr(row, name) for name in Positions.model_fields})
+        for row in session.scalars(query)
+    ]

@@ -1,0 +1,137 @@
+"""Runs as people read them, and the one thing that people write: that a run shall stop."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import quantiles
+from typing import Any
+
+from sqlalchemy import Select, and_, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from backend.records import Metric
+from backend.schemas import ACTIVE_STATES, Run, RunState, RunSummary
+from backend.tables import Experiment as ExperimentRow
+from backend.tables import Run as RunRow
+
+_MIN_STEPS, _MAX_STEPS = 5, 20  # last steps that the time to go is judged by
+
+# The columns of a line of the list; the spec, the largest one, stays in the database.
+_SUMMARY: Select[*tuple[Any, ...]] = select(
+    RunRow.id,
+    RunRow.experiment_id,
+    ExperimentRow.name.label("experiment_name"),
+    RunRow.name,
+    RunRow.variant,
+    RunRow.note,
+    RunRow.seed,
+    RunRow.state,
+    RunRow.desired_state,
+    RunRow.phase,
+    RunRow.last_step.label("step"),
+    RunRow.num_steps,
+    RunRow.student,
+    RunRow.teacher,
+    RunRow.prefix,
+    RunRow.divergence,
+    RunRow.attempt,
+    RunRow.best_accuracy,
+    RunRow.report_accuracy,
+    RunRow.training_flops,
+    RunRow.training_seconds,
+    RunRow.failure_kind,
+    RunRow.failure_message,
+    RunRow.created_at,
+    RunRow.started_at,
+    RunRow.finished_at,
+    RunRow.heartbeat_at,
+).join(ExperimentRow, ExperimentRow.id == RunRow.experiment_id)
+
+
+@dataclass(frozen=True)
+class RunFilter:
+    """Which runs a list shows."""
+
+    states: Sequence[RunState] = ()
+    experiment_id: str | None = None
+    search: str | None = None
+    """Part of the run's or the experiment's name, in either case."""
+
+
+def runs(session: Session, wanted: RunFilter, *, before: str | None = None, limit: int = 100) -> list[RunSummary]:
+    """Runs, newest first, those behind id `before`."""
+    query = _SUMMARY.order_by(RunRow.id.desc()).limit(limit)
+    if wanted.states:
+        query = query.where(RunRow.state.in_(wanted.states))
+    if wanted.experiment_id is not None:
+        query = query.where(RunRow.experiment_id == wanted.experiment_id)
+    if wanted.search is not None:
+        either = (name.icontains(wanted.search, autoescape=True) for name in (RunRow.name, ExperimentRow.name))
+        query = query.where(or_(*either))
+    if before is not None:
+        query = query.where(RunRow.id < before)
+    return [RunSummary.model_validate(dict(row)) for row in session.execute(query).mappings()]
+
+
+def run(session: Session, id: str) -> Run | None:
+    """One run with its spec."""
+    beside = (RunRow.spec, RunRow.flops, RunRow.executed_flops, RunRow.priority)
+    row = session.execute(_SUMMARY.add_columns(*beside).where(RunRow.id == id)).mappings().one_or_none()
+    if row is None:
+        return None
+    values = dict(row)
+    priority = values.pop("priority")
+    is_queued = values["state"] == "queued"
+    return Run.model_validate(
+        {
+            **values,
+            "eta_seconds": _eta_seconds(session, id, values["num_steps"] - values["step"]),
+            "queue_position": _queue_position(session, id, priority) if is_queued else None,
+        }
+    )
+
+
+def exists(session: Session, id: str) -> bool:
+    """Whether there is such a run."""
+    return session.scalar(select(RunRow.id).where(RunRow.id == id)) is not None
+
+
+def ask_to_cancel(session: Session, id: str, *, checkpoint: bool) -> bool:
+    """Say that a run shall stop; its worker or the control process does it. False when it has ended already."""
+    changed = session.scalar(
+        update(RunRow)
+        .where(RunRow.id == id, RunRow.state.in_(ACTIVE_STATES))
+        .values(desired_state="cancel", checkpoint_on_cancel=checkpoint)
+        .returning(RunRow.id)
+    )
+    return changed is not None
+
+
+def training_rates(session: Session, student: str, teacher: str) -> list[float]:
+    """FLOP/s of the last finished runs of this pair of models on this installation."""
+    query = (
+        select(RunRow.training_flops, RunRow.training_seconds)
+        .where(RunRow.state == "succeeded", RunRow.student == student, RunRow.teacher == teacher)
+        .order_by(RunRow.id.desc())
+        .limit(_MAX_STEPS)
+    )
+    return [flops / seconds for flops, seconds in session.execute(query) if flops and seconds]
+
+
+def _eta_seconds(session: Session, id: str, remaining: int) -> tuple[float, float] | None:
+    query = (
+        select(Metric.value)
+        .where(Metric.run_id == id, Metric.key == "seconds.total")
+        .order_by(Metric.step.desc())
+        .limit(_MAX_STEPS)
+    )
+    seconds = [value for value in session.scalars(query) if value is not None]
+    if len(seconds) < _MIN_STEPS:
+        return None
+    low, _, high = quantiles(seconds, n=4)
+    return remaining * low, remaining * high
+
+
+def _queue_position(session: Session, id: str, priority: int) -> int:
+    is_before = or_(RunRow.priority > priority, and_(RunRow.priority == priority, RunRow.id < id))
+    count = select(func.count()).select_from(RunRow).where(RunRow.state == "queued", is_before)
+    return 1 + (session.scalar(count) or 0)

@@ -1,0 +1,28 @@
+"""Workers that have been heard of."""
+
+from datetime import timedelta
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from backend.database import now_of
+from backend.schemas import Worker
+from backend.tables import Worker as WorkerRow
+
+_MAX_SHOWN = 500
+_PRESENT = timedelta(minutes=1)
+
+
+def workers(session: Session) -> list[Worker]:
+    """All known workers, the last heard first."""
+    query = select(WorkerRow).order_by(WorkerRow.heartbeat_at.desc()).limit(_MAX_SHOWN)
+    return [
+        Worker.model_validate({name: getattr(row, name) for name in Worker.model_fields})
+        for row in session.scalars(query)
+    ]
+
+
+def num_present(session: Session) -> int:
+    """Workers that were heard of within the last minute."""
+    query = select(func.count()).select_from(WorkerRow).where(WorkerRow.heartbeat_at > now_of(session) - _PRESENT)
+    return session.scalar(query) or 0

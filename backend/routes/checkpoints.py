@@ -1,0 +1,129 @@
+"""Checkpoints and their files."""
+
+import time
+from datetime import UTC, datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request
+from fastapi.responses import Response
+
+from backend.cursors import from_cursor
+from backend.dependencies import Config, Cursor, Id, Limit, Reading, Responses, errors
+from backend.downloads import StoredCheckpoint
+from backend.problems import not_found
+from backend.queries import checkpoints as queries
+from backend.schemas import Checkpoint, Link
+from backend.signatures import PREFIX, VALID_SECONDS, require_signature, signed_url
+
+router = APIRouter(prefix="/checkpoints", tags=["checkpoints"])
+# No credentials: the signature in the address is the right to it.
+signed_router = APIRouter(prefix=PREFIX.removeprefix("/api/v1"), tags=["checkpoints"])
+
+FileName = Annotated[str, Path(max_length=1024, description="As in the checkpoint's list of files.")]
+Expires = Annotated[int, Query(ge=0, le=2**53)]
+Signature = Annotated[str, Query(max_length=128)]
+_FILE: Responses = {
+    200: {"content": {"application/octet-stream": {}}, "description": "The file."},
+    206: {"content": {"application/octet-stream": {}}, "description": "The part that Range asks for."},
+    304: {"description": "The file is still the one with this ETag, its sha256."},
+    416: {"description": "Range lies outside the file."},
+}
+_ARCHIVE: Responses = {200: {"content": {"application/x-tar": {}}, "description": "The folder as an uncompressed tar."}}
+
+
+@router.get("", operation_id="list_checkpoints", responses=errors())
+def list_checkpoints(
+    session: Reading,
+    run_id: Annotated[str | None, Query(max_length=64)] = None,
+    cursor: Cursor = None,
+    limit: Limit = 200,
+) -> list[Checkpoint]:
+    """Checkpoints of all runs, or of one, newest first."""
+    return queries.checkpoints(session, run_id=run_id, before=from_cursor(cursor) if cursor else None, limit=limit)
+
+
+@router.get("/{checkpoint_id}", operation_id="get_checkpoint", responses=errors(404))
+def get_checkpoint(checkpoint_id: Id, session: Reading) -> Checkpoint:
+    """One checkpoint."""
+    found = queries.checkpoint(session, checkpoint_id)
+    if found is None:
+        raise not_found("checkpoint", checkpoint_id)
+    return found[0]
+
+
+@router.get(
+    "/{checkpoint_id}/files/{name:path}",
+    operation_id="get_checkpoint_file",
+    response_class=Response,
+    responses={**_FILE, **errors(404, 410)},
+)
+def get_checkpoint_file(
+    checkpoint_id: Id, name: FileName, session: Reading, settings: Config, request: Request
+) -> Response:
+    """A file of a checkpoint, with Range; its ETag is its sha256."""
+    return _stored(checkpoint_id, session, settings).file(name, request.headers)
+
+
+@router.get(
+    "/{checkpoint_id}/archive",
+    operation_id="get_checkpoint_archive",
+    response_class=Response,
+    responses={**_ARCHIVE, **errors(404, 410)},
+)
+def get_checkpoint_archive(checkpoint_id: Id, session: Reading, settings: Config) -> Response:
+    """A checkpoint's folder as one uncompressed tar."""
+    return _stored(checkpoint_id, session, settings).archive()
+
+
+@router.post("/{checkpoint_id}/link", operation_id="create_checkpoint_link", responses=errors(403, 404, 413, 415))
+def create_checkpoint_link(checkpoint_id: Id, session: Reading, settings: Config) -> Link:
+    """Addresses for a browser, which work without credentials for 15 minutes."""
+    stored = _stored(checkpoint_id, session, settings)
+    expires = int(time.time()) + VALID_SECONDS
+    secret = settings.signing_secret()
+    return Link(
+        archive_url=signed_url(secret, f"{checkpoint_id}/archive", expires),
+        file_urls={name: signed_url(secret, f"{checkpoint_id}/files/{name}", expires) for name in stored.names()},
+        expires_at=datetime.fromtimestamp(expires, UTC),
+    )
+
+
+@signed_router.get(
+    "/{checkpoint_id}/files/{name:path}",
+    operation_id="download_checkpoint_file",
+    response_class=Response,
+    responses={**_FILE, **errors(403, 404, 410)},
+)
+def download_checkpoint_file(
+    checkpoint_id: Id,
+    name: FileName,
+    expires: Expires,
+    signature: Signature,
+    session: Reading,
+    settings: Config,
+    request: Request,
+) -> Response:
+    """A file of a checkpoint by a signed address."""
+    require_signature(settings.signing_secret(), f"{checkpoint_id}/files/{name}", expires, signature)
+    return _stored(checkpoint_id, session, settings).file(name, request.headers)
+
+
+@signed_router.get(
+    "/{checkpoint_id}/archive",
+    operation_id="download_checkpoint_archive",
+    response_class=Response,
+    responses={**_ARCHIVE, **errors(403, 404, 410)},
+)
+def download_checkpoint_archive(
+    checkpoint_id: Id, expires: Expires, signature: Signature, session: Reading, settings: Config
+) -> Response:
+    """A checkpoint's folder as one uncompressed tar by a signed address."""
+    require_signature(settings.signing_secret(), f"{checkpoint_id}/archive", expires, signature)
+    return _stored(checkpoint_id, session, settings).archive()
+
+
+def _stored(checkpoint_id: str, session: Reading, settings: Config) -> StoredCheckpoint:
+    found = queries.checkpoint(session, checkpoint_id)
+    if found is None:
+        raise not_found("checkpoint", checkpoint_id)
+    return StoredCheckpoint(*found, settings.run_dir)

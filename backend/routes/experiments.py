@@ -1,0 +1,50 @@
+"""Experiments."""
+
+from fastapi import APIRouter, Response
+
+from backend.cursors import from_cursor
+from backend.dependencies import Bell, Cursor, Id, Limit, Reading, Store, errors
+from backend.expansion import planned_runs
+from backend.problems import not_found
+from backend.queries import experiments as queries
+from backend.queries.runs import RunFilter, runs
+from backend.schemas import Experiment, ExperimentCreate, RunSummary
+
+router = APIRouter(prefix="/experiments", tags=["experiments"])
+
+
+@router.post("", operation_id="create_experiment", status_code=201, responses=errors(403, 413, 415))
+def create_experiment(body: ExperimentCreate, database: Store, doorbell: Bell, response: Response) -> Experiment:
+    """Create an experiment and queue its runs: one for each variant and seed, all or none."""
+    planned = planned_runs(body)
+    with database.write() as session:
+        id, run_ids = queries.create_experiment(session, body.name, body.note, planned)
+        created = queries.experiment(session, id)
+    assert created is not None, "it was created in this transaction"
+    for run_id in run_ids:
+        doorbell.ring_run(run_id)
+    response.headers["Location"] = f"/api/v1/experiments/{id}"
+    return created
+
+
+@router.get("", operation_id="list_experiments", responses=errors())
+def list_experiments(session: Reading, cursor: Cursor = None, limit: Limit = 200) -> list[Experiment]:
+    """Experiments, newest first; a cursor is an experiment's place in that order (see next_cursor of runs)."""
+    return queries.experiments(session, before=from_cursor(cursor) if cursor else None, limit=limit)
+
+
+@router.get("/{experiment_id}", operation_id="get_experiment", responses=errors(404))
+def get_experiment(experiment_id: Id, session: Reading) -> Experiment:
+    """One experiment."""
+    found = queries.experiment(session, experiment_id)
+    if found is None:
+        raise not_found("experiment", experiment_id)
+    return found
+
+
+@router.get("/{experiment_id}/runs", operation_id="list_experiment_runs", responses=errors(404))
+def list_experiment_runs(experiment_id: Id, session: Reading) -> list[RunSummary]:
+    """All runs of an experiment, in the order of its variants and seeds."""
+    if queries.experiment(session, experiment_id) is None:
+        raise not_found("experiment", experiment_id)
+    return runs(session, RunFilter(experiment_id=experiment_id), limit=1000)[::-1]

@@ -1,0 +1,38 @@
+"""Whether this installation works, and what it is."""
+
+from fastapi import APIRouter, Response
+
+from backend.dependencies import Bell, Config, Reading, Store, errors
+from backend.health import health, version
+from backend.queries import workers as queries
+from backend.schemas import Health, Liveness, Version, Worker
+
+router = APIRouter(tags=["health"])
+open_router = APIRouter(tags=["health"])
+
+
+@open_router.get("/livez", operation_id="livez")
+def livez() -> Liveness:
+    """The process answers."""
+    return Liveness()
+
+
+@open_router.get("/readyz", operation_id="readyz", responses={503: {"model": Health, "description": "No database."}})
+def readyz(database: Store, doorbell: Bell, settings: Config, response: Response) -> Health:
+    """Database, broker and workers; 503 only without a database, since runs can be submitted without a broker."""
+    found = health(database, doorbell, settings)
+    if found.database == "down":
+        response.status_code = 503
+    return found
+
+
+@open_router.get("/version", operation_id="version")
+def get_version() -> Version:
+    """What is installed."""
+    return version()
+
+
+@router.get("/workers", operation_id="list_workers", responses=errors())
+def list_workers(session: Reading) -> list[Worker]:
+    """Workers that have been heard of, the last heard first."""
+    return queries.workers(session)

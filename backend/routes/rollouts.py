@@ -1,0 +1,31 @@
+"""A traced rollout with its tokens."""
+
+import pyarrow
+from fastapi import APIRouter
+from pydantic import ValidationError
+
+from backend.dependencies import Config, Id, Reading, errors
+from backend.problems import Refusal, not_found
+from backend.queries import rollouts as queries
+from backend.schemas import RolloutDetail
+from engine.token_trace import read_trace
+
+router = APIRouter(prefix="/rollouts", tags=["rollouts"])
+
+
+@router.get("/{rollout_id}", operation_id="get_rollout", responses=errors(404, 410))
+def get_rollout(rollout_id: Id, session: Reading, settings: Config) -> RolloutDetail:
+    """One rollout with what both models thought of each of its tokens."""
+    found = queries.rollout(session, rollout_id)
+    if found is None:
+        raise not_found("rollout", rollout_id)
+    rollout, where = found
+    path = settings.run_dir / rollout.run_id / "attempts" / str(where.fence) / where.path
+    try:
+        trace = read_trace(path, where.row)
+    except (OSError, IndexError, pyarrow.ArrowException, ValidationError):
+        raise Refusal(
+            410, f"The trace file of rollout {rollout_id} is gone or damaged; look at another step."
+        ) from None
+    p99 = queries.p99_reverse_kl(session, rollout.run_id)
+    return RolloutDetail(**rollout.model_dump(), trace=trace, run_p99_reverse_kl=p99)

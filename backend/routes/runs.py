@@ -1,0 +1,135 @@
+"""Runs, and what they have recorded."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+
+from backend.cursors import from_cursor, to_cursor
+from backend.dependencies import Cursor, Id, Limit, Reading, Store, errors
+from backend.problems import Refusal, not_found
+from backend.queries import checkpoints as checkpoint_queries
+from backend.queries import history, rollouts
+from backend.queries import runs as queries
+from backend.schemas import (
+    Cancel,
+    Checkpoint,
+    Evaluation,
+    EventPage,
+    Metric,
+    Positions,
+    RolloutPage,
+    Run,
+    RunPage,
+    RunState,
+)
+
+router = APIRouter(prefix="/runs", tags=["runs"])
+
+_MAX_STEP = 2**31 - 1
+
+
+@router.get("", operation_id="list_runs", responses=errors())
+def list_runs(
+    session: Reading,
+    state: Annotated[list[RunState] | None, Query(max_length=16, description="Only runs in one of these.")] = None,
+    experiment_id: Annotated[str | None, Query(max_length=64)] = None,
+    search: Annotated[str | None, Query(max_length=128, description="Part of the run's or experiment's name.")] = None,
+    cursor: Cursor = None,
+    limit: Limit = 100,
+) -> RunPage:
+    """Runs, newest first."""
+    wanted = queries.RunFilter(states=state or (), experiment_id=experiment_id, search=search)
+    before = from_cursor(cursor) if cursor else None
+    items = queries.runs(session, wanted, before=before, limit=limit)
+    return RunPage(items=items, next_cursor=to_cursor(items[-1].id) if len(items) == limit else None)
+
+
+@router.get("/{run_id}", operation_id="get_run", responses=errors(404))
+def get_run(run_id: Id, session: Reading) -> Run:
+    """One run with its spec."""
+    found = queries.run(session, run_id)
+    if found is None:
+        raise not_found("run", run_id)
+    return found
+
+
+@router.post("/{run_id}/cancel", operation_id="cancel_run", responses=errors(403, 404, 409, 413, 415))
+def cancel_run(run_id: Id, database: Store, body: Cancel | None = None) -> Run:
+    """Ask a run to stop; it does so within seconds, or at once while it is queued."""
+    wanted = body or Cancel()
+    with database.write() as session:
+        is_asked = queries.ask_to_cancel(session, run_id, checkpoint=wanted.checkpoint)
+        found = queries.run(session, run_id)
+    if found is None:
+        raise not_found("run", run_id)
+    if not is_asked:
+        raise Refusal(409, f"The run has already {_ENDED[found.state]}; only queued and active runs can be cancelled.")
+    return found
+
+
+_ENDED = {"succeeded": "succeeded", "failed": "failed", "cancelled": "been cancelled"}
+
+
+@router.get("/{run_id}/metrics", operation_id="get_metrics", responses=errors(404))
+def get_metrics(
+    run_id: Id,
+    session: Reading,
+    keys: Annotated[str | None, Query(max_length=2000, description="Names, separated by commas; all if empty.")] = None,
+    after_step: Annotated[int, Query(ge=0, le=_MAX_STEP)] = 0,
+) -> list[Metric]:
+    """Metrics by step, each thinned to at most 2,000 points."""
+    _require(session, run_id)
+    return history.metrics(session, run_id, keys.split(",") if keys else (), after_step=after_step)
+
+
+@router.get("/{run_id}/events", operation_id="get_events", responses=errors(404))
+def get_events(
+    run_id: Id, session: Reading, after_seq: Annotated[int, Query(ge=0, le=2**53)] = 0, limit: Limit = 500
+) -> EventPage:
+    """The run's history behind a sequence number, oldest first."""
+    _require(session, run_id)
+    return history.events(session, run_id, after_seq=after_seq, limit=limit)
+
+
+@router.get("/{run_id}/evaluations", operation_id="get_evaluations", responses=errors(404))
+def get_evaluations(run_id: Id, session: Reading) -> list[Evaluation]:
+    """Full-length evaluations of the student, and those of base and teacher before the first step."""
+    _require(session, run_id)
+    return history.evaluations(session, run_id)
+
+
+@router.get("/{run_id}/positions", operation_id="get_positions", responses=errors(404))
+def get_positions(
+    run_id: Id,
+    session: Reading,
+    source: Literal["training", "student", "base"] | None = None,
+    step: Annotated[list[int] | None, Query(max_length=200)] = None,
+) -> list[Positions]:
+    """Divergence by completion position; training curves of about a hundred steps, unless steps are named."""
+    _require(session, run_id)
+    steps = [one for one in step or () if 0 <= one <= _MAX_STEP]
+    return history.positions(session, run_id, source=source, steps=steps)
+
+
+@router.get("/{run_id}/rollouts", operation_id="list_rollouts", responses=errors(404))
+def list_rollouts(
+    run_id: Id,
+    session: Reading,
+    step: Annotated[int | None, Query(ge=0, le=_MAX_STEP, description="The newest traced step if empty.")] = None,
+    sort: rollouts.Order = "most_divergent",
+) -> RolloutPage:
+    """Traced rollouts of a step."""
+    _require(session, run_id)
+    return rollouts.rollouts(session, run_id, step=step, order=sort)
+
+
+@router.get("/{run_id}/checkpoints", operation_id="list_run_checkpoints", responses=errors(404))
+def list_run_checkpoints(run_id: Id, session: Reading) -> list[Checkpoint]:
+    """The run's checkpoints, newest first."""
+    _require(session, run_id)
+    return checkpoint_queries.checkpoints(session, run_id=run_id, before=None, limit=1000)
+
+
+def _require(session: Reading, run_id: str) -> None:
+    if not queries.exists(session, run_id):
+        raise not_found("run", run_id)

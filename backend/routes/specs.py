@@ -1,0 +1,66 @@
+"""Specs before they become runs: schema, checks, cost, presets, preflights."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Response
+
+from backend.dependencies import Bell, Id, Limit, Reading, Store, errors
+from backend.estimate import estimate
+from backend.presets import presets
+from backend.problems import findings_in, not_found
+from backend.queries import preflights as queries
+from backend.queries.runs import training_rates
+from backend.schemas import Estimate, Preflight, Preset
+from engine.findings import Finding
+from engine.spec import RunSpec
+
+router = APIRouter(tags=["specs"])
+
+
+@router.get("/spec/schema", operation_id="get_spec_schema", responses=errors())
+def get_spec_schema() -> dict[str, Any]:
+    """The JSON schema of a run's spec."""
+    return RunSpec.model_json_schema()
+
+
+@router.post("/spec/validate", operation_id="validate_spec", responses=errors(403, 413, 415))
+def validate_spec(body: Annotated[Any, Body(description="A spec, valid or not.")]) -> list[Finding]:
+    """What is wrong with a spec by the rules that need no model; empty when nothing is."""
+    return findings_in(body, RunSpec)
+
+
+@router.post("/estimate", operation_id="estimate_run", responses=errors(403, 413, 415))
+def estimate_run(body: RunSpec, session: Reading) -> Estimate:
+    """What a run will cost in FLOPs, memory and, after earlier runs of the same models, time."""
+    return estimate(body, training_rates(session, body.student.path, body.teacher.path))
+
+
+@router.get("/presets", operation_id="list_presets", responses=errors())
+def list_presets() -> list[Preset]:
+    """The ready experiments that come with Incipit."""
+    return list(presets())
+
+
+@router.post("/preflights", operation_id="create_preflight", status_code=201, responses=errors(403, 413, 415))
+def create_preflight(body: RunSpec, database: Store, doorbell: Bell, response: Response) -> Preflight:
+    """Have a worker check a spec: models, tokenizers, context lengths, data."""
+    with database.write() as session:
+        created = queries.create_preflight(session, body)
+    doorbell.ring_preflight(created.id)
+    response.headers["Location"] = f"/api/v1/preflights/{created.id}"
+    return created
+
+
+@router.get("/preflights", operation_id="list_preflights", responses=errors())
+def list_preflights(session: Reading, limit: Limit = 50) -> list[Preflight]:
+    """The last preflights, newest first."""
+    return queries.preflights(session, limit=limit)
+
+
+@router.get("/preflights/{preflight_id}", operation_id="get_preflight", responses=errors(404))
+def get_preflight(preflight_id: Id, session: Reading) -> Preflight:
+    """One preflight and what it has found so far."""
+    found = queries.preflight(session, preflight_id)
+    if found is None:
+        raise not_found("preflight", preflight_id)
+    return found
