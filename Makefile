@@ -1,0 +1,70 @@
+# The two commands of a fresh clone are `make demo` and `make test`; both set up all they need.
+#   make demo                    set-up, local stack, the built-in comparison, its table; the dashboard stays open
+#   make demo ARGS=--exit        the same, ends after the table
+#   make demo ARGS=--real        the comparison with a real small model (SmolLM2)
+#   make demo TORCH=cpu          take the CPU build of torch (a general index serves the CUDA build, several GB)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+TORCH ?=
+# One thread per process: spinning threads on shared cores made training steps 3 to 10 times slower.
+export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= PASSIVE
+export TOKENIZERS_PARALLELISM ?= false
+
+UV_VERSION := 0.13.9
+# uv does not read pip's find-links, where a machine may keep wheels of its own.
+INSTALL = UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null || true)" \
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt \
+	$(if $(TORCH),--torch-backend=$(TORCH))
+
+.PHONY: demo up test test-full lint bench lock clean
+
+demo: $(VENV)/local.done
+	$(BIN)/incipit demo $(ARGS)
+
+up: $(VENV)/local.done
+	$(BIN)/incipit up $(ARGS)
+
+test: $(VENV)/dev.done lint
+	$(BIN)/python tests/install_browser.py
+	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+
+test-full: test
+	$(BIN)/python -m experiments.tiny.check
+
+lint: $(VENV)/dev.done
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
+
+bench: $(VENV)/dev.done
+	$(BIN)/python -m benchmarks $(ARGS)
+
+lock: $(VENV)/uv.done
+	@echo "torch==2.13.0" > $(VENV)/torch.pin
+	$(BIN)/uv pip compile --quiet pyproject.toml --all-extras --constraint $(VENV)/torch.pin \
+		--no-header --no-annotate -o $(VENV)/resolved.txt
+	@echo "# Exact versions that make installs: resolved over all extras at once (make lock writes it)." > constraints.txt
+	# Left out: build suffixes, and GPU packages, whose versions follow from the build of torch.
+	sed 's/+cpu$$//' $(VENV)/resolved.txt | grep -vE '^(triton|nvidia-[a-z0-9-]*|cuda[a-z0-9-]*)==' >> constraints.txt
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/uv.done:
+	@echo "Setting up Python packages in $(VENV) …"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@touch $@
+
+$(VENV)/local.done: $(VENV)/uv.done pyproject.toml constraints.txt
+	$(INSTALL) -e '.[local,real]'
+	@touch $@
+
+$(VENV)/dev.done: $(VENV)/uv.done pyproject.toml constraints.txt
+	$(INSTALL) -e '.[dev,real]'
+	@touch $@ $(VENV)/local.done

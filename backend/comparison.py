@@ -1,0 +1,171 @@
+"""What the runs of an experiment say beside each other. Pure: computed from recorded figures, words included.
+
+The terminal table of `incipit demo` and the dashboard's Compare page show the same comparison.
+"""
+
+from __future__ import annotations
+
+import math
+
+from backend.schemas import Evaluation, Run
+from engine.flops import FlopLedger
+from engine.frozen import Frozen
+
+_Z95 = 1.959964  # two-sided 95 % of the normal distribution
+
+
+class Arm(Frozen):
+    """One finished run."""
+
+    run_id: str
+    name: str
+    note: str
+    student: str
+    prefix: str
+    num_prompts: int
+    """Prompts behind accuracy and exact."""
+    accuracy: float
+    accuracy_low: float
+    """Wilson interval over prompts, 95 %; it says nothing about other seeds."""
+    accuracy_high: float
+    exact: float | None
+    eos_rate: float | None
+    repetition: float | None
+    """Share of repeated 4-grams in greedy texts."""
+    reverse_kl: float | None
+    """Mean over full-length samples, nats per token."""
+    share_inside: float | None
+    """Share of the base student's reverse KL inside the arm's first horizon; None for a full prefix."""
+    tail_before: float | None
+    """Reverse KL beyond the horizon before training, nats per token."""
+    tail_after: float | None
+    """The same after training, at the best checkpoint."""
+    flops: FlopLedger
+    training_seconds: float
+    saving: float | None
+    """The baseline's training FLOPs / this arm's; None for arms with another student."""
+    flops_to_target: float | None
+    """Training FLOPs at the first dev evaluation that reached the target accuracy; None when none did."""
+    is_baseline: bool
+
+
+class Comparison(Frozen):
+    """Arms, cheapest last, with reference values and the sentences that the figures support."""
+
+    target: float
+    arms: list[Arm]
+    base_accuracy: dict[str, float]
+    """Accuracy of each student before training, by its path."""
+    teacher_accuracy: float | None
+    sentences: list[str]
+
+
+def compare(runs: list[tuple[Run, list[Evaluation]]], target: float = 0.95) -> Comparison:
+    """The comparison of those runs that have succeeded; `target` is the accuracy for "compute to reach"."""
+    done = [(run, evaluations) for run, evaluations in runs if run.state == "succeeded" and run.flops is not None]
+    full = [run for run, _ in done if run.spec.prefix.kind == "full" and run.spec.training_flops_budget is None]
+    baseline = max(full, key=lambda run: run.flops.training if run.flops else 0.0, default=None)
+    arms = [_arm(run, evaluations, baseline, target) for run, evaluations in done]
+    arms.sort(key=lambda arm: (not arm.is_baseline, arm.saving is None))
+    base = {run.spec.student.path: figure for run, e in done if (figure := _accuracy(e, "base")) is not None}
+    teacher = next((figure for _, e in done if (figure := _accuracy(e, "teacher")) is not None), None)
+    return Comparison(
+        target=target,
+        arms=arms,
+        base_accuracy=base,
+        teacher_accuracy=teacher,
+        sentences=_sentences(arms, base, target),
+    )
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """95 % interval of a share of `count` independent trials (Wilson 1927)."""
+    spread = _Z95**2 / count
+    centre = (share + spread / 2) / (1 + spread)
+    half = _Z95 / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _arm(run: Run, evaluations: list[Evaluation], baseline: Run | None, target: float) -> Arm:
+    students = [e for e in evaluations if e.subject == "student"]
+    final = next((e for e in students if e.split == "report"), None) or max(
+        students, key=lambda e: e.metrics.get("accuracy") or 0.0
+    )
+    before = next((e for e in evaluations if e.subject == "base" and e.split == final.split), None)
+    accuracy = final.metrics.get("accuracy") or 0.0
+    low, high = wilson(accuracy, final.num_prompts)
+    reached = [e.training_flops for e in students if e.split == "dev" and (e.metrics.get("accuracy") or 0.0) >= target]
+    is_full = run.spec.prefix.kind == "full"
+    comparable = baseline is not None and baseline.spec.student == run.spec.student
+    assert run.flops is not None
+    return Arm(
+        run_id=run.id,
+        name=run.name,
+        note=run.note,
+        student=run.spec.student.path,
+        prefix=run.prefix,
+        num_prompts=final.num_prompts,
+        accuracy=accuracy,
+        accuracy_low=low,
+        accuracy_high=high,
+        exact=final.metrics.get("exact"),
+        eos_rate=final.metrics.get("eos_rate"),
+        repetition=final.metrics.get("repetition"),
+        reverse_kl=final.metrics.get("reverse_kl"),
+        share_inside=before.metrics.get("share_inside") if before and not is_full else None,
+        tail_before=before.metrics.get("reverse_kl_beyond") if before and not is_full else None,
+        tail_after=final.metrics.get("reverse_kl_beyond") if not is_full else None,
+        flops=run.flops,
+        training_seconds=run.training_seconds or 0.0,
+        saving=baseline.flops.training / run.flops.training if comparable and baseline and baseline.flops else None,
+        flops_to_target=min(reached, default=None),
+        is_baseline=baseline is not None and run.id == baseline.id,
+    )
+
+
+def _accuracy(evaluations: list[Evaluation], subject: str) -> float | None:
+    mine = [e for e in evaluations if e.subject == subject]
+    chosen = next((e for e in mine if e.split == "report"), None) or next(iter(mine), None)
+    return None if chosen is None else chosen.metrics.get("accuracy")
+
+
+def _sentences(arms: list[Arm], base: dict[str, float], target: float) -> list[str]:
+    baseline = next((arm for arm in arms if arm.is_baseline), None)
+    said = [_about(arm, baseline, base.get(arm.student)) for arm in arms if not arm.is_baseline]
+    if baseline is not None:
+        reached = [arm for arm in arms if arm.flops_to_target is not None]
+        cheapest = min(reached, key=lambda arm: arm.flops_to_target or 0.0, default=None)
+        if cheapest is not None:
+            line = f"Least compute to reach {target:.2f} on the dev prompts: {cheapest.name}, {si(cheapest.flops_to_target)}FLOP"
+            if baseline.flops_to_target is not None and cheapest is not baseline:
+                line += f" ({baseline.name} needs {si(baseline.flops_to_target)}FLOP)"
+            said.append(line + "; evaluations are some steps apart, so this is an upper bound.")
+    said.append("One seed for each arm: no interval over seeds. The brackets are over prompts only.")
+    return said
+
+
+def _about(arm: Arm, baseline: Arm | None, before: float | None) -> str:
+    parts = [f"{arm.name}: {arm.accuracy:.3f} [{arm.accuracy_low:.3f}, {arm.accuracy_high:.3f}]"]
+    if before is not None:
+        parts.append(f"from {before:.3f} before training")
+    if baseline is not None and arm.saving is not None:
+        times = f"{arm.saving:.1f}x fewer" if arm.saving >= 1 else f"{1 / arm.saving:.1f}x more"
+        gap = arm.accuracy - baseline.accuracy
+        overlap = arm.accuracy_low <= baseline.accuracy_high and baseline.accuracy_low <= arm.accuracy_high
+        verdict = "level with" if overlap else "above" if gap > 0 else "below"
+        parts.append(f"{verdict} {baseline.name} ({baseline.accuracy:.3f}) at {times} training FLOPs")
+    if arm.share_inside is not None:
+        parts.append(f"{arm.share_inside:.0%} of the divergence lay inside the prefix at the start")
+    if arm.tail_before is not None and arm.tail_after is not None:
+        parts.append(f"divergence beyond it went from {arm.tail_before:.3f} to {arm.tail_after:.3f} nats per token")
+    if arm.eos_rate is not None and arm.eos_rate < 1:
+        parts.append(f"{arm.eos_rate:.0%} of its texts end by themselves")
+    return ", ".join(parts) + "."
+
+
+def si(value: float | None) -> str:
+    """A number with three digits and its SI prefix, such as "47.3 G"; a dash for None."""
+    if value is None:
+        return "–"
+    power = min(max(int(math.log10(value) // 3), 0), 6) if value > 0 else 0
+    return f"{value / 1000**power:.3g} {('', 'k', 'M', 'G', 'T', 'P', 'E')[power]}"

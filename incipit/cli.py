@@ -1,0 +1,17 @@
+"""The `incipit` command. Each command imports what it needs when it runs, so that --help is quick."""
+
+import typer
+
+from incipit.commands import demo, doctor, models, train, up
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Prefix on-policy distillation: train a small model to follow a big one, on the first tokens only.",
+)
+app.command()(demo.demo)
+app.command()(up.up)
+app.command()(train.train)
+app.command()(train.check)
+app.command()(doctor.doctor)
+app.add_typer(models.app, name="models")
