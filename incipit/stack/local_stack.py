@@ -231,6 +231,8 @@ class LocalStack:
     def stop(self, *, seconds: float | None = None) -> None:
         """End everything in order; `seconds` shortens the time that each service gets, 0 ends all at once."""
         self._is_stopping.set()
+        if self._services and seconds is None:
+            self._report("Stopping: runs at work write a checkpoint first. Ctrl-C again ends everything at once.")
         with self._restarting:  # none is started behind our back from here on
             pass
         for names in _STOP_ORDER:
