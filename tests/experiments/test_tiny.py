@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -20,6 +20,8 @@ from experiments.tiny.tokenizer import build_tokenizer
 SHIPPED = Path(__file__).parents[2] / "experiments" / "tiny"
 MODELS = ("teacher", "base", *(f"student-{flaw}" for flaw in FLAWS))
 
+TOKENIZER = build_tokenizer()
+
 kinds = st.integers(0, 3)
 letters = st.integers(0, 5)
 problems = st.builds(
@@ -31,6 +33,7 @@ problems = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(problems)
 def test_gold_completion_leads_to_the_answer_computed_without_it(problem: Problem) -> None:
     mode = (problem.kinds[0] + problem.kinds[1]) % 4
@@ -40,6 +43,7 @@ def test_gold_completion_leads_to_the_answer_computed_without_it(problem: Proble
     assert problem.gold.endswith(f" # {answer}")
 
 
+@settings(deadline=None)
 @given(problems)
 def test_every_step_of_a_gold_completion_is_right_and_carried_on(problem: Problem) -> None:
     words = problem.gold.split()
@@ -51,31 +55,31 @@ def test_every_step_of_a_gold_completion_is_right_and_carried_on(problem: Proble
         assert int(after) == digit
 
 
+@settings(deadline=None)
 @given(problems)
 def test_lengths_are_those_of_the_readme(problem: Problem) -> None:
-    tokenizer = build_tokenizer()
-    assert len(tokenizer.encode(problem.prompt)) == 9
-    num_tokens = len(tokenizer.encode(problem.gold + " <eos>", add_special_tokens=False))
+    assert len(TOKENIZER.encode(problem.prompt)) == 9
+    num_tokens = len(TOKENIZER.encode(problem.gold + " <eos>", add_special_tokens=False))
     assert num_tokens == 8 + 13 * problem.num_rounds
     assert 177 <= num_tokens <= 216
 
 
+@settings(deadline=None)
 @given(problems)
 def test_tokenizer_round_trip_gives_the_text_back(problem: Problem) -> None:
-    tokenizer = build_tokenizer()
     text = f"{problem.prompt} {problem.gold}"
-    ids = tokenizer.encode(text)
-    assert ids[0] == tokenizer.bos_token_id
-    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    ids = TOKENIZER.encode(text)
+    assert ids[0] == TOKENIZER.bos_token_id
+    assert TOKENIZER.decode(ids, skip_special_tokens=True) == text
 
 
 def test_tokenizer_has_81_words_and_refuses_others() -> None:
-    tokenizer = build_tokenizer()
-    assert len(tokenizer) == len(set(vocabulary())) + 3 == 81
+    assert len(TOKENIZER) == len(set(vocabulary())) + 3 == 81
     with pytest.raises(Exception, match="Missing"):
-        tokenizer.encode("hello")
+        TOKENIZER.encode("hello")
 
 
+@settings(deadline=None)
 @given(problems, st.integers(0, 2**32))
 def test_followed_text_differs_from_what_follows_only_where_it_carries_no_loss(problem: Problem, seed: int) -> None:
     text = followed_text(problem, random.Random(seed))
@@ -91,6 +95,7 @@ def test_followed_text_differs_from_what_follows_only_where_it_carries_no_loss(p
         assert text.completion == problem.gold
 
 
+@settings(deadline=None)
 @given(problems)
 def test_each_flaw_is_where_its_name_says(problem: Problem) -> None:
     gold = problem.gold.split()
@@ -106,7 +111,7 @@ def test_each_flaw_is_where_its_name_says(problem: Problem) -> None:
 def test_only_learned_completion_tokens_carry_loss() -> None:
     problem = Problem(kinds=(3, 0), letters=(3, 2, 3), start=4, num_rounds=13)
     text = followed_text(problem, random.Random(1))
-    ids, labels = collate([text], build_tokenizer(), 256)
+    ids, labels = collate([text], TOKENIZER, 256)
     num_learned = len(text.completion.split()) + 1 - len(text.unlearned)
     assert int((labels != -100).sum()) == num_learned
     assert torch.equal(labels[labels != -100], ids[labels != -100])
@@ -136,7 +141,7 @@ def test_shipped_weights_stay_small() -> None:
 def test_shipped_folder_opens_with_the_tokenizer_of_the_task(name: str) -> None:
     folder = SHIPPED / "models" / name
     model, tokenizer = load(folder), AutoTokenizer.from_pretrained(folder)
-    assert tokenizer.get_vocab() == build_tokenizer().get_vocab()
+    assert tokenizer.get_vocab() == TOKENIZER.get_vocab()
     assert model.config.vocab_size == 81
     special = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
     generation = model.generation_config

