@@ -1,0 +1,179 @@
+"""The dashboard's only way to the rest of Incipit: `/api/v1` over HTTP, with typed results. No Streamlit in here."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+from urllib.parse import urljoin
+
+import httpx
+from pydantic import TypeAdapter, ValidationError
+
+from backend.schemas import (
+    Checkpoint,
+    Estimate,
+    Evaluation,
+    EventPage,
+    Experiment,
+    Health,
+    Link,
+    Metric,
+    Positions,
+    Preflight,
+    Preset,
+    Problem,
+    RolloutDetail,
+    RolloutPage,
+    Run,
+    RunPage,
+    RunSummary,
+    Worker,
+)
+from dashboard.api_errors import ApiDown, ApiError, Conflict, Invalid, NotFound, ServerFault
+from engine.findings import Finding
+
+T = TypeVar("T")
+Document = dict[str, Any]  # a spec as plain JSON values, valid or not
+
+# Short: a view that waits blocks its whole session, and Streamlit loses sessions that block while disconnected.
+_TIMEOUT = httpx.Timeout(10.0, connect=2.0)
+_READ_TRIES = 2
+
+
+class ApiClient:
+    """One per process and address; safe to share between sessions. Every method raises ApiError."""
+
+    def __init__(self, base_url: str) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._http = httpx.Client(timeout=_TIMEOUT, headers={"User-Agent": "incipit-dashboard"})
+
+    def health(self) -> Health:
+        return self._get("/readyz", Health)
+
+    def experiments(self) -> list[Experiment]:
+        return self._get("/api/v1/experiments", list[Experiment])
+
+    def experiment_runs(self, experiment_id: str) -> list[RunSummary]:
+        """In the order of the experiment's variants and seeds."""
+        return self._get(f"/api/v1/experiments/{experiment_id}/runs", list[RunSummary])
+
+    def create_experiment(self, experiment: Document) -> Experiment:
+        """Create an experiment and its runs from the fields of ExperimentCreate; the API judges them."""
+        return self._post("/api/v1/experiments", Experiment, experiment)
+
+    def runs(self, *, experiment_id: str | None = None, cursor: str | None = None, limit: int = 100) -> RunPage:
+        """A page of runs, newest first."""
+        wanted = {"experiment_id": experiment_id, "cursor": cursor, "limit": limit}
+        return self._get("/api/v1/runs", RunPage, wanted)
+
+    def run(self, run_id: str) -> Run:
+        return self._get(f"/api/v1/runs/{run_id}", Run)
+
+    def cancel(self, run_id: str, *, checkpoint: bool) -> Run:
+        """Ask a run to stop, with a checkpoint of the step it is at or without."""
+        return self._post(f"/api/v1/runs/{run_id}/cancel", Run, {"checkpoint": checkpoint})
+
+    def metrics(self, run_id: str, keys: tuple[str, ...] = (), *, after_step: int = 0) -> list[Metric]:
+        wanted = {"keys": ",".join(keys) or None, "after_step": after_step}
+        return self._get(f"/api/v1/runs/{run_id}/metrics", list[Metric], wanted)
+
+    def events(self, run_id: str, *, after_seq: int = 0) -> EventPage:
+        """The history behind a sequence number, oldest first; empty items when there is no more."""
+        return self._get(f"/api/v1/runs/{run_id}/events", EventPage, {"after_seq": after_seq})
+
+    def evaluations(self, run_id: str) -> list[Evaluation]:
+        return self._get(f"/api/v1/runs/{run_id}/evaluations", list[Evaluation])
+
+    def positions(self, run_id: str, source: str) -> list[Positions]:
+        """Curves by position of one source (training, student, base), in order of steps."""
+        return self._get(f"/api/v1/runs/{run_id}/positions", list[Positions], {"source": source})
+
+    def rollouts(self, run_id: str, *, step: int | None = None) -> RolloutPage:
+        """Traced rollouts of a step (the newest traced one, if none is named), most divergent first."""
+        return self._get(f"/api/v1/runs/{run_id}/rollouts", RolloutPage, {"step": step})
+
+    def rollout(self, rollout_id: str) -> RolloutDetail:
+        return self._get(f"/api/v1/rollouts/{rollout_id}", RolloutDetail)
+
+    def checkpoints(self, *, run_id: str | None = None) -> list[Checkpoint]:
+        return self._get("/api/v1/checkpoints", list[Checkpoint], {"run_id": run_id})
+
+    def checkpoint_link(self, checkpoint_id: str) -> Link:
+        """Signed addresses, made absolute so that a browser can follow them."""
+        link = self._post(f"/api/v1/checkpoints/{checkpoint_id}/link", Link, None)
+        base = self.base_url + "/"
+        files = {name: urljoin(base, url) for name, url in link.file_urls.items()}
+        return link.model_copy(update={"archive_url": urljoin(base, link.archive_url), "file_urls": files})
+
+    def estimate(self, spec: Document) -> Estimate:
+        return self._post("/api/v1/estimate", Estimate, spec)
+
+    def validate(self, spec: Document) -> list[Finding]:
+        """What is wrong with a spec by static rules; empty when nothing is."""
+        return self._post("/api/v1/spec/validate", list[Finding], spec)
+
+    def spec_schema(self) -> Document:
+        return self._get("/api/v1/spec/schema", Document)
+
+    def presets(self) -> list[Preset]:
+        return self._get("/api/v1/presets", list[Preset])
+
+    def start_preflight(self, spec: Document) -> Preflight:
+        return self._post("/api/v1/preflights", Preflight, spec)
+
+    def preflight(self, preflight_id: str) -> Preflight:
+        return self._get(f"/api/v1/preflights/{preflight_id}", Preflight)
+
+    def workers(self) -> list[Worker]:
+        return self._get("/api/v1/workers", list[Worker])
+
+    def _get(self, path: str, kind: type[T], wanted: Mapping[str, Any] | None = None) -> T:
+        given = {name: value for name, value in (wanted or {}).items() if value is not None}
+        return self._call("GET", path, kind, tries=_READ_TRIES, params=given)
+
+    def _post(self, path: str, kind: type[T], body: Any) -> T:
+        return self._call("POST", path, kind, tries=1, json=body)
+
+    def _call(self, method: str, path: str, kind: type[T], *, tries: int, **sent: Any) -> T:
+        for last_try in (*[False] * (tries - 1), True):
+            try:
+                response = self._http.request(method, self.base_url + path, **sent)
+                break
+            except httpx.TransportError as error:
+                if last_try:
+                    raise ApiDown(f"Cannot reach the API at {self.base_url} ({_reason(error)}).") from None
+        # /readyz answers 503 with a body that says what is degraded: that is an answer, not a failure.
+        if response.is_success or (response.status_code == 503 and kind is Health):
+            return _parsed(response, kind)
+        raise _error_of(response)
+
+
+def _parsed(response: httpx.Response, kind: type[T]) -> T:
+    try:
+        return TypeAdapter(kind).validate_json(response.content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the answer"
+        raise ServerFault(
+            f"The API's answer to {response.request.method} {response.request.url.path} does not fit this dashboard: "
+            f"{where}: {first['msg']}. Are both of the same version?"
+        ) from None
+
+
+def _error_of(response: httpx.Response) -> ApiError:
+    try:
+        problem = Problem.model_validate_json(response.content)
+        detail, findings = problem.detail or problem.title, problem.errors
+    except ValidationError:
+        detail, findings = f"The API answered {response.status_code} {response.reason_phrase}.", []
+    if response.status_code == 404:
+        return NotFound(detail)
+    if response.status_code == 409:
+        return Conflict(detail)
+    if response.status_code == 422:
+        return Invalid(detail, findings)
+    if response.status_code >= 500:
+        return ServerFault(detail)
+    return ApiError(detail)
+
+
+def _reason(error: httpx.TransportError) -> str:
+    return "no answer in time" if isinstance(error, httpx.TimeoutException) else str(error) or type(error).__name__

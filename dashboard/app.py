@@ -1,0 +1,23 @@
+"""Start with `streamlit run dashboard/app.py`: page configuration and navigation, nothing else."""
+
+from pathlib import Path
+
+import streamlit as st
+
+# A file, not an emoji or a Material icon: browsers would fetch those from the internet.
+_ICON = str(Path(__file__).parent / "incipit.svg")
+
+st.set_page_config(page_title="Incipit", page_icon=_ICON, layout="wide")
+st.logo(_ICON)
+st.navigation(
+    [
+        st.Page("views/home.py", title="Home", icon=":material/home:", default=True),
+        st.Page("views/new_run.py", title="New run", icon=":material/add_circle:", url_path="new"),
+        st.Page("views/runs.py", title="Runs", icon=":material/list:", url_path="runs"),
+        st.Page("views/run.py", title="Run", icon=":material/monitoring:", url_path="run", visibility="hidden"),
+        st.Page("views/inspect.py", title="Inspect", icon=":material/manage_search:", url_path="inspect"),
+        st.Page("views/compare.py", title="Compare", icon=":material/compare_arrows:", url_path="compare"),
+        st.Page("views/checkpoints.py", title="Checkpoints", icon=":material/save:", url_path="checkpoints"),
+    ],
+    position="top",  # the token lens and the tables need the width that a sidebar would take
+).run()

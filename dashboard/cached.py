@@ -1,0 +1,141 @@
+"""The API through Streamlit's caches: ten viewers of one run cost one request a second. The only place where both meet."""
+
+import os
+from typing import Any
+
+import streamlit as st
+
+from backend.schemas import (
+    Checkpoint,
+    Estimate,
+    Evaluation,
+    Experiment,
+    Health,
+    Metric,
+    Positions,
+    Preset,
+    RolloutDetail,
+    RolloutPage,
+    Run,
+    RunSummary,
+    StoredEvent,
+    Worker,
+)
+from dashboard.api_client import ApiClient, Document
+from engine.findings import Finding
+
+DEFAULT_API_URL = "http://127.0.0.1:8000"
+_MAX_LISTED_RUNS = 1000
+_MAX_EVENT_PAGES = 40
+_BY_ADDRESS: dict[type | str, Any] = {ApiClient: lambda client: client.base_url}
+
+
+def api() -> ApiClient:
+    """The client of the API at INCIPIT_API_URL."""
+    return _client(os.environ.get("INCIPIT_API_URL", DEFAULT_API_URL))
+
+
+@st.cache_resource(show_spinner=False, max_entries=64)
+def _client(base_url: str) -> ApiClient:
+    return ApiClient(base_url)
+
+
+@st.cache_data(ttl=3, max_entries=16, show_spinner=False, hash_funcs=_BY_ADDRESS)
+def health(client: ApiClient) -> Health:
+    return client.health()
+
+
+@st.cache_data(ttl=3, max_entries=16, show_spinner=False, hash_funcs=_BY_ADDRESS)
+def workers(client: ApiClient) -> list[Worker]:
+    return client.workers()
+
+
+@st.cache_data(ttl=2, max_entries=16, show_spinner=False, hash_funcs=_BY_ADDRESS)
+def experiments(client: ApiClient) -> list[Experiment]:
+    return client.experiments()
+
+
+@st.cache_data(ttl=1, max_entries=64, show_spinner=False, hash_funcs=_BY_ADDRESS)
+def experiment_runs(client: ApiClient, experiment_id: str) -> list[RunSummary]:
+    return client.experiment_runs(experiment_id)
+
+
+@st.cache_data(ttl=1, max_entries=64, show_spinner=False, hash_funcs=_BY_ADDRESS)
+def runs(client: ApiClient, experiment_id: str | None = None) -> list[RunSummary]:
+    """The newest runs, at most 1,000."""
+    found: list[RunSummary] = []
+    cursor: str | None = None
+    while len(found) < _MAX_LISTED_RUNS:
+        page = client.runs(experiment_id=experiment_id, cursor=cursor, limit=200)
+        found += page.items
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    return found
+
+
+@st.cache_data(ttl=1, max_entries=128, show_spinner=False, hash_funcs=_BY_ADDRESS)
+def run(client: ApiClient, run_id: str) -> Run:
+    return client.run(run_id)
+
+
+@st.cache_data(ttl=1, max_entries=64, show_spinner=False, hash_funcs=_BY_ADDRESS)
+def metrics(client: ApiClient, run_id: str) -> list[Metric]:
+    return client.metrics(run_id)
+
+
+@st.cache_data(ttl=1, max_entries=64, show_spinner=False, hash_funcs=_BY_ADDRESS)
+def events(client: ApiClient, run_id: str) -> list[StoredEvent]:
+    """The whole history, in at most 40 pages."""
+    found: list[StoredEvent] = []
+    for _ in range(_MAX_EVENT_PAGES):
+        page = client.events(run_id, after_seq=found[-1].seq if found else 0)
+        if not page.items:
+            break
+        found += page.items
+    return found
+
+
+@st.cache_data(ttl=2, max_entries=128, show_spinner=False, hash_funcs=_BY_ADDRESS)
+def evaluations(client: ApiClient, run_id: str) -> list[Evaluation]:
+    return client.evaluations(run_id)
+
+
+@st.cache_data(ttl=2, max_entries=64, show_spinner=False, hash_funcs=_BY_ADDRESS)
+def positions(client: ApiClient, run_id: str, source: str) -> list[Positions]:
+    return client.positions(run_id, source)
+
+
+@st.cache_data(ttl=2, max_entries=64, show_spinner=False, hash_funcs=_BY_ADDRESS)
+def rollouts(client: ApiClient, run_id: str, step: int | None = None) -> RolloutPage:
+    return client.rollouts(run_id, step=step)
+
+
+@st.cache_data(ttl=600, max_entries=16, show_spinner=False, hash_funcs=_BY_ADDRESS)
+def rollout(client: ApiClient, rollout_id: str) -> RolloutDetail:
+    return client.rollout(rollout_id)
+
+
+@st.cache_data(ttl=2, max_entries=64, show_spinner=False, hash_funcs=_BY_ADDRESS)
+def checkpoints(client: ApiClient, run_id: str | None = None) -> list[Checkpoint]:
+    return client.checkpoints(run_id=run_id)
+
+
+@st.cache_data(ttl=60, max_entries=16, show_spinner=False, hash_funcs=_BY_ADDRESS)
+def presets(client: ApiClient) -> list[Preset]:
+    return client.presets()
+
+
+@st.cache_data(ttl=60, max_entries=64, show_spinner=False, hash_funcs=_BY_ADDRESS)
+def findings(client: ApiClient, document: Document) -> list[Finding]:
+    return client.validate(document)
+
+
+@st.cache_data(ttl=60, max_entries=64, show_spinner=False, hash_funcs=_BY_ADDRESS)
+def estimate(client: ApiClient, document: Document) -> Estimate:
+    return client.estimate(document)
+
+
+@st.cache_data(ttl=60, max_entries=16, show_spinner=False, hash_funcs=_BY_ADDRESS)
+def spec_schema(client: ApiClient) -> Document:
+    return client.spec_schema()

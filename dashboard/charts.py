@@ -1,0 +1,155 @@
+"""Charts as pure functions: data frame in, Altair chart out. Colours come from the theme, so that light and dark agree."""
+
+from typing import Literal
+
+import altair as alt
+import pandas as pd
+
+_HEIGHT = 260
+_SMALL_HEIGHT = 150
+_NEUTRAL = "#808593"  # reference lines and labels: 3.5:1 or more on both backgrounds
+_FLOPS_AXIS = alt.Axis(format="~s", title="training FLOPs")
+
+XAxis = Literal["training_flops", "step", "training_seconds"]
+X_TITLES: dict[XAxis, str] = {
+    "training_flops": "Training FLOPs",
+    "step": "Steps",
+    "training_seconds": "Training seconds",
+}
+
+
+def metric_line(frame: pd.DataFrame, title: str, *, log: bool = False) -> alt.LayerChart:
+    """A metric by step. Frame: step, value. The thin line is every point, the thick one their median of 9 steps."""
+    scale = alt.Scale(type="log") if log else alt.Scale(zero=False)
+    base = alt.Chart(frame).encode(x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1, tickCount=6)))
+    points = base.mark_line(opacity=0.35, strokeWidth=1).encode(
+        y=alt.Y("value:Q", title=title, scale=scale), tooltip=["step:Q", alt.Tooltip("value:Q", format=".4~g")]
+    )
+    smooth = (
+        base.transform_window(median="median(value)", frame=[-4, 4])
+        .mark_line(strokeWidth=2)
+        .encode(y=alt.Y("median:Q", title=title, scale=scale))
+    )
+    return alt.layer(points, smooth).properties(height=_SMALL_HEIGHT)
+
+
+def accuracy_chart(frame: pd.DataFrame, references: pd.DataFrame, x: XAxis) -> alt.LayerChart:
+    """Accuracy of the student by what it cost, one line per run and one colour per arm.
+
+    Frame: arm, run, step, training_flops, training_seconds, accuracy, is_best. References: label, accuracy. With FLOPs
+    the axis is logarithmic, so points without training (step 0) stand at no place and are left out.
+    """
+    log = x == "training_flops"
+    drawn = frame[frame[x] > 0] if log else frame
+    axis = alt.Axis(format="~s") if log else alt.Axis()
+    x_channel = alt.X(
+        f"{x}:Q", title=X_TITLES[x], axis=axis, scale=alt.Scale(type="log", nice=False, padding=12) if log else alt.Undefined
+    )
+    y_channel = alt.Y("accuracy:Q", title="accuracy (dev, full length)", scale=alt.Scale(domain=[0, 1]))
+    colour = alt.Color("arm:N", title=None, sort=None, legend=alt.Legend(orient="bottom", columns=3, labelLimit=320, symbolType="stroke", symbolStrokeWidth=3))
+    tooltip = [
+        "arm:N",
+        "run:N",
+        "step:Q",
+        alt.Tooltip("accuracy:Q", format=".3f"),
+        alt.Tooltip("training_flops:Q", format=".3~s", title="training FLOPs"),
+        alt.Tooltip("training_seconds:Q", format=".1f", title="training seconds"),
+    ]
+    base = alt.Chart(drawn).encode(x=x_channel, y=y_channel, color=colour, detail="run:N")
+    return alt.layer(
+        _reference_lines(references, "accuracy"),
+        base.mark_line(strokeWidth=1.75),
+        base.mark_point(size=26, filled=True).encode(tooltip=tooltip),
+        base.transform_filter("datum.is_best").mark_point(shape="diamond", size=150, strokeWidth=2).encode(tooltip=tooltip),
+    ).properties(height=360)
+
+
+def _reference_lines(references: pd.DataFrame, field: str) -> alt.LayerChart:
+    base = alt.Chart(references).encode(y=f"{field}:Q")
+    lines = base.mark_rule(strokeDash=[5, 4], color=_NEUTRAL)
+    # Below the line, where the student's own curve seldom is; above it only near the bottom of the chart.
+    labels = [
+        base.transform_filter(f"datum.{field} {which} 0.12")
+        .mark_text(align="left", baseline=side, dx=4, dy=shift, color=_NEUTRAL)
+        .encode(x=alt.value(0), text="label:N")
+        for which, side, shift in ((">=", "top", 3), ("<", "bottom", -3))
+    ]
+    return alt.layer(lines, *labels)
+
+
+def progress_chart(frame: pd.DataFrame, references: pd.DataFrame) -> alt.LayerChart:
+    """Accuracy of one run's evaluations by step. Frame: step, accuracy, is_best. References: label, accuracy."""
+    base = alt.Chart(frame).encode(
+        x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1)),
+        y=alt.Y("accuracy:Q", title="accuracy (dev, full length)", scale=alt.Scale(domain=[0, 1])),
+        tooltip=["step:Q", alt.Tooltip("accuracy:Q", format=".3f")],
+    )
+    return alt.layer(
+        _reference_lines(references, "accuracy"),
+        base.mark_line(),
+        base.mark_point(filled=True, size=40),
+        base.transform_filter("datum.is_best").mark_point(shape="diamond", size=170, strokeWidth=2),
+    ).properties(height=_HEIGHT)
+
+
+def positions_chart(frame: pd.DataFrame, horizons: pd.DataFrame, title: str, *, band: bool) -> alt.LayerChart:
+    """A divergence by completion position, with the horizon as a dashed line.
+
+    Frame: series, position, mean, p90. Horizons: label, horizon. `band` adds the 90th percentile of each series.
+    """
+    # Divergence is heavy-tailed: a square-root axis keeps the small values visible without hiding zero.
+    y_scale = alt.Scale(type="sqrt")
+    x_channel = alt.X("position:Q", title="completion position (token)", axis=alt.Axis(tickMinStep=1))
+    legend = alt.Legend(orient="bottom", columns=3, labelLimit=320, symbolOpacity=1, symbolType="stroke", symbolStrokeWidth=3)
+    colour = alt.Color("series:N", title=None, sort=None, legend=legend)
+    tooltip = [
+        "series:N",
+        "position:Q",
+        alt.Tooltip("mean:Q", format=".4~g"),
+        alt.Tooltip("p90:Q", format=".4~g"),
+        alt.Tooltip("count:Q", title="rollouts"),
+    ]
+    base = alt.Chart(frame).encode(x=x_channel, color=colour)
+    layers: list[alt.Chart] = []
+    if band:
+        layers.append(
+            base.mark_area(opacity=0.18).encode(y=alt.Y("mean:Q", title=title, scale=y_scale), y2=alt.Y2("p90:Q"))
+        )
+    mean = base.encode(y=alt.Y("mean:Q", title=title, scale=y_scale), tooltip=tooltip)
+    layers += [mean.mark_line(strokeWidth=1.75), mean.mark_point(opacity=0, size=60)]  # the points only catch the pointer
+    ends = alt.Chart(horizons).encode(x=alt.X("horizon:Q", title="completion position (token)"))
+    layers.append(ends.mark_rule(strokeDash=[5, 4], color=_NEUTRAL, size=1.5))
+    layers.append(
+        ends.mark_text(align="left", dx=5, color=_NEUTRAL, baseline="top").encode(y=alt.value(2), text="label:N")
+    )
+    return alt.layer(*layers).properties(height=_HEIGHT)
+
+
+def flops_bars(frame: pd.DataFrame) -> alt.Chart:
+    """FLOPs by phase as one stacked bar per row. Frame: who, phase, flops, order."""
+    return (
+        alt.Chart(frame)
+        .mark_bar(height=18)
+        .encode(
+            y=alt.Y("who:N", title=None, sort=None, axis=alt.Axis(labelLimit=220)),
+            x=alt.X("flops:Q", axis=_FLOPS_AXIS),
+            color=alt.Color("phase:N", title=None, sort=None, legend=alt.Legend(orient="bottom", columns=4)),
+            order="order:Q",
+            tooltip=["who:N", "phase:N", alt.Tooltip("flops:Q", format=".3~s", title="FLOPs")],
+        )
+        .properties(height=alt.Step(28))
+    )
+
+
+def horizon_chart(frame: pd.DataFrame) -> alt.Chart:
+    """The horizon by step, as the schedule will set it. Frame: step, horizon."""
+    return (
+        alt.Chart(frame)
+        .mark_line(interpolate="step-after")
+        .encode(
+            x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1, tickCount=5)),
+            y=alt.Y("horizon:Q", title="horizon (tokens)", scale=alt.Scale(domainMin=0)),
+            tooltip=["step:Q", "horizon:Q"],
+        )
+        .properties(height=130)
+    )

@@ -1,0 +1,61 @@
+"""Checking a spec on a worker before the start: models, tokenizers, context, data. Findings go to the form's fields."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import streamlit as st
+
+from backend.schemas import Preflight
+from dashboard import notices
+from dashboard.api_client import ApiClient
+from engine.findings import Finding
+
+_POLL_SECONDS = 1.0
+_KEY = "preflight"
+
+
+def _print_of(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, sort_keys=True)
+
+
+def _result_for(document: Mapping[str, Any]) -> Preflight | None:
+    """The check of exactly this document; a check of an earlier draft says nothing."""
+    stored = st.session_state.get(_KEY)
+    return stored["result"] if stored and stored["document"] == _print_of(document) else None
+
+
+def preflight_findings(document: Mapping[str, Any]) -> list[Finding]:
+    """What the last check of this very document found; empty when it was changed since."""
+    result = _result_for(document)
+    return list(result.findings) if result else []
+
+
+def show_preflight(client: ApiClient, document: dict[str, Any], *, is_valid: bool) -> None:
+    clicked = st.button(
+        "Check on a worker", icon=":material/fact_check:", disabled=not is_valid, width="stretch", key="check",
+        help="Opens the models and reads the data on a worker, as a run's first phase does; takes some seconds.",
+    )  # fmt: skip
+    if clicked:
+        st.session_state[_KEY] = {"document": _print_of(document), "result": client.start_preflight(document)}
+    result = _result_for(document)
+    if result is None:
+        return
+    if result.state in ("queued", "running"):
+        st.fragment(_poll, run_every=_POLL_SECONDS)(client)
+    elif result.state == "failed":
+        st.error("The check itself failed; see the worker's log.", icon=":material/error:")
+    elif not any(one.severity == "error" for one in result.findings):
+        st.success("A worker has opened models and data: nothing stands in the way.", icon=":material/check_circle:")
+    for name, value in result.facts.items():
+        st.caption(notices.plain(f"{name.replace('_', ' ')}: {value}"))
+
+
+def _poll(client: ApiClient) -> None:
+    stored = st.session_state[_KEY]
+    with notices.problems_shown():
+        stored["result"] = client.preflight(stored["result"].id)
+    if stored["result"].state in ("done", "failed"):
+        st.rerun()
+    waiting = "waiting for a worker" if stored["result"].state == "queued" else "checking"
+    st.caption(f":material/hourglass_top: {waiting}…")

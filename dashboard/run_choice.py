@@ -1,0 +1,28 @@
+"""Choosing a run, by the URL or by a list; shared by the views that look at one run."""
+
+import streamlit as st
+
+from backend.schemas import RunSummary
+from dashboard import address, cached, notices
+from dashboard.api_client import ApiClient
+from dashboard.api_errors import NotFound
+
+
+def run_label(run: RunSummary) -> str:
+    return f"{run.name} · {run.experiment_name} · {notices.STATE_LOOKS[run.state][0]}"
+
+
+def choose_run(client: ApiClient, runs: list[RunSummary]) -> RunSummary:
+    """The run of the query parameter `run`, or the newest; raises NotFound for an unknown id."""
+    by_id = {run.id: run for run in runs}
+    wanted = address.asked("run")
+    if wanted is not None and wanted not in by_id:
+        by_id = {wanted: cached.run(client, wanted), **by_id}  # older than the list, or not there at all
+    ids = list(by_id)
+    chosen = st.selectbox(
+        "Run", ids, index=address.asked_index("run", ids), format_func=lambda one: run_label(by_id[one]), key="chosen-run"
+    )
+    if chosen is None:
+        raise NotFound("There is no run to choose.")
+    address.keep("run", chosen)
+    return by_id[chosen]

@@ -1,0 +1,164 @@
+"""The spec as a form, made from its JSON schema: widgets in, document out, the server's findings at their fields.
+
+No `st.form`: fields depend on each other (another kind of prefix has other fields), and a form hides changes until it is
+sent. Widgets have no limits of their own: what is wrong is said by the server, in the same words everywhere.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from dashboard import notices
+from dashboard.spec_schema import FormField, put_at, value_at
+from engine.findings import Finding
+
+# Groups by what people think of together. A field that no group names comes last, so that new ones are not lost.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "Models and prompts": ("name", "student", "teacher", "prompts"),
+    "Prefix and divergence": ("max_completion_tokens", "prefix", "anchoring", "divergence"),
+    "Training": (
+        "num_steps", "prompts_per_step", "rollouts_per_prompt", "micro_batch_rollouts", "sampling", "optimizer",
+        "training_flops_budget", "device", "precision",
+    ),
+    "Evaluation and storage": ("evaluation", "traces", "checkpoints"),
+}  # fmt: skip
+# Shown at once; the rest of a group waits under Advanced.
+_FIRST = frozenset(
+    {
+        "name", "student.path", "teacher.path", "prompts.path", "prompts.template", "max_completion_tokens", "prefix", "anchoring",
+        "divergence", "num_steps", "prompts_per_step", "optimizer.learning_rate", "evaluation.path", "evaluation.every_steps",
+        "evaluation.scorer",
+    }
+)  # fmt: skip
+_ELSEWHERE = frozenset({"seed"})  # asked for once, for all arms
+_COLUMNS = 2
+
+
+@dataclass
+class DrawnForm:
+    """A form on the page: the document that its widgets make, and a place for notes under each of them."""
+
+    document: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, DeltaGenerator] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+
+    def show_notes(self, findings: Sequence[Finding], preset: Mapping[str, Any]) -> None:
+        """Under each field what is wrong with it, else whether it differs from the preset."""
+        by_field: dict[str, list[Finding]] = defaultdict(list)
+        for finding in findings:
+            by_field[self.place_of(finding)].append(finding)
+        for path, note in self.notes.items():
+            if by_field[path]:
+                colours = {"error": "red", "warning": "orange"}
+                lines = [f":{colours[one.severity]}[{notices.plain(one.message)}]" for one in by_field[path]]
+                note.markdown("  \n".join(lines))
+            elif preset and differs(self.document, preset, path):
+                note.caption(f":blue[● changed] · preset: {notices.plain(_shown(value_at(preset, path)))}")
+
+    def place_of(self, finding: Finding) -> str:
+        """The drawn field that a finding belongs to: its own, or the nearest one above; empty for none."""
+        path = finding.field
+        while path and path not in self.notes:
+            path = path.rpartition(".")[0]
+        return path
+
+
+def differs(document: Mapping[str, Any], preset: Mapping[str, Any], path: str) -> bool:
+    """Whether a field was changed; of a union only its kind counts, its other fields are fields of their own."""
+    mine, theirs = value_at(document, path), value_at(preset, path)
+    if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+        return bool(mine.get("kind") != theirs.get("kind"))
+    return bool(mine != theirs)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return str(value.get("kind", "")).replace("_", " ")
+    return "empty" if value is None else str(value)
+
+
+def draw_form(fields: Sequence[FormField], seed: Mapping[str, Any], revision: int) -> DrawnForm:
+    """Draw the form, starting from the document `seed`; another `revision` starts afresh."""
+    form = DrawnForm()
+    by_name = {one.path: one for one in fields if one.path not in _ELSEWHERE}
+    named = {name for names in GROUPS.values() for name in names}
+    groups = {**GROUPS, "Further fields": tuple(name for name in by_name if name not in named)}
+    for title, names in groups.items():
+        leaves = [leaf for name in names if name in by_name for leaf in by_name[name].leaves()]
+        if not leaves:
+            continue
+        st.subheader(title, anchor=False)
+        _draw_columns(form, [leaf for leaf in leaves if leaf.path in _FIRST], seed, revision)
+        later = [leaf for leaf in leaves if leaf.path not in _FIRST]
+        if later:
+            with st.expander(f"Advanced: {', '.join(_label(leaf).lower() for leaf in later[:4])}…", icon=":material/tune:"):
+                _draw_columns(form, later, seed, revision)
+    return form
+
+
+def _draw_columns(form: DrawnForm, leaves: Sequence[FormField], seed: Mapping[str, Any], revision: int) -> None:
+    for start in range(0, len(leaves), _COLUMNS):
+        for column, leaf in zip(st.columns(_COLUMNS, gap="medium"), leaves[start : start + _COLUMNS], strict=False):
+            with column:
+                _draw(form, leaf, seed, f"form-{revision}")
+
+
+def _label(leaf: FormField) -> str:
+    """With the name of what it belongs to, where the bare word could be of several: `Student path`."""
+    above = leaf.path.rpartition(".")[0].replace("_", " ")
+    return leaf.label if not above or above in ("prefix", "anchoring", "divergence", "optimizer") else f"{above} {leaf.label.lower()}".capitalize()
+
+
+def _draw(form: DrawnForm, leaf: FormField, seed: Mapping[str, Any], key: str) -> None:
+    if leaf.kind == "union":
+        _draw_union(form, leaf, seed, key)
+        return
+    stored = value_at(seed, leaf.path)
+    given = stored if stored is not None else leaf.default
+    value = _widget(leaf, given, f"{key}-{leaf.path}")
+    if value is not None or leaf.is_nullable:
+        put_at(form.document, leaf.path, value)
+    form.notes[leaf.path] = st.empty()
+    form.labels[leaf.path] = _label(leaf)
+
+
+def _draw_union(form: DrawnForm, union: FormField, seed: Mapping[str, Any], key: str) -> None:
+    kinds = list(union.members)
+    given = (value_at(seed, union.path) or union.default or {}).get("kind")
+    kind = st.selectbox(
+        _label(union), kinds, index=kinds.index(given) if given in kinds else 0, key=f"{key}-{union.path}",
+        format_func=lambda one: one.replace("_", " "), help=_help(union),
+    )  # fmt: skip
+    member = union.members[kind or kinds[0]]
+    st.caption(member.help)
+    put_at(form.document, union.path, {"kind": kind})
+    form.notes[union.path] = st.empty()
+    form.labels[union.path] = _label(union)
+    for inner in member.fields:
+        # The kind is part of the key: the `tokens` of one kind are not those of another.
+        _draw(form, inner, seed if kind == given else {}, f"{key}-{kind}")
+
+
+def _widget(leaf: FormField, given: Any, key: str) -> Any:
+    label, said = _label(leaf), _help(leaf)
+    if leaf.kind == "choice":
+        return st.selectbox(label, leaf.choices, index=leaf.choices.index(given) if given in leaf.choices else 0, key=key, help=said)
+    if leaf.kind == "text":
+        return st.text_input(label, value=given or "", key=key, help=said, placeholder="empty" if leaf.is_nullable else None) or None
+    if leaf.kind == "whole":
+        return st.number_input(label, value=None if given is None else int(given), step=1, key=key, help=said)
+    return st.number_input(label, value=None if given is None else float(given), step=_step(given), format="%g", key=key, help=said)
+
+
+def _step(value: Any) -> float:
+    """A tenth to a whole of the value's own size: 0.0001 for 0.0005."""
+    return float(10 ** math.floor(math.log10(abs(value)))) if value else 0.1
+
+
+def _help(leaf: FormField) -> str:
+    return f"{leaf.help} ({leaf.limits})" if leaf.limits else leaf.help

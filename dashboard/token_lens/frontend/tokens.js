@@ -1,0 +1,116 @@
+// The completion as one span per token: built once per rollout, painted again whenever a control moves.
+function buildTokens(strip, data) {
+  const fragment = document.createDocumentFragment();
+  const spans = data.texts.map((text, index) => {
+    if (index === data.horizon && index > 0) {
+      const line = make("div", "boundary", `training stops here (L = ${data.horizon})`);
+      line.setAttribute("role", "separator");
+      fragment.appendChild(line);
+    }
+    const span = make("span", "token");
+    span.dataset.at = String(index);
+    span.tabIndex = -1;
+    span.setAttribute("role", "button");
+    if (data.flags[index] === 1) span.classList.add("special");
+    if (data.flags[index] === 2) span.classList.add("fragment");
+    if (index >= data.horizon) span.classList.add("untrained");
+    fragment.appendChild(span);
+    return span;
+  });
+  strip.replaceChildren(fragment);
+  if (spans.length) spans[0].tabIndex = 0;
+  return spans;
+}
+
+// Text of every token; with marks a blank is a dot and a newline is ⏎ followed by a real line break.
+function writeTokens(spans, data, marks) {
+  spans.forEach((span, index) => {
+    const text = data.texts[index];
+    const breaks = marks ? (text.match(/\n/g) ?? []).length : 0;
+    span.textContent = marks && data.flags[index] !== 2 ? withMarks(text) : text; // a fragment is hex, not blanks
+    for (let more = 0; more < breaks; more += 1) span.appendChild(make("br"));
+    if (text === "") span.textContent = marks ? "∅" : " ";
+  });
+}
+
+function paintTokens(spans, data, view) {
+  const hot = new Set(view.hot);
+  spans.forEach((span, index) => {
+    const value = view.values[index];
+    const shade = view.shadeOf(value);
+    span.style.backgroundColor = shade.background;
+    span.style.color = shade.text;
+    span.classList.toggle("hot", hot.has(index));
+    span.classList.toggle("clipped", Math.abs(onScale(view.metric, value)) > view.limit);
+    span.setAttribute("aria-label", labelOf(data, view, index, value));
+  });
+}
+
+function labelOf(data, view, index, value) {
+  const teacherWants = wantedByTeacher(data, index);
+  const wish = teacherWants === data.token_ids[index] ? "the teacher agrees" : `the teacher prefers ${quoted(textOf(data, teacherWants))}`;
+  return `position ${index + 1}, token ${quoted(data.texts[index])}, ${view.metric.label} ${inUnit(view.metric, value)}, ${wish}`;
+}
+
+function textOf(data, id) {
+  return data.vocabulary[id] ?? `id ${id}`;
+}
+
+// The teacher's most likely token at a position.
+function wantedByTeacher(data, index) {
+  const logprobs = data.candidate_teacher_logprob[index];
+  let best = 0;
+  for (let at = 1; at < logprobs.length; at += 1) if (logprobs[at] > logprobs[best]) best = at;
+  return data.candidate_ids[index][best];
+}
+
+// The hottest tokens as `… context [token] → what the teacher wanted (62 %)`: a list to walk through.
+function fillForks(list, data, view, choose) {
+  const ten = view.hot
+    .slice()
+    .sort((left, right) => Math.abs(view.values[right]) - Math.abs(view.values[left]))
+    .slice(0, 10);
+  list.replaceChildren(
+    ...ten.map((index) => {
+      const wanted = wantedByTeacher(data, index);
+      const at = data.candidate_ids[index].indexOf(wanted);
+      const button = make("button", "fork");
+      button.type = "button";
+      append(
+        button,
+        make("span", "fork-position", String(index + 1)),
+        make("span", "fork-context", `…${withMarks(data.texts.slice(Math.max(0, index - 4), index).join(""))} `),
+        make("span", "fork-token", quoted(data.texts[index])),
+        make("span", "fork-arrow", wanted === data.token_ids[index] ? " · the teacher agrees," : " → teacher "),
+        wanted === data.token_ids[index] ? null : make("span", "fork-token", quoted(textOf(data, wanted))),
+        make("span", "fork-value", ` ${percent(data.candidate_teacher_logprob[index][at])} · ${inUnit(view.metric, view.values[index])}`),
+      );
+      button.addEventListener("click", () => choose(index));
+      return append(make("li"), button);
+    }),
+  );
+}
+
+// The same data as an ordinary table, made when it is opened first.
+function tableOf(data) {
+  const table = make("table", "all-table");
+  const names = ["position", "token", "id", "trained", ...METRICS.map((metric) => metric.label), "teacher's choice"];
+  const header = make("tr");
+  for (const name of names) header.appendChild(make("th", "", name));
+  const body = make("tbody");
+  const columns = METRICS.map((metric) => valuesOf(data, metric.key));
+  data.texts.forEach((text, index) => {
+    const row = make("tr");
+    const cells = [
+      String(index + 1),
+      quoted(text),
+      String(data.token_ids[index]),
+      index < data.horizon ? "yes" : "no",
+      ...columns.map((values, at) => inUnit(METRICS[at], values[index])),
+      quoted(textOf(data, wantedByTeacher(data, index))),
+    ];
+    for (const cell of cells) row.appendChild(make("td", "", cell));
+    body.appendChild(row);
+  });
+  return append(table, append(make("thead"), header), body);
+}

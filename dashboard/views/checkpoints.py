@@ -1,0 +1,88 @@
+"""Checkpoints: what was saved, and how to take it away. Files go from the API to the browser, never through here."""
+
+import pandas as pd
+import streamlit as st
+
+from backend.schemas import Checkpoint
+from dashboard import address, cached, notices
+from dashboard.api_client import ApiClient
+from dashboard.quantities import accuracy_text, age_text, bytes_text
+
+_HOW_TO_OPEN = '''from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "{folder}"
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)'''
+
+
+def checkpoints_frame(checkpoints: list[Checkpoint]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "run": [one.run_name for one in checkpoints],
+            "step": [one.step for one in checkpoints],
+            "best": [one.is_best for one in checkpoints],
+            "accuracy": [one.accuracy for one in checkpoints],
+            "size": [bytes_text(one.num_bytes) for one in checkpoints],
+            "experiment": [one.experiment_name for one in checkpoints],
+            "saved": [age_text(one.created_at) for one in checkpoints],
+            "manifest sha256": [one.manifest_sha256 for one in checkpoints],
+        }
+    )
+
+
+def label_of(checkpoint: Checkpoint) -> str:
+    best = ", best" if checkpoint.is_best else ""
+    return f"{checkpoint.run_name} · step {checkpoint.step}{best} · accuracy {accuracy_text(checkpoint.accuracy)}"
+
+
+def show_download(client: ApiClient, checkpoint: Checkpoint) -> None:
+    """Signed links, made afresh when the view is drawn: they expire after minutes."""
+    link = client.checkpoint_link(checkpoint.id)
+    folder = f"{checkpoint.run_name}-step-{checkpoint.step}".replace(" ", "-").replace("/", "-")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.link_button(
+            f"Download all ({bytes_text(checkpoint.num_bytes)}, tar)", link.archive_url, icon=":material/download:", type="primary"
+        )
+        st.caption(f"The links work until {link.expires_at:%H:%M} UTC; reload the page for new ones. Broken downloads can be resumed file by file.")
+    st.markdown("**Files**")
+    for file in checkpoint.files:
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.link_button(notices.plain(file.name), link.file_urls[file.name], icon=":material/draft:")
+            st.caption(f"{bytes_text(file.num_bytes)} · sha256 `{file.sha256}`")
+    st.markdown("**Open it**")
+    st.caption("An ordinary Hugging Face folder; `trainer/` beside it holds optimizer and generator state for an exact resume.")
+    st.code(f'curl --fail --output {folder}.tar "{link.archive_url}"\nmkdir {folder} && tar --extract --file {folder}.tar --directory {folder}', language="bash", wrap_lines=True)
+    st.code(_HOW_TO_OPEN.format(folder=folder), language="python")
+    st.caption(f"manifest sha256 `{checkpoint.manifest_sha256}`")
+
+
+st.title("Checkpoints", anchor=False)
+client = cached.api()
+with notices.problems_shown():
+    of_run = address.asked("run")
+    checkpoints = cached.checkpoints(client, of_run)
+    if of_run is not None:
+        name = checkpoints[0].run_name if checkpoints else cached.run(client, of_run).name
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.markdown(f"Checkpoints of **{notices.plain(name)}**")
+            st.page_link("views/checkpoints.py", label="Show all", icon=":material/filter_alt_off:", query_params={})
+    if not checkpoints:
+        notices.empty(
+            "No checkpoints yet",
+            "A run saves one whenever its full-length accuracy is its best so far, at regular steps, and at its end.",
+        )
+        st.page_link("views/runs.py", label="To the runs", icon=":material/list:")
+        st.stop()
+    st.dataframe(
+        checkpoints_frame(checkpoints), hide_index=True, key="checkpoints",
+        column_config={"accuracy": st.column_config.NumberColumn(format="%.3f"), "best": st.column_config.CheckboxColumn(width="small")},
+    )  # fmt: skip
+    by_id = {one.id: one for one in checkpoints}
+    ids = list(by_id)
+    best_first = next((at for at, one in enumerate(checkpoints) if one.is_best), 0)
+    chosen = st.selectbox(
+        "Checkpoint", ids, index=address.asked_index("checkpoint", ids, best_first), format_func=lambda one: label_of(by_id[one]),
+        key="chosen-checkpoint",
+    )  # fmt: skip
+    address.keep("checkpoint", chosen)
+    show_download(client, by_id[chosen or ids[0]])

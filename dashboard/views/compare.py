@@ -1,0 +1,144 @@
+"""Compare: accuracy against what it cost, and whether a short prefix was enough."""
+
+from typing import get_args
+
+import pandas as pd
+import streamlit as st
+
+from backend.comparison import Comparison, compare
+from backend.schemas import Evaluation, Positions, Run, RunSummary
+from dashboard import address, cached, charts, frames, notices
+from dashboard.api_client import ApiClient
+from dashboard.comparison_frames import arms_frame, arms_table, config_differences, curve_points, reference_lines
+from dashboard.quantities import flops_text
+
+_MAX_COMPARED = 10
+
+
+def choose_runs(client: ApiClient) -> list[RunSummary]:
+    """Runs named in the URL by `runs=a,b`, or those of the experiment in `experiment=`, else of the newest one."""
+    named = address.asked("runs")
+    if named is not None:
+        listed: list[RunSummary] = [cached.run(client, one) for one in named.split(",")[:_MAX_COMPARED] if one]
+        st.page_link("views/compare.py", label="Compare an experiment instead", icon=":material/science:", query_params={})
+    else:
+        experiments = {one.id: one for one in cached.experiments(client)}
+        if not experiments:
+            return []
+        ids = list(experiments)
+        chosen = st.selectbox(
+            "Experiment", ids, index=address.asked_index("experiment", ids), key="chosen-experiment",
+            format_func=lambda one: f"{experiments[one].name} · {experiments[one].num_runs} runs",
+        )  # fmt: skip
+        address.keep("experiment", chosen)
+        if chosen is None:
+            return []
+        if experiments[chosen].note:
+            st.caption(notices.plain(experiments[chosen].note))
+        listed = cached.experiment_runs(client, chosen)
+    by_id = {one.id: one for one in listed}
+    begun = [one.id for one in listed if one.step > 0 or one.state == "succeeded"]
+    kept = st.multiselect(
+        "Runs", list(by_id), default=begun[:_MAX_COMPARED], format_func=lambda one: by_id[one].name, max_selections=_MAX_COMPARED,
+        key=f"compared-{named or listed[0].experiment_id if listed else ''}",
+    )  # fmt: skip
+    waiting = len(listed) - len(begun)
+    if waiting:
+        st.caption(f"{waiting} of {len(listed)} runs have not trained a step yet, or failed before one.")
+    return [by_id[one] for one in kept]
+
+
+def accuracy_section(runs: list[tuple[Run, list[Evaluation]]]) -> None:
+    st.subheader("Accuracy against cost", anchor=False)
+    axes = list(get_args(charts.XAxis))
+    x = st.segmented_control(
+        "Cost", axes, default=axes[0], required=True, format_func=lambda one: charts.X_TITLES[one], key="x", label_visibility="collapsed"
+    )
+    points = curve_points(runs)
+    if points.empty:
+        st.caption("No student has been evaluated yet.")
+        return
+    st.altair_chart(
+        charts.accuracy_chart(points, reference_lines(runs), x), key="accuracy",
+        alt="Full-length accuracy of each run by its cost, with base student and teacher as lines; data in the table below",
+    )  # fmt: skip
+    st.caption("Every evaluation is at full length on the same dev prompts. A diamond marks the best checkpoint of a run.")
+    notices.data_behind(points, "accuracy-by-cost")
+
+
+def table_section(comparison: Comparison) -> None:
+    st.subheader("What came out", anchor=False)
+    if not comparison.arms:
+        st.caption("No run has succeeded yet: the table follows when the first one has.")
+        return
+    st.dataframe(arms_table(comparison), hide_index=True, key="arms")
+    best = max(arm.accuracy for arm in comparison.arms)
+    full = next((arm.name for arm in comparison.arms if arm.is_baseline), None)
+    against = f"Saving is against *{notices.plain(full)}*." if full else "No arm trains at full length, so no saving can be stated."
+    st.caption(
+        f"Accuracy is on the report prompts with the best checkpoint, brackets are 95 % over prompts. {against} "
+        f"Share inside and tail are reverse KL of full-length samples. Best accuracy: {best:.3f}."
+    )
+    for sentence in comparison.sentences:
+        st.markdown(f"- {notices.plain(sentence)}")
+    notices.csv_button(arms_frame(comparison), "comparison")
+
+
+def phases_section(comparison: Comparison) -> None:
+    rows = [
+        {"who": arm.name, "phase": phase.replace("_", " "), "flops": flops, "order": order}
+        for arm in comparison.arms
+        for order, (phase, flops) in enumerate(arm.flops.model_dump().items())
+        if phase != "evaluation" and flops
+    ]
+    if not rows:
+        return
+    st.subheader("Training FLOPs by phase", anchor=False)
+    frame = pd.DataFrame(rows)
+    st.altair_chart(charts.flops_bars(frame), key="phases", alt="Training FLOPs by phase and arm; data in the table below")
+    notices.data_behind(frame.drop(columns="order").assign(shown=frame["flops"].map(flops_text)), "flops-by-phase")
+
+
+def positions_section(client: ApiClient, runs: list[Run]) -> None:
+    st.subheader("Divergence by position", anchor=False)
+    series: dict[str, Positions] = {}
+    for run in runs:
+        student = [one for one in cached.positions(client, run.id, "student") if one.split == "dev"]
+        if student:
+            series[run.name] = student[-1]
+    base = next((one for run in runs for one in cached.positions(client, run.id, "base") if one.split == "dev"), None)
+    if not series:
+        st.caption("Nothing is measured by position yet.")
+        return
+    drawn = ({"base student": base} if base else {}) | series
+    frame = pd.concat([frames.positions_frame(one, name) for name, one in drawn.items()])
+    horizons = {f"L = {one.horizon}": one.horizon for one in series.values() if one.horizon < len(one.mean)}
+    st.altair_chart(
+        charts.positions_chart(frame, frames.horizons_frame(horizons), "reverse KL (nats)", band=False), key="positions",
+        alt="Reverse KL by position of each run at its last evaluation; data in the table below",
+    )  # fmt: skip
+    st.caption("Full-length samples at each run's last evaluation. A line that rises behind its dashed horizon is a tail that drifts.")
+    notices.data_behind(frame, "reverse-kl-by-position")
+
+
+st.title("Compare", anchor=False)
+client = cached.api()
+with notices.problems_shown():
+    chosen = choose_runs(client)
+    if not chosen:
+        notices.empty("Nothing to compare yet", "Start an experiment with several variants, or `make demo` in a terminal.")
+        st.page_link("views/new_run.py", label="New run", icon=":material/add_circle:")
+        st.stop()
+    pairs = [(cached.run(client, one.id), cached.evaluations(client, one.id)) for one in chosen]
+    accuracy_section(pairs)
+    target = st.number_input("Compute to reach an accuracy of", 0.05, 1.0, 0.95, 0.01, key="target", bind="query-params", width=240)
+    comparison = compare(pairs, target)
+    table_section(comparison)
+    phases_section(comparison)
+    positions_section(client, [run for run, _ in pairs])
+    st.subheader("What differs in the specs", anchor=False)
+    differences = config_differences([run for run, _ in pairs])
+    if differences.empty:
+        st.caption("Nothing but names and seeds.")
+    else:
+        st.table(differences, hide_index=True)

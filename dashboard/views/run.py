@@ -1,0 +1,108 @@
+"""Run: one run as it happens, and afterwards what became of it."""
+
+import streamlit as st
+
+from backend.schemas import ACTIVE_STATES, Run
+from dashboard import address, cached, notices, run_panels
+from dashboard.api_client import ApiClient
+from dashboard.quantities import elapsed_seconds, range_text, seconds_text
+
+_REFRESH_SECONDS = 2
+_QUEUED_REFRESH_SECONDS = 10
+_PANELS = {
+    "Overview": run_panels.overview,
+    "Metrics": run_panels.metrics,
+    "Evaluations": run_panels.evaluations,
+    "Positions": run_panels.positions,
+    "Log": run_panels.log,
+    "Spec": run_panels.spec,
+}
+
+
+def stop_menu(client: ApiClient, run: Run) -> None:
+    with st.popover("Stop…", icon=":material/stop_circle:", disabled=run.desired_state == "cancel"):
+        if run.state == "queued":
+            st.markdown("It has not started: nothing is lost.")
+            if st.button("Take it out of the queue", type="primary", key="stop-queued"):
+                stop(client, run, checkpoint=False)
+            return
+        st.markdown("**Stop and save** finishes the present step and writes a checkpoint.")
+        if st.button("Stop and save", type="primary", icon=":material/save:", key="stop-save"):
+            stop(client, run, checkpoint=True)
+        st.markdown("**Stop now** keeps only the checkpoints that are already there; the steps after the last one are lost.")
+        if st.button("Stop now", icon=":material/stop:", key="stop-now"):
+            stop(client, run, checkpoint=False)
+
+
+def stop(client: ApiClient, run: Run, *, checkpoint: bool) -> None:
+    client.cancel(run.id, checkpoint=checkpoint)
+    cached.run.clear()
+    st.toast("Stopping: the present step ends first." if run.state != "queued" else "Taken out of the queue.")
+    st.rerun()
+
+
+def header(client: ApiClient, run: Run) -> None:
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.title(notices.plain(run.name), anchor=False, width="content")
+        notices.state_badge(run.state)
+    seed = f" · seed {run.seed}" if run.seed else ""
+    st.caption(notices.plain(f"{run.experiment_name} · prefix {run.prefix} · {run.divergence} · {run.student} ← {run.teacher}{seed}"))
+    if run.note:
+        st.markdown(notices.plain(run.note))
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if run.state in ACTIVE_STATES:
+            stop_menu(client, run)
+        st.page_link("views/inspect.py", label="Inspect tokens", icon=":material/manage_search:", query_params={"run": run.id})
+        st.page_link(
+            "views/compare.py", label="Compare", icon=":material/compare_arrows:", query_params={"experiment": run.experiment_id}
+        )
+        st.page_link("views/checkpoints.py", label="Checkpoints", icon=":material/save:", query_params={"run": run.id})
+        st.page_link("views/new_run.py", label="Clone and edit", icon=":material/content_copy:", query_params={"from": run.id})
+
+
+def progress(run: Run) -> None:
+    done = min(run.step / run.num_steps, 1.0) if run.num_steps else 0.0
+    took = seconds_text(elapsed_seconds(run.started_at, run.finished_at))
+    if run.state == "queued":
+        place = f"number {run.queue_position} in the queue" if run.queue_position else "in the queue"
+        st.progress(0.0, text=f"Waiting for a worker, {place}.")
+    elif run.state in ("starting", "running", "stopping"):
+        left = "stopping: the present step ends first" if run.state == "stopping" else "estimating the time left"
+        if run.state == "running" and run.eta_seconds is not None:
+            left = f"about {range_text(run.eta_seconds)} left"
+        phase = run.phase or run.state
+        st.progress(done, text=f"{phase} · step {run.step:,} of {run.num_steps:,} · {took} so far · {left}")
+    elif run.state == "failed":
+        run_panels.failure(run)
+    else:
+        st.caption(f"{run.step:,} of {run.num_steps:,} steps in {took}, attempt {run.attempt}.")
+
+
+def live(run_id: str) -> None:
+    """Header, progress and the chosen panel; asks for a full rerun once when the run has ended, to stop the timer."""
+    client = cached.api()
+    with notices.problems_shown():
+        run = cached.run(client, run_id)
+        header(client, run)
+        progress(run)
+        run_panels.figures(client, run)
+        panel = st.segmented_control(
+            "Panel", list(_PANELS), default="Overview", required=True, key="panel", bind="query-params", label_visibility="collapsed"
+        )
+        _PANELS[panel](client, run)
+    if st.session_state.get("was-active") == run.id and run.state not in ACTIVE_STATES:
+        st.session_state["was-active"] = None
+        st.rerun()
+
+
+run_id = address.asked("id")
+if run_id is None:
+    st.title("Run", anchor=False)
+    notices.empty("No run chosen", "Open one from the list of runs.")
+    st.page_link("views/runs.py", label="To the runs", icon=":material/list:")
+    st.stop()
+with notices.problems_shown():
+    state = cached.run(cached.api(), run_id).state
+every = None if state not in ACTIVE_STATES else _QUEUED_REFRESH_SECONDS if state == "queued" else _REFRESH_SECONDS
+st.session_state["was-active"] = run_id if every else None
+st.fragment(live, run_every=every)(run_id)

@@ -1,0 +1,240 @@
+"""A stand-in for the API, as a process of its own: `python fake_api.py PORT`. Its bodies are the API's own models.
+
+The first part of the path chooses the scene: /busy (an experiment at work), /empty, /broken (every call fails), /odd
+(answers of another version).
+"""
+
+import sys
+from datetime import timedelta
+from typing import Any
+
+import fake_records as records
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+
+from backend import schemas
+from engine.findings import Finding, findings_of
+from engine.flops import FlopLedger
+from engine.spec import RunSpec
+
+busy, empty = FastAPI(), FastAPI()
+_P = "/api/v1"
+
+
+class _Problem(Exception):
+    def __init__(self, status: int, detail: str, findings: list[Finding] | None = None) -> None:
+        self.body = schemas.Problem(
+            type="about:blank", title="Problem", status=status, detail=detail, instance="/", errors=findings or []
+        )
+
+
+@busy.exception_handler(_Problem)
+@empty.exception_handler(_Problem)
+def _problem(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, _Problem)
+    return JSONResponse(error.body.model_dump(), status_code=error.body.status, media_type="application/problem+json")
+
+
+def _known(run_id: str) -> str:
+    if run_id not in records.ARM_OF:
+        raise _Problem(404, f"There is no run {run_id!r}.")
+    return run_id
+
+
+@busy.get("/readyz")
+def ready() -> schemas.Health:
+    return schemas.Health(status="ok", database="sqlite 3.50.4", broker="up", workers=1, version="0.1.0", warnings=[])
+
+
+@empty.get("/readyz")
+def ready_without_workers() -> schemas.Health:
+    said = ["No worker was heard of within the last minute; start one with `incipit up`."]
+    return schemas.Health(status="degraded", database="sqlite 3.50.4", broker="up", workers=0, version="0.1.0", warnings=said)
+
+
+@busy.get(_P + "/experiments")
+def experiments() -> list[schemas.Experiment]:
+    return [
+        schemas.Experiment(
+            id="e-demo", name="tiny plan", note="How short may the prefix be?", created_at=records.NOW, num_runs=8, num_active=2
+        )
+    ]
+
+
+@busy.post(_P + "/experiments")
+@empty.post(_P + "/experiments")
+async def create(request: Request) -> schemas.Experiment:
+    document = await request.json()
+    try:
+        wanted = schemas.ExperimentCreate.model_validate(document)
+    except ValidationError as error:
+        raise _Problem(422, "The experiment cannot be created.", findings_of(error, document)) from None
+    number = max(1, len(wanted.variants)) * len(wanted.seeds)
+    return schemas.Experiment(id="e-demo", name=wanted.name, note="", created_at=records.NOW, num_runs=number, num_active=number)
+
+
+@busy.get(_P + "/experiments/{experiment_id}/runs")
+def experiment_runs(experiment_id: str) -> list[schemas.RunSummary]:
+    return [records.summary(run_id) for run_id in records.ARM_OF]
+
+
+@busy.get(_P + "/runs")
+def runs(experiment_id: str | None = None, cursor: str | None = None, limit: int = 100) -> schemas.RunPage:
+    return schemas.RunPage(items=[records.summary(run_id) for run_id in records.ARM_OF], next_cursor=None)
+
+
+@busy.get(_P + "/runs/{run_id}")
+def run(run_id: str) -> schemas.Run:
+    return records.run(_known(run_id))
+
+
+@busy.post(_P + "/runs/{run_id}/cancel")
+def cancel(run_id: str, body: dict[str, Any]) -> schemas.Run:
+    return records.run(_known(run_id)).model_copy(update={"state": "stopping", "desired_state": "cancel"})
+
+
+@busy.get(_P + "/runs/{run_id}/metrics")
+def metrics(run_id: str) -> list[schemas.Metric]:
+    return records.metrics(_known(run_id))
+
+
+@busy.get(_P + "/runs/{run_id}/events")
+def events(run_id: str, after_seq: int = 0) -> schemas.EventPage:
+    told: list[tuple[str, dict[str, object]]] = [
+        ("claimed", {"worker": "host-1"}), ("started", {"device": "cpu", "precision": "float32"}), ("phase", {"phase": "training"}),
+        ("warning", {"code": "tail", "message": f"The tail drifts: reverse KL beyond the horizon is 0.29 nats {records.HOSTILE}"}),
+    ]  # fmt: skip
+    items = [
+        schemas.StoredEvent(seq=at, time=records.NOW + timedelta(seconds=at), kind=kind, attempt=1, payload=payload)
+        for at, (kind, payload) in enumerate(told, start=1)
+    ]
+    return schemas.EventPage(items=[one for one in items if one.seq > after_seq], last_seq=4)
+
+
+@busy.get(_P + "/runs/{run_id}/evaluations")
+def evaluations(run_id: str) -> list[schemas.Evaluation]:
+    return records.evaluations(_known(run_id))
+
+
+@busy.get(_P + "/runs/{run_id}/positions")
+def positions(run_id: str, source: str | None = None) -> list[schemas.Positions]:
+    return [one for one in records.positions(_known(run_id)) if source in (None, one.source)]
+
+
+@busy.get(_P + "/runs/{run_id}/rollouts")
+def rollouts(run_id: str, step: int | None = None) -> schemas.RolloutPage:
+    if records.steps_done(_known(run_id)) == 0:
+        return schemas.RolloutPage(items=[], steps=[])
+    steps = list(range(0, records.steps_done(run_id) + 1, 20))
+    chosen = steps[-1] if step is None else step
+    fields = schemas.Rollout.model_fields
+    made = [records.rollout(run_id, chosen, row) for row in range(4)]
+    items = [schemas.Rollout.model_validate({name: value for name, value in one if name in fields}) for one in made]
+    return schemas.RolloutPage(items=sorted(items, key=lambda one: -one.mean_reverse_kl), steps=steps)
+
+
+@busy.get(_P + "/rollouts/{rollout_id}")
+def rollout(rollout_id: str) -> schemas.RolloutDetail:
+    run_id, step, row = rollout_id.rsplit(".", 2)
+    return records.rollout(_known(run_id), int(step), int(row))
+
+
+@busy.get(_P + "/checkpoints")
+def checkpoints(run_id: str | None = None) -> list[schemas.Checkpoint]:
+    owners = [one for one in ("r-p8", "r-mix8", "r-full") if run_id in (None, one)]
+    return [records.checkpoint(one, step) for one in owners for step in (records.steps_done(one), records.steps_done(one) - 40)]
+
+
+@busy.post(_P + "/checkpoints/{checkpoint_id}/link")
+def link(checkpoint_id: str) -> schemas.Link:
+    base = f"{_P}/downloads/{checkpoint_id}"
+    urls = {file.name: f"{base}/{file.name}?signature=abc" for file in records.checkpoint("r-p8", 120).files}
+    return schemas.Link(archive_url=f"{base}.tar?signature=abc", file_urls=urls, expires_at=records.NOW + timedelta(minutes=10))
+
+
+@busy.post(_P + "/estimate")
+@empty.post(_P + "/estimate")
+async def estimate(request: Request) -> schemas.Estimate:
+    document = await request.json()
+    try:
+        spec = RunSpec.model_validate(document)
+    except ValidationError as error:
+        raise _Problem(422, "The spec cannot be estimated.", findings_of(error, document)) from None
+    steps = list(range(0, spec.num_steps, max(1, spec.num_steps // 100)))
+    parts = {"student_weights": 448_000, "optimizer": 896_000, "gradients": 448_000, "teacher_weights": 1_471_488, "divergence": 3_000_000}
+    return schemas.Estimate(
+        flops=FlopLedger(rollout=8e9, teacher=21e9, student_forward=7e9, student_backward=14e9, evaluation=2.1e11),
+        full_length_flops=FlopLedger(rollout=120e9, teacher=330e9, student_forward=106e9, student_backward=212e9, evaluation=2.1e11),
+        saving=15.3, memory_bytes=parts, memory_total_bytes=sum(parts.values()), seconds=schemas.PhaseSeconds(low=8, high=14),
+        horizons=[spec.horizon_at(step, spec.prefix_state()) for step in steps], horizon_steps=steps,
+        assumptions=["No rollout ends before its horizon."],
+    )  # fmt: skip
+
+
+@busy.post(_P + "/spec/validate")
+@empty.post(_P + "/spec/validate")
+async def validate(request: Request) -> list[Finding]:
+    document = await request.json()
+    try:
+        RunSpec.model_validate(document)
+    except ValidationError as error:
+        return findings_of(error, document)
+    return []
+
+
+@busy.get(_P + "/spec/schema")
+@empty.get(_P + "/spec/schema")
+def schema() -> dict[str, Any]:
+    return RunSpec.model_json_schema()
+
+
+@busy.get(_P + "/presets")
+@empty.get(_P + "/presets")
+def presets() -> list[schemas.Preset]:
+    variants = [schemas.Variant(name=arm[1], changes=arm[2]) for arm in records.ARMS[:4]]
+    tiny = RunSpec.model_validate({**records.BASE, "prefix": records.PREFIX_8, "name": "prefix 8"})
+    return [
+        schemas.Preset(name="tiny", title="Tiny, on this machine", description="Trains on a CPU in seconds.", spec=tiny),
+        schemas.Preset(name="demo", title="The demo comparison", description="Full against prefixes.", spec=tiny, variants=variants),
+    ]
+
+
+@busy.get(_P + "/workers")
+def workers() -> list[schemas.Worker]:
+    return [
+        schemas.Worker(
+            id="w1", host="laptop", pid=4242, slot="cpu", run_id="r-running", heartbeat_at=records.NOW, capabilities={"device": "cpu"}
+        )
+    ]
+
+
+for path, kind in [("/experiments", []), ("/runs", {"items": [], "next_cursor": None}), ("/workers", []), ("/checkpoints", [])]:
+    empty.add_api_route(_P + path, lambda body=kind: body, methods=["GET"])
+
+
+@empty.get(_P + "/{anything:path}")
+def missing(anything: str) -> None:
+    raise _Problem(404, f"There is no {anything!r}.")
+
+
+broken, odd, app = FastAPI(), FastAPI(), FastAPI()
+
+
+@broken.api_route("/{anything:path}", methods=["GET", "POST"])
+def fail(anything: str) -> JSONResponse:
+    body = schemas.Problem(type="about:blank", title="Internal error", status=500, detail="The database is locked.", instance="/")
+    return JSONResponse(body.model_dump(), status_code=500, media_type="application/problem+json")
+
+
+@odd.api_route("/{anything:path}", methods=["GET", "POST"])
+def another_version(anything: str) -> dict[str, int]:
+    return {"unexpected": 1}
+
+
+for scene, stage in (("busy", busy), ("empty", empty), ("broken", broken), ("odd", odd)):
+    app.mount(f"/{scene}", stage)
+
+if __name__ == "__main__":
+    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")
