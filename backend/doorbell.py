@@ -73,12 +73,22 @@ class Doorbell:
             try:
                 self._app.send_task(task, args=[id], queue=QUEUE, retry=False, ignore_result=True)
             except (OperationalError, OSError) as error:
-                _log.warning("No ring for %s %s, the control process will repeat it: %s", task, id, error)
+                _log.warning("The broker does not answer (%s): %s %s is left to the control process.", error, task, id)
+                if not self._drop_waiting():
+                    return
+
+    def _drop_waiting(self) -> bool:
+        """Forget the rings that wait, each of which would wait for the broker in vain; False when closed meanwhile."""
+        with contextlib.suppress(queue.Empty):
+            while self._waiting.get_nowait() is not None:
+                pass
+            return False
+        return True
 
     def _reaches_broker(self) -> bool:
         try:
             with self._app.connection_for_write() as connection:
-                connection.ensure_connection(max_retries=1, timeout=_SOCKET_SECONDS)
+                connection.ensure_connection(max_retries=1, interval_start=0, timeout=_SOCKET_SECONDS)
                 return True
         except (OperationalError, OSError):
             return False

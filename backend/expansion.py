@@ -82,10 +82,9 @@ def _misfits(experiment: ExperimentCreate, seeds: list[int]) -> list[Finding]:
         if count > 1:
             findings.append(Finding(field="seeds", message=f"seeds has {seed} {count} times; name each seed once."))
     for variant in experiment.variants:
-        for field, remedy in _SET_ELSEWHERE.items():
-            if field in variant.changes:
-                message = f"{field} cannot be changed by a variant: {remedy}."
-                findings.append(_at(variant, Finding(field=field, message=message)))
+        for field in sorted({path.split(".")[0] for path in variant.changes} & _SET_ELSEWHERE.keys()):
+            message = f"{field} cannot be changed by a variant: {_SET_ELSEWHERE[field]}."
+            findings.append(_at(variant, Finding(field=field, message=message)))
     num_runs = max(1, len(experiment.variants)) * len(seeds)
     if num_runs > MAX_RUNS:
         message = f"variants and seeds make {num_runs} runs, but an experiment has at most {MAX_RUNS}; use fewer seeds."

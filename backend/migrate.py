@@ -60,7 +60,8 @@ def config_for(connection: Connection) -> Config:
 
 
 def head() -> str:
-    return ScriptDirectory(str(_SCRIPTS)).get_current_head()
+    """The newest schema's revision."""
+    return str(ScriptDirectory(str(_SCRIPTS)).get_current_head())
 
 
 def _current(connection: Connection) -> str | None:

@@ -57,7 +57,9 @@ def test_any_other_schema_is_refused_with_the_remedy(empty_url: str) -> None:
     if empty_url.startswith("sqlite"):
         Path(empty_url.removeprefix("sqlite:///")).parent.mkdir()
     database = Database(empty_url)
-    with pytest.raises(migrate.SchemaMismatch, match=r"schema none but this version needs .* `python -m backend\.migrate"):
+    with pytest.raises(
+        migrate.SchemaMismatch, match=r"schema none but this version needs .* `python -m backend\.migrate"
+    ):
         migrate.require_head(database)
     database.close()
 
