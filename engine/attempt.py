@@ -43,7 +43,7 @@ def run_attempt(spec: RunSpec, folder: Path, *, attempt: int, resume: str | None
     except OSError as error:
         print(f"The run folder {folder} cannot be written ({error.strerror}); choose another --out.", file=sys.stderr)
         return OF_FAILURE["no_space"]
-    with progress:
+    with journal, progress:
         try:
             finished = train(spec, folder, attempt=attempt, journal=journal, control=control, resume=start)
         except Exception as error:  # the outermost frame: whatever happens must become an event and an exit status

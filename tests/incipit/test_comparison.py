@@ -1,0 +1,138 @@
+"""The comparison: its figures come from recorded ones, and its words follow its figures."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from backend.comparison import compare, si, wilson
+from backend.schemas import Evaluation, Run
+from engine.flops import FlopLedger
+from engine.spec import RunSpec
+
+PREFIX_8 = {"kind": "constant", "tokens": 8}
+
+
+def a_run(name: str, prefix: dict[str, object], flops: float, **changes: object) -> Run:
+    spec = RunSpec.model_validate(
+        {
+            "name": name,
+            "student": {"path": "student"},
+            "teacher": {"path": "teacher"},
+            "prompts": {"path": "p.jsonl"},
+            "evaluation": {"path": "e.jsonl"},
+            "prefix": prefix,
+            **changes,
+        }
+    )
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    ledger = FlopLedger(rollout=flops / 4, teacher=flops / 4, student_forward=flops / 4, student_backward=flops / 4)
+    return Run(
+        id=name,
+        experiment_id="x",
+        experiment_name="x",
+        name=name,
+        variant=name,
+        note="",
+        seed=0,
+        state="succeeded",
+        desired_state="run",
+        phase="",
+        step=100,
+        num_steps=100,
+        student=spec.student.path,
+        teacher="teacher",
+        prefix=str(prefix["kind"]),
+        divergence="reverse_kl",
+        attempt=1,
+        best_accuracy=None,
+        report_accuracy=None,
+        training_flops=flops,
+        training_seconds=2.0,
+        failure_kind=None,
+        failure_message=None,
+        created_at=now,
+        started_at=now,
+        finished_at=now,
+        heartbeat_at=now,
+        spec=spec,
+        flops=ledger,
+        executed_flops=flops,
+        eta_seconds=None,
+        queue_position=None,
+    )
+
+
+def measured(subject: str, split: str, accuracy: float, *, flops: float = 0.0, **metrics: float) -> Evaluation:
+    return Evaluation.model_validate(
+        {
+            "step": 10,
+            "subject": subject,
+            "split": split,
+            "num_prompts": 300,
+            "horizon": 8,
+            "metrics": {"accuracy": accuracy, **metrics},
+            "training_flops": flops,
+            "training_seconds": 1.0,
+            "is_best": False,
+        }
+    )
+
+
+def an_arm(report: float, *, reached_at: float, beyond: float = 0.01) -> list[Evaluation]:
+    return [
+        measured("base", "report", 0.4, share_inside=0.95, reverse_kl_beyond=0.001),
+        measured("teacher", "report", 1.0),
+        measured("student", "dev", 0.5, flops=reached_at / 2),
+        measured("student", "dev", 0.97, flops=reached_at),
+        measured("student", "report", report, reverse_kl_beyond=beyond, eos_rate=1.0),
+    ]
+
+
+def test_saving_and_compute_to_target_are_ratios_of_recorded_flops() -> None:
+    full, prefix = a_run("full", {"kind": "full"}, 800e9), a_run("prefix 8", PREFIX_8, 50e9)
+    comparison = compare([(full, an_arm(0.99, reached_at=400e9)), (prefix, an_arm(0.98, reached_at=20e9))])
+    by_name = {arm.name: arm for arm in comparison.arms}
+    assert by_name["full"].is_baseline
+    assert by_name["full"].saving == 1.0
+    assert by_name["prefix 8"].saving == 16.0
+    assert by_name["prefix 8"].flops_to_target == 20e9
+    assert by_name["full"].share_inside is None
+    assert comparison.base_accuracy == {"student": 0.4}
+    assert comparison.teacher_accuracy == 1.0
+
+
+@pytest.mark.parametrize(("accuracy", "word"), [(0.98, "level with"), (0.5, "below")])
+def test_the_verdict_follows_the_intervals(accuracy: float, word: str) -> None:
+    full, prefix = a_run("full", {"kind": "full"}, 800e9), a_run("prefix 8", PREFIX_8, 50e9)
+    comparison = compare([(full, an_arm(0.99, reached_at=1e11)), (prefix, an_arm(accuracy, reached_at=1e9))])
+    sentence = next(s for s in comparison.sentences if s.startswith("prefix 8"))
+    assert f"{word} full (0.990) at 16.0x fewer training FLOPs" in sentence
+    assert "95% of the divergence lay inside the prefix" in sentence
+    assert "from 0.001 to 0.010 nats" in sentence
+
+
+def test_an_arm_with_another_student_has_no_saving() -> None:
+    full = a_run("full", {"kind": "full"}, 800e9)
+    other = a_run("late", PREFIX_8, 50e9, student={"path": "other"})
+    comparison = compare([(full, an_arm(0.99, reached_at=1e11)), (other, an_arm(0.1, reached_at=1e9))])
+    late = next(arm for arm in comparison.arms if arm.name == "late")
+    assert late.saving is None
+    assert "fewer" not in next(s for s in comparison.sentences if s.startswith("late"))
+
+
+def test_runs_that_did_not_succeed_are_left_out() -> None:
+    failed = a_run("full", {"kind": "full"}, 1e9).model_copy(update={"state": "failed"})
+    assert compare([(failed, an_arm(0.9, reached_at=1e9))]).arms == []
+
+
+def test_wilson_interval_matches_published_values() -> None:
+    # Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662; 0 of 20 gives 0 to 0.1611.
+    assert wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson(0.0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0 "), (52.7e9, "52.7 G"), (1.6e12, "1.6 T"), (None, "–"), (2e21, "2e+03 E")]
+)
+def test_si_prefixes(value: float | None, text: str) -> None:
+    assert si(value) == text
