@@ -4,9 +4,10 @@ A claim raises the run's fence; every later write of that attempt carries it, so
 nothing when it wakes up. Times are the database's. The caller commits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any, Literal
 
 from sqlalchemy import CursorResult, and_, func, or_, select, update
@@ -155,11 +156,18 @@ def set_engine_process(session: Session, claim: Claim, *, pid: int, pid_started:
 
 
 def change_state(
-    session: Session, run_id: str, to: RunState, *, reason: str, fence: int | None = None, **columns: Any
+    session: Session,
+    run_id: str,
+    to: RunState,
+    *,
+    reason: str,
+    fence: int | None = None,
+    columns: Mapping[str, Any] = MappingProxyType({}),
 ) -> bool:
     """Move a run to another state and write that into its history; False when it is not in a state that allows it.
 
-    `fence` restricts the change to the attempt that holds the run; without one, any holder's run changes.
+    `fence` restricts the change to the attempt that holds the run; without one, any holder's run changes. `columns` are
+    written with it.
     """
     now = now_of(session)
     values: dict[str, Any] = {"state": to, **columns}
@@ -177,7 +185,7 @@ def change_state(
     ).one_or_none()
     if result is None:
         return False
-    _add_state_event(session, run_id, result.fence, to, reason)
+    _add_state_event(session, run_id, result.fence if fence is None else fence, to, reason)
     return True
 
 
@@ -191,7 +199,7 @@ def end_attempt(session: Session, claim: Claim, ending: Ending) -> None:
         columns["not_before"] = _retry_time(now_of(session), claim.attempt) if ending.counts else None
         if not ending.counts:
             columns["attempt"] = Run.attempt - 1
-    if not change_state(session, claim.run_id, ending.state, reason=ending.reason, fence=claim.fence, **columns):
+    if not change_state(session, claim.run_id, ending.state, reason=ending.reason, fence=claim.fence, columns=columns):
         raise LeaseLost(f"Fence {claim.fence} does not hold run {claim.run_id} any more.")
     outcome = "requeued" if ending.state == "queued" else ending.state
     _close_attempt(session, claim.run_id, claim.fence, outcome, ending.exit_code)
@@ -240,7 +248,7 @@ def _take(
         columns |= {"failure_kind": "worker_lost", "failure_message": reason}
     else:
         columns["not_before"] = _retry_time(now, attempt)
-    if not change_state(session, run_id, to, reason=reason, fence=fence, **columns):
+    if not change_state(session, run_id, to, reason=reason, fence=fence, columns=columns):
         return False
     _close_attempt(session, run_id, fence, "lost", None)
     return True

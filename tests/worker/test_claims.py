@@ -1,0 +1,204 @@
+"""Who holds a run, on both databases."""
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from backend.database import Database
+from backend.queries.claims import (
+    HELD_STATES,
+    Claim,
+    Ending,
+    LeaseLost,
+    cancel_queued,
+    change_state,
+    claim_run,
+    end_attempt,
+    has_claimable_run,
+    hold,
+    reap,
+    renew_lease,
+)
+from backend.records import Attempt, Event
+from backend.schemas import ACTIVE_STATES, RunState
+from tests.worker.runs import OWNER, claim, queue_runs, run_row, set_columns, short_spec
+
+_ENDED: tuple[RunState, ...] = ("succeeded", "failed", "cancelled")
+_PAST = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+def _nobody_is_dead(_owner: str) -> bool:
+    return False
+
+
+def test_racing_workers_win_each_run_once(database_url: str, database: Database) -> None:
+    run_ids = queue_runs(database, *[short_spec()] * 20)
+
+    def work(number: int) -> list[str]:
+        own = Database(database_url)
+        won: list[str] = []
+        while True:
+            with own.write() as session:
+                claimed = claim_run(session, owner=f"worker {number}", host="here", boot_id="")
+            if claimed is None:
+                own.close()
+                return won
+            won.append(claimed.run_id)
+
+    with ThreadPoolExecutor(8) as pool:
+        won = [run_id for ids in pool.map(work, range(8)) for run_id in ids]
+    assert sorted(won) == run_ids
+    assert {run_row(database, run_id).fence for run_id in run_ids} == {1}
+
+
+def test_urgent_runs_come_first_then_old_ones(database: Database) -> None:
+    first, second, urgent = queue_runs(database, *[short_spec()] * 3)
+    set_columns(database, urgent, priority=5)
+    assert [claim(database).run_id for _ in range(3)] == [urgent, first, second]
+
+
+def test_a_run_that_is_not_due_or_not_wanted_is_not_claimed(database: Database) -> None:
+    later, unwanted = queue_runs(database, short_spec(), short_spec())
+    set_columns(database, later, not_before=datetime.now(UTC) + timedelta(hours=1))
+    set_columns(database, unwanted, desired_state="cancel")
+    with database.write() as session:
+        assert not has_claimable_run(session)
+        assert claim_run(session, owner=OWNER, host="here", boot_id="") is None
+        cancel_queued(session)
+    assert run_row(database, unwanted).state == "cancelled"
+    assert run_row(database, later).state == "queued"
+
+
+def test_a_claim_raises_the_fence_and_opens_an_attempt(database: Database) -> None:
+    (run_id,) = queue_runs(database, short_spec())
+    claimed = claim(database)
+    run = run_row(database, run_id)
+    assert (claimed.fence, run.fence, run.state, run.lease_owner) == (1, 1, "starting", OWNER)
+    assert run.lease_until is not None
+    assert 55 < (run.lease_until - datetime.now(UTC)).total_seconds() <= 60
+    with database.read() as session:
+        assert session.get_one(Attempt, (run_id, 1)).worker_id == OWNER
+
+
+def test_whoever_lost_the_lease_changes_nothing(database: Database) -> None:
+    (run_id,) = queue_runs(database, short_spec())
+    zombie = claim(database)
+    set_columns(database, run_id, lease_until=_PAST)
+    with database.write() as session:
+        assert reap(session, _nobody_is_dead) == [run_id]
+    claim(database)
+    before = run_row(database, run_id)
+    with database.write() as session:
+        with pytest.raises(LeaseLost):
+            renew_lease(session, run_id, zombie.fence)
+        with pytest.raises(LeaseLost):
+            hold(session, run_id, zombie.fence, last_step=99)
+        with pytest.raises(LeaseLost):
+            end_attempt(session, zombie, Ending("failed", "A zombie says so."))
+    after = run_row(database, run_id)
+    assert (after.state, after.fence, after.last_step) == (before.state, before.fence, 0)
+
+
+def test_a_living_lease_is_left_alone(database: Database) -> None:
+    (run_id,) = queue_runs(database, short_spec())
+    claimed = claim(database)
+    with database.write() as session:
+        renew_lease(session, run_id, claimed.fence)
+        assert reap(session, _nobody_is_dead) == []
+
+
+def test_a_lease_without_an_end_counts_as_over(database: Database) -> None:
+    (run_id,) = queue_runs(database, short_spec())
+    claim(database)
+    set_columns(database, run_id, lease_until=None)
+    with database.write() as session:
+        assert reap(session, _nobody_is_dead) == [run_id]
+    run = run_row(database, run_id)
+    assert (run.state, run.fence, run.lease_owner) == ("queued", 2, None)
+
+
+def test_a_run_of_a_dead_process_is_taken_back_at_once(database: Database) -> None:
+    (run_id,) = queue_runs(database, short_spec())
+    claim(database)
+    with database.write() as session:
+        assert reap(session, lambda owner: owner == OWNER) == [run_id]
+        assert session.get_one(Attempt, (run_id, 1)).outcome == "lost"
+        assert has_claimable_run(session), "the first retry waits for nothing"
+
+
+def test_a_lost_run_that_was_to_be_cancelled_is_cancelled(database: Database) -> None:
+    (run_id,) = queue_runs(database, short_spec())
+    claim(database)
+    set_columns(database, run_id, lease_until=None, desired_state="cancel")
+    with database.write() as session:
+        reap(session, _nobody_is_dead)
+    assert run_row(database, run_id).state == "cancelled"
+
+
+def test_three_lost_attempts_without_progress_fail_the_run_by_name(database: Database) -> None:
+    (run_id,) = queue_runs(database, short_spec())
+    for _ in range(3):
+        set_columns(database, run_id, not_before=None)
+        claim(database)
+        with database.write() as session:
+            reap(session, lambda owner: True)
+    run = run_row(database, run_id)
+    assert (run.state, run.failure_kind) == ("failed", "worker_lost")
+    assert run.failure_message is not None
+    assert "3 times" in run.failure_message
+
+
+def test_a_planned_shutdown_does_not_count_as_an_attempt(database: Database) -> None:
+    (run_id,) = queue_runs(database, short_spec())
+    for _ in range(5):
+        claimed = claim(database)
+        assert claimed.attempt == 1
+        with database.write() as session:
+            end_attempt(session, claimed, Ending("queued", "The worker is shutting down.", counts=False))
+    assert run_row(database, run_id).fence == 5
+
+
+def test_a_crash_returns_to_the_queue_unless_the_run_is_unwanted(database: Database) -> None:
+    wanted, unwanted = queue_runs(database, short_spec(), short_spec())
+    claims = {claimed.run_id: claimed for claimed in (claim(database), claim(database))}
+    set_columns(database, unwanted, desired_state="cancel")
+    for claimed in claims.values():
+        with database.write() as session:
+            end_attempt(session, claimed, Ending("queued", "It crashed."))
+    assert run_row(database, wanted).state == "queued"
+    assert run_row(database, unwanted).state == "cancelled"
+
+
+@pytest.mark.parametrize("state", _ENDED)
+def test_an_ended_run_never_changes_its_state(database: Database, state: str) -> None:
+    (run_id,) = queue_runs(database, short_spec())
+    set_columns(database, run_id, state=state)
+    with database.write() as session:
+        changed = [
+            change_state(session, run_id, to, reason="") for to in (*HELD_STATES - {"starting"}, "queued", *_ENDED)
+        ]
+    assert changed == [False] * len(changed)
+    assert run_row(database, run_id).state == state
+
+
+@pytest.mark.parametrize("state", sorted(ACTIVE_STATES))
+def test_a_queued_run_can_only_be_cancelled_and_a_held_one_can_end_in_every_way(database: Database, state: str) -> None:
+    for to in _ENDED:
+        (run_id,) = queue_runs(database, short_spec())
+        set_columns(database, run_id, state=state)
+        with database.write() as session:
+            assert change_state(session, run_id, to, reason="") == (state != "queued" or to == "cancelled")
+
+
+def test_the_history_has_no_gaps(database: Database) -> None:
+    (run_id,) = queue_runs(database, short_spec())
+    for _ in range(3):
+        claimed: Claim = claim(database)
+        with database.write() as session:
+            change_state(session, run_id, "running", reason="ready", fence=claimed.fence)
+            end_attempt(session, claimed, Ending("queued", "Again.", counts=False))
+    with database.read() as session:
+        events = session.query(Event).where(Event.run_id == run_id).order_by(Event.seq).all()
+    assert [event.seq for event in events] == list(range(1, 10))
+    assert [event.payload["state"] for event in events] == ["starting", "running", "queued"] * 3
