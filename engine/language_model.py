@@ -64,7 +64,8 @@ class LanguageModel:
         """Last hidden states [B, S, H] of the backbone; no logits are made."""
         decoder = self.module.get_decoder()
         states: Tensor = decoder(input_ids=token_ids, **inputs).last_hidden_state
-        return states
+        # Residual streams and norms of float32 weights stay float32 under autocast; the head must not.
+        return states if self.autocast_dtype is None else states.to(self.autocast_dtype)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which forward passes run."""
