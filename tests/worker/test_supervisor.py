@@ -1,0 +1,202 @@
+"""One attempt with the real engine and the tiny pair: it ends, is stopped, is killed, goes on.
+
+Slow: each test starts the engine, which takes several seconds, up to three times.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from sqlalchemy import select
+
+from backend.database import Database
+from backend.queries.claims import Claim, reap
+from backend.records import Attempt, Checkpoint
+from engine.spec import RunSpec
+from tests import databases
+from tests.worker.runs import claim, queue_runs, recorded_steps, run_row, set_columns, short_spec
+from worker.settings import WorkerSettings
+from worker.slots import Slot
+from worker.supervisor import Supervisor, Workplace
+
+_LONG = short_spec(num_steps=3000, checkpoints={"every_steps": 10})
+
+
+@pytest.fixture
+def database(home: Path) -> Iterator[Database]:
+    """SQLite alone: the engine makes the difference here, and it knows no database."""
+    opened = Database(databases.sqlite_copy(home))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def shutdown() -> threading.Event:
+    """Set: the worker is about to end."""
+    return threading.Event()
+
+
+@pytest.fixture
+def place(home: Path, database: Database, shutdown: threading.Event) -> Workplace:
+    settings = WorkerSettings(stop_seconds=30)
+    return Workplace(database, home, home / "runs", settings, shutdown.is_set)
+
+
+def _supervise(place: Workplace, spec: RunSpec | None = None) -> Claim:
+    """Queue a run, or take the one that is queued, and work on it."""
+    if spec is not None:
+        queue_runs(place.database, spec)
+    claimed = claim(place.database)
+    Supervisor(claimed, Slot(0, None), place).work()
+    return claimed
+
+
+def _attempt(database: Database, claimed: Claim) -> Attempt:
+    with database.read() as session:
+        return session.get_one(Attempt, (claimed.run_id, claimed.fence))
+
+
+@contextmanager
+def _once(place: Workplace, holds: Callable[[str], bool], act: Callable[[str], None]) -> Iterator[None]:
+    """Beside the block: as soon as `holds(run id)`, `act(run id)`."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 55
+        while time.monotonic() < deadline:
+            with place.database.read() as session:
+                run_id = session.scalar(select(Attempt.run_id))
+            if run_id is not None and holds(run_id):
+                act(run_id)
+                return
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def _kill_engine(place: Workplace, number: signal.Signals = signal.SIGKILL) -> Callable[[str], None]:
+    def act(run_id: str) -> None:
+        with place.database.read() as session:
+            pid = session.scalar(select(Attempt.pid).where(Attempt.run_id == run_id).order_by(Attempt.fence.desc()))
+        assert pid is not None
+        os.kill(pid, number)
+
+    return act
+
+
+def _has_steps(place: Workplace, num_steps: int) -> Callable[[str], bool]:
+    return lambda run_id: run_row(place.database, run_id).last_step >= num_steps
+
+
+def test_a_run_succeeds_with_all_its_steps_and_a_checkpoint(place: Workplace) -> None:
+    claimed = _supervise(place, short_spec())
+    run = run_row(place.database, claimed.run_id)
+    assert (run.state, run.last_step, run.failure_message) == ("succeeded", 10, None)
+    assert recorded_steps(place.database, claimed.run_id) == list(range(1, 11))
+    assert run.best_accuracy is not None
+    attempt = _attempt(place.database, claimed)
+    assert (attempt.outcome, attempt.exit_code) == ("succeeded", 0)
+    assert attempt.pid is not None
+    assert not psutil.pid_exists(attempt.pid)
+    with place.database.read() as session:
+        steps = session.scalars(select(Checkpoint.step).where(Checkpoint.removed_at.is_(None))).all()
+    assert 10 in steps
+
+
+def test_a_spec_that_cannot_work_fails_by_name_and_is_not_tried_again(place: Workplace) -> None:
+    claimed = _supervise(place, short_spec(teacher={"path": "/nowhere/teacher"}))
+    run = run_row(place.database, claimed.run_id)
+    assert (run.state, run.failure_kind) == ("failed", "bad_model")
+    assert "/nowhere/teacher" in (run.failure_message or "")
+
+
+def test_a_cancelled_run_stops_and_keeps_what_it_has(place: Workplace) -> None:
+    def cancel(run_id: str) -> None:
+        set_columns(place.database, run_id, desired_state="cancel", checkpoint_on_cancel=True)
+
+    with _once(place, _has_steps(place, 3), cancel):
+        claimed = _supervise(place, _LONG)
+    run = run_row(place.database, claimed.run_id)
+    assert run.state == "cancelled"
+    with place.database.read() as session:
+        assert run.last_step in session.scalars(select(Checkpoint.step)).all()
+    assert recorded_steps(place.database, claimed.run_id) == list(range(1, run.last_step + 1))
+
+
+def test_a_killed_engine_is_resumed_from_its_checkpoint_and_no_step_is_recorded_twice(place: Workplace) -> None:
+    with _once(place, _has_steps(place, 12), _kill_engine(place)):
+        first = _supervise(place, short_spec(num_steps=40, checkpoints={"every_steps": 5}))
+    run = run_row(place.database, first.run_id)
+    assert (run.state, run.attempt) == ("queued", 1)
+    assert _attempt(place.database, first).exit_code == -signal.SIGKILL
+    second = _supervise(place)
+    run = run_row(place.database, first.run_id)
+    assert (run.state, run.last_step) == ("succeeded", 40)
+    assert _attempt(place.database, second).resumed_from_step >= 10
+    assert recorded_steps(place.database, first.run_id) == list(range(1, 41))
+
+
+def test_a_worker_that_shuts_down_leaves_a_run_that_goes_on(place: Workplace, shutdown: threading.Event) -> None:
+    with _once(place, _has_steps(place, 3), lambda run_id: shutdown.set()):
+        claimed = _supervise(place, _LONG)
+    run = run_row(place.database, claimed.run_id)
+    assert (run.state, run.attempt) == ("queued", 0)
+    with place.database.read() as session:
+        assert run.last_step in session.scalars(select(Checkpoint.step)).all(), "nothing is lost by a planned end"
+
+
+def test_an_engine_that_hangs_is_killed_when_its_time_to_stop_is_over(place: Workplace) -> None:
+    impatient = Workplace(
+        place.database, place.home, place.run_dir, WorkerSettings(stop_seconds=1, terminate_seconds=1), lambda: False
+    )
+
+    def freeze_and_cancel(run_id: str) -> None:
+        _kill_engine(place, signal.SIGSTOP)(run_id)
+        set_columns(place.database, run_id, desired_state="cancel")
+
+    with _once(place, _has_steps(place, 1), freeze_and_cancel):
+        claimed = _supervise(impatient, _LONG)
+    assert run_row(place.database, claimed.run_id).state == "cancelled"
+    pid = _attempt(place.database, claimed).pid
+    assert pid is not None
+    assert not psutil.pid_exists(pid)
+
+
+def test_whoever_loses_the_lease_ends_its_engine_and_leaves_the_run_alone(place: Workplace) -> None:
+    def take_away(run_id: str) -> None:
+        set_columns(place.database, run_id, lease_until=None)
+        with place.database.write() as session:
+            assert reap(session, lambda owner: False) == [run_id]
+
+    with _once(place, _has_steps(place, 3), take_away):
+        claimed = _supervise(place, _LONG)
+    run = run_row(place.database, claimed.run_id)
+    assert (run.state, run.fence) == ("queued", claimed.fence + 1)
+    pid = _attempt(place.database, claimed).pid
+    assert pid is not None
+    assert not psutil.pid_exists(pid)
+
+
+def test_an_engine_that_always_dies_fails_the_run_with_its_last_words(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONHASHSEED", "not a number")  # no Python process starts with this
+    queue_runs(place.database, short_spec())
+    for _ in range(3):
+        claimed = claim(place.database)
+        Supervisor(claimed, Slot(0, None), place).work()
+        set_columns(place.database, claimed.run_id, not_before=None)
+    run = run_row(place.database, claimed.run_id)
+    assert (run.state, run.failure_kind) == ("failed", "engine_crashed")
+    assert "PYTHONHASHSEED" in (run.failure_message or "")
+    assert "3 attempts in a row" in (run.failure_message or "")
