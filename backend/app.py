@@ -1,7 +1,8 @@
 """The API: create_app(settings) makes it; nothing happens when this module is imported."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 
@@ -13,6 +14,7 @@ from backend.health import version
 from backend.migrate import require_head
 from backend.problems import answer_errors
 from backend.routes import checkpoints, experiments, health, rollouts, runs, specs
+from backend.schemas import Problem
 from backend.settings import Settings
 
 _DESCRIPTION = """Trains a small language model (the student) to follow a large one (the teacher) on the first
@@ -29,14 +31,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         chosen.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        database = Database(chosen.sql_url)
-        require_head(database)
-        app.state.settings = chosen
-        app.state.database = database
-        app.state.doorbell = Doorbell(chosen.broker_url)
-        yield
-        app.state.doorbell.close()
-        database.close()
+        with closing(Database(chosen.sql_url)) as database:
+            require_head(database)
+            with closing(Doorbell(chosen.broker_url)) as doorbell:
+                app.state.settings = chosen
+                app.state.database = database
+                app.state.doorbell = doorbell
+                yield
 
     app = FastAPI(
         title="Incipit",
@@ -56,4 +57,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(api)
     app.include_router(checkpoints.signed_router, prefix="/api/v1")
     app.include_router(health.open_router)
+    _describe_problems(app)
     return app
+
+
+def _describe_problems(app: FastAPI) -> None:
+    """Put the schema of errors into the OpenAPI document; as a model of each route it would be built 200 times."""
+    document_of = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = document_of()
+        schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        document["components"]["schemas"] |= schema.pop("$defs") | {"Problem": schema}
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the document

@@ -11,16 +11,16 @@ from sqlalchemy.orm import Session
 from backend.database import Database
 from backend.doorbell import Doorbell
 from backend.problems import Refusal
-from backend.schemas import Problem
 from backend.settings import Settings
 
 _bearer = HTTPBearer(auto_error=False, description="Needed when the API was started with INCIPIT_TOKEN.")
 
-# Every route can answer with these; FastAPI writes them into the OpenAPI document.
+# For the OpenAPI document; backend/app.py adds the schema of Problem to it.
+_PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 Responses = dict[int | str, dict[str, Any]]
 
 ERRORS: Responses = {
-    status: {"model": Problem, "content": {"application/problem+json": {}}, "description": description}
+    status: {"content": _PROBLEM, "description": description}
     for status, description in {
         401: "No token, or a wrong one.",
         403: "Not from this origin, or a link that has expired.",

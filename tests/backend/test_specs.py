@@ -1,0 +1,119 @@
+"""Schema, estimates, presets and preflights."""
+
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from backend.database import Database
+from backend.estimate import estimate
+from engine.flops import ModelShape, rollout_flops, update_flops
+from engine.spec import RunSpec
+from tests.backend.recorded import change_run
+
+Document = dict[str, Any]
+
+
+def test_the_schema_is_that_of_the_spec(client: TestClient) -> None:
+    assert client.get("/api/v1/spec/schema").json() == RunSpec.model_json_schema()
+
+
+def test_a_valid_spec_has_no_findings(client: TestClient, base: Document) -> None:
+    assert client.post("/api/v1/spec/validate", json=base).json() == []
+
+
+def test_presets_are_specs_that_can_be_submitted(client: TestClient) -> None:
+    for preset in client.get("/api/v1/presets").json():
+        body = {"name": preset["title"], "base": preset["spec"], "variants": preset["variants"]}
+        assert client.post("/api/v1/experiments", json=body).status_code == 201, preset["name"]
+
+
+def test_preflights_are_queued_for_a_worker(client: TestClient, base: Document) -> None:
+    response = client.post("/api/v1/preflights", json=base)
+    assert response.status_code == 201
+    created = response.json()
+    assert (created["state"], created["findings"], created["facts"]) == ("queued", [], {})
+    assert client.get(response.headers["location"]).json() == created
+    assert client.get("/api/v1/preflights").json() == [created]
+    assert client.get("/api/v1/preflights/nothing").status_code == 404
+
+
+def test_an_estimate_adds_up_by_hand(base: Document) -> None:
+    spec = RunSpec.model_validate(base | {"num_steps": 5, "prompts_per_step": 4, "rollouts_per_prompt": 2})
+    student = ModelShape(
+        block_parameters=2 * (4 * 64 * 64 + 3 * 64 * 192),
+        head_parameters=64 * 81,
+        attention_width=2 * 64,
+        hidden=64,
+        vocabulary=81,
+        layers=2,
+        kv_width=2 * 64,
+    )
+    teacher = ModelShape(
+        block_parameters=3 * (4 * 96 * 96 + 3 * 96 * 288),
+        head_parameters=96 * 81,
+        attention_width=3 * 96,
+        hidden=96,
+        vocabulary=81,
+        layers=3,
+        kv_width=3 * 96,
+    )
+    found = estimate(spec, [])
+    prompt_tokens = 11  # 8 words
+    assert found.flops.rollout == 5 * 4 * rollout_flops(student, prompt_tokens, [8, 8])
+    update = update_flops(student, teacher, prompt_tokens, 8)
+    assert found.flops.teacher == 5 * 8 * update.teacher
+    assert found.flops.student_backward == 2 * found.flops.student_forward == 5 * 8 * update.student_backward
+    assert found.saving == pytest.approx(found.full_length_flops.training / found.flops.training)
+    assert found.saving > 10
+    assert found.horizons == [8] * 5
+    assert found.horizon_steps == [0, 1, 2, 3, 4]
+    assert found.memory_bytes["student_weights"] == 4 * (student.block_parameters + student.head_parameters)
+    assert found.memory_total_bytes == sum(found.memory_bytes.values())
+    assert any("11 tokens" in assumption for assumption in found.assumptions)
+
+
+def test_a_budget_ends_the_estimate_where_it_ends_the_run(base: Document) -> None:
+    whole = estimate(RunSpec.model_validate(base), [])
+    half = estimate(RunSpec.model_validate(base | {"training_flops_budget": whole.flops.training * 0.49}), [])
+    assert half.flops.training == pytest.approx(whole.flops.training / 2)
+    assert "The FLOPs budget ends the run after step 20 of 40." in half.assumptions
+
+
+def test_horizons_are_previewed_at_200_steps_of_a_long_run(base: Document) -> None:
+    long = base | {"num_steps": 10_000, "prefix": {"kind": "linear", "start_tokens": 4, "increment_tokens": 0.01}}
+    found = estimate(RunSpec.model_validate(long), [])
+    assert len(found.horizons) == len(found.horizon_steps) == 200
+    assert (found.horizon_steps[0], found.horizon_steps[-1]) == (0, 9999)
+    assert found.horizons[-1] == 4 + 99
+
+
+def test_time_comes_from_earlier_runs_of_the_same_models(
+    client: TestClient, run_ids: list[str], base: Document, database: Database
+) -> None:
+    assert client.post("/api/v1/estimate", json=base).json()["seconds"] is None
+    for run_id, seconds in zip(run_ids, (10.0, 20.0), strict=False):
+        change_run(database, run_id, state="succeeded", training_flops=1e9, training_seconds=seconds)
+    found = client.post("/api/v1/estimate", json=base).json()
+    training = sum(value for phase, value in found["flops"].items() if phase != "evaluation")
+    assert found["seconds"] == pytest.approx({"low": training / 1e8, "high": training / 5e7})
+    other = base | {"student": {"path": "builtin:tiny/models/base"}}
+    assert client.post("/api/v1/estimate", json=other).json()["seconds"] is None
+
+
+def test_a_model_that_is_not_here_is_left_to_a_preflight(client: TestClient, base: Document) -> None:
+    for path in ("someone/model", "builtin:nothing", "builtin:../..", "home:x"):
+        response = client.post("/api/v1/estimate", json=base | {"teacher": {"path": path}})
+        assert response.status_code == 422, path
+        (finding,) = response.json()["errors"]
+        assert finding["field"] == "teacher.path"
+        assert finding["message"].endswith("run a preflight, which looks at it on a worker.")
+
+
+def test_configs_with_impossible_sizes_are_findings(client: TestClient, base: Document, tmp_path: Any) -> None:
+    good = '"num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 81, "intermediate_size": 9'
+    for text in ("", "[]", "{", '{"hidden_size": 1e400, %s}', '{"hidden_size": -4, %s}', '{"hidden_size": 0, %s}'):
+        (tmp_path / "config.json").write_text(text.replace("%s", good))
+        response = client.post("/api/v1/estimate", json=base | {"student": {"path": str(tmp_path)}})
+        assert response.status_code == 422, text
+        assert response.json()["errors"][0]["field"] == "student.path"
