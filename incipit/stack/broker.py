@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from incipit.stack.errors import StackError
 from incipit.stack.service import Service
@@ -75,24 +77,28 @@ def broker_url(socket: Path) -> str:
 
 def answers(socket: Path) -> bool:
     """Whether a server listens there and is ready."""
-    client = redis.Redis(unix_socket_path=str(socket), socket_timeout=2)
     try:
-        return bool(client.ping())
+        with _client(socket) as client:
+            return bool(client.ping())
     except redis.RedisError:
         return False
-    finally:
-        client.close()
+
+
+def _client(socket: Path) -> redis.Redis:
+    # By default redis-py tries a dead socket again for several seconds.
+    retry = Retry(NoBackoff(), 0)
+    return redis.Redis(unix_socket_path=str(socket), socket_timeout=5, decode_responses=True, retry=retry)
 
 
 def _end_left_behind(socket: Path, data: Path) -> None:
     if not answers(socket):
         socket.unlink(missing_ok=True)  # a server that was killed leaves its socket
         return
-    client = redis.Redis(unix_socket_path=str(socket), socket_timeout=_SHUTDOWN_SECONDS, decode_responses=True)
-    served = client.config_get("dir")["dir"]
-    if served != str(data):
-        raise StackError(f"Another program's server ({served}) listens on {socket}; stop it, or set TMPDIR.")
-    client.shutdown()
+    with _client(socket) as client:
+        served = client.config_get("dir")["dir"]
+        if served != str(data):
+            raise StackError(f"Another program's server ({served}) listens on {socket}; stop it, or set TMPDIR.")
+        client.shutdown()
     deadline = time.monotonic() + _SHUTDOWN_SECONDS
     while answers(socket):
         if time.monotonic() > deadline:

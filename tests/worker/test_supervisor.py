@@ -67,7 +67,7 @@ def _once(place: Workplace, holds: Callable[[str], bool], act: Callable[[str], N
     """Beside the block: as soon as `holds(run id)`, `act(run id)`."""
 
     def watch() -> None:
-        deadline = time.monotonic() + 55
+        deadline = time.monotonic() + 150
         while time.monotonic() < deadline:
             with place.database.read() as session:
                 run_id = session.scalar(select(Attempt.run_id))
