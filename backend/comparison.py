@@ -12,6 +12,8 @@ from engine.flops import FlopLedger
 from engine.frozen import Frozen
 
 _Z95 = 1.959964  # two-sided 95 % of the normal distribution
+_TELLING_ACCURACY = 0.1  # a teacher below this cannot show by accuracy whether a student follows it
+_EOS_GAP = 0.1  # a difference in EOS rate that is worth a word
 
 
 class Arm(Frozen):
@@ -32,8 +34,10 @@ class Arm(Frozen):
     eos_rate: float | None
     repetition: float | None
     """Share of repeated 4-grams in greedy texts."""
+    reverse_kl_before: float | None
+    """Of the base student, mean over full-length samples, nats per token."""
     reverse_kl: float | None
-    """Mean over full-length samples, nats per token."""
+    """The same after training, at the best checkpoint."""
     share_inside: float | None
     """Share of the base student's reverse KL inside the arm's first horizon; None for a full prefix."""
     tail_before: float | None
@@ -57,6 +61,7 @@ class Comparison(Frozen):
     base_accuracy: dict[str, float]
     """Accuracy of each student before training, by its path."""
     teacher_accuracy: float | None
+    teacher_eos_rate: float | None
     sentences: list[str]
 
 
@@ -67,14 +72,16 @@ def compare(runs: list[tuple[Run, list[Evaluation]]], target: float = 0.95) -> C
     baseline = max(full, key=lambda run: run.flops.training if run.flops else 0.0, default=None)
     arms = [_arm(run, evaluations, baseline, target) for run, evaluations in done]
     arms.sort(key=lambda arm: (not arm.is_baseline, arm.saving is None))
-    base = {run.spec.student.path: figure for run, e in done if (figure := _accuracy(e, "base")) is not None}
-    teacher = next((figure for _, e in done if (figure := _accuracy(e, "teacher")) is not None), None)
+    base = {run.spec.student.path: figure for run, e in done if (figure := _figure(e, "base", "accuracy")) is not None}
+    teacher = next((figure for _, e in done if (figure := _figure(e, "teacher", "accuracy")) is not None), None)
+    teacher_eos = next((figure for _, e in done if (figure := _figure(e, "teacher", "eos_rate")) is not None), None)
     return Comparison(
         target=target,
         arms=arms,
         base_accuracy=base,
         teacher_accuracy=teacher,
-        sentences=_sentences(arms, base, target),
+        teacher_eos_rate=teacher_eos,
+        sentences=_sentences(arms, base, target, teacher, teacher_eos),
     )
 
 
@@ -111,6 +118,7 @@ def _arm(run: Run, evaluations: list[Evaluation], baseline: Run | None, target: 
         exact=final.metrics.get("exact"),
         eos_rate=final.metrics.get("eos_rate"),
         repetition=final.metrics.get("repetition"),
+        reverse_kl_before=before.metrics.get("reverse_kl") if before else None,
         reverse_kl=final.metrics.get("reverse_kl"),
         share_inside=before.metrics.get("share_inside") if before and not is_full else None,
         tail_before=before.metrics.get("reverse_kl_beyond") if before and not is_full else None,
@@ -123,15 +131,23 @@ def _arm(run: Run, evaluations: list[Evaluation], baseline: Run | None, target: 
     )
 
 
-def _accuracy(evaluations: list[Evaluation], subject: str) -> float | None:
+def _figure(evaluations: list[Evaluation], subject: str, metric: str) -> float | None:
     mine = [e for e in evaluations if e.subject == subject]
     chosen = next((e for e in mine if e.split == "report"), None) or next(iter(mine), None)
-    return None if chosen is None else chosen.metrics.get("accuracy")
+    return None if chosen is None else chosen.metrics.get(metric)
 
 
-def _sentences(arms: list[Arm], base: dict[str, float], target: float) -> list[str]:
+def _sentences(
+    arms: list[Arm], base: dict[str, float], target: float, teacher: float | None, teacher_eos: float | None
+) -> list[str]:
     baseline = next((arm for arm in arms if arm.is_baseline), None)
-    said = [_about(arm, baseline, base.get(arm.student)) for arm in arms if not arm.is_baseline]
+    said = [_about(arm, baseline, base.get(arm.student), teacher_eos) for arm in arms if not arm.is_baseline]
+    if teacher is not None and teacher < _TELLING_ACCURACY:
+        said.insert(
+            0,
+            f"Accuracy cannot tell these arms apart, the teacher itself scores {teacher:.2f}: "
+            "compare KL, EOS rate and repetition.",
+        )
     if baseline is not None:
         reached = [arm for arm in arms if arm.flops_to_target is not None]
         cheapest = min(reached, key=lambda arm: arm.flops_to_target or 0.0, default=None)
@@ -144,7 +160,7 @@ def _sentences(arms: list[Arm], base: dict[str, float], target: float) -> list[s
     return said
 
 
-def _about(arm: Arm, baseline: Arm | None, before: float | None) -> str:
+def _about(arm: Arm, baseline: Arm | None, before: float | None, teacher_eos: float | None) -> str:
     parts = [f"{arm.name}: {arm.accuracy:.3f} [{arm.accuracy_low:.3f}, {arm.accuracy_high:.3f}]"]
     if before is not None:
         parts.append(f"from {before:.3f} before training")
@@ -158,8 +174,10 @@ def _about(arm: Arm, baseline: Arm | None, before: float | None) -> str:
         parts.append(f"{arm.share_inside:.0%} of the divergence lay inside the prefix at the start")
     if arm.tail_before is not None and arm.tail_after is not None:
         parts.append(f"divergence beyond it went from {arm.tail_before:.3f} to {arm.tail_after:.3f} nats per token")
-    if arm.eos_rate is not None and arm.eos_rate < 1:
-        parts.append(f"{arm.eos_rate:.0%} of its texts end by themselves")
+    if arm.reverse_kl_before is not None and arm.reverse_kl is not None:
+        parts.append(f"full-length reverse KL went from {arm.reverse_kl_before:.3f} to {arm.reverse_kl:.3f}")
+    if arm.eos_rate is not None and teacher_eos is not None and abs(arm.eos_rate - teacher_eos) > _EOS_GAP:
+        parts.append(f"{arm.eos_rate:.0%} of its texts end by themselves, {teacher_eos:.0%} of the teacher's")
     return ", ".join(parts) + "."
 
 

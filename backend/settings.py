@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from engine.locations import incipit_home
 
 _SECRET_BYTES = 32
+_DATABASES = ("sqlite:///", "postgresql+psycopg://")
 
 
 class Settings(BaseSettings):
@@ -44,6 +45,16 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"host is {self.host!r}, which other machines can reach, but there is no token; "
                 "set INCIPIT_TOKEN, or listen on 127.0.0.1."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _database_is_of_a_known_kind(self) -> Self:
+        url = self.database_url
+        if url and (not url.startswith(_DATABASES) or ":memory:" in url):
+            # The address itself is not repeated: it may hold a password.
+            raise ValueError(
+                f"INCIPIT_DATABASE_URL must begin with {_DATABASES[0]}FILE or {_DATABASES[1]}; correct it."
             )
         return self
 

@@ -1,0 +1,85 @@
+"""`python -m backend` as people start it: a real process that serves, or says in one sentence why not."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests import databases
+
+
+@pytest.fixture
+def database_url(home: Path) -> str:
+    """SQLite alone: the process is the subject here."""
+    return databases.sqlite_copy(home)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def _started(**environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "backend"]
+    return subprocess.Popen(command, env=os.environ | environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_it_serves_until_it_is_told_to_stop(database_url: str) -> None:
+    port = _free_port()
+    with _started(
+        INCIPIT_PORT=str(port), INCIPIT_DATABASE_URL=database_url, INCIPIT_ALLOWED_HOSTS='["inner"]'
+    ) as process:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                try:
+                    assert client.get("/livez", headers={"Host": "inner:80"}).status_code == 200
+                    break
+                except httpx.TransportError:
+                    time.sleep(0.1)
+            assert client.get("/api/v1/runs").json() == {"items": [], "next_cursor": None}
+            assert "server" not in client.get("/livez").headers
+        process.terminate()
+        _, log = process.communicate(timeout=30)
+    assert process.returncode in (0, -15), log
+
+
+@pytest.mark.parametrize(
+    ("environment", "status", "sentence"),
+    [
+        ({"INCIPIT_HOST": "0.0.0.0"}, 78, "host is '0.0.0.0', which other machines can reach, but there is no token;"),
+        ({"INCIPIT_PORT": "70000"}, 78, "INCIPIT_PORT is '70000': Input should be less than or equal to 65535."),
+        ({"INCIPIT_DATABASE_URL": "mysql://me:secret@x"}, 78, "INCIPIT_DATABASE_URL must begin with sqlite:///FILE or"),
+        ({"INCIPIT_DATABASE_URL": "sqlite:///{home}/other"}, 78, "The database has schema none but this version needs"),
+        (
+            {"INCIPIT_DATABASE_URL": "postgresql+psycopg://me:secret@127.0.0.1:1/x"},
+            1,
+            "The database of INCIPIT_DATABASE_URL does",
+        ),
+    ],
+)
+def test_what_prevents_it_is_one_sentence(
+    database_url: str, home: Path, environment: dict[str, str], status: int, sentence: str
+) -> None:
+    given = {name: value.format(home=home) for name, value in environment.items()}
+    with _started(**{"INCIPIT_DATABASE_URL": database_url} | given) as process:
+        _, log = process.communicate(timeout=60)
+    assert (process.returncode, log.count("\n")) == (status, 1), log
+    assert log.startswith(f"incipit: {sentence}")
+    assert "secret" not in log
+
+
+def test_a_port_in_use_is_named(database_url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with _started(INCIPIT_PORT=port, INCIPIT_DATABASE_URL=database_url) as process:
+            _, log = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert log.startswith(
+        f"incipit: Cannot listen on 127.0.0.1, port {port} (Address already in use); set INCIPIT_PORT"
+    )
