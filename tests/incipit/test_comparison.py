@@ -125,6 +125,20 @@ def test_runs_that_did_not_succeed_are_left_out() -> None:
     assert compare([(failed, an_arm(0.9, reached_at=1e9))]).arms == []
 
 
+def test_a_teacher_that_cannot_do_the_task_is_named() -> None:
+    full = a_run("full", {"kind": "full"}, 1e9)
+    evaluations = [measured("teacher", "report", 0.0, eos_rate=0.6), measured("student", "report", 0.0, eos_rate=0.1)]
+    sentences = compare([(full, evaluations)]).sentences
+    assert sentences[0].startswith("Accuracy cannot tell these arms apart, the teacher itself scores 0.00")
+
+
+def test_a_student_that_no_longer_ends_its_texts_is_named() -> None:
+    full, prefix = a_run("full", {"kind": "full"}, 8e11), a_run("prefix 8", PREFIX_8, 5e10)
+    ended = [measured("teacher", "report", 1.0, eos_rate=0.6), measured("student", "report", 0.9, eos_rate=0.0)]
+    sentences = compare([(full, an_arm(0.99, reached_at=1e11)), (prefix, ended)]).sentences
+    assert "0% of its texts end by themselves" in next(s for s in sentences if s.startswith("prefix 8"))
+
+
 def test_wilson_interval_matches_published_values() -> None:
     # Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662; 0 of 20 gives 0 to 0.1611.
     assert wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
