@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import streamlit as st
 
 
-
 def asked(name: str) -> str | None:
     """The value of a query parameter; None when it is missing or empty."""
     return st.query_params.get(name) or None

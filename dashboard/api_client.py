@@ -1,7 +1,7 @@
 """The dashboard's only way to the rest of Incipit: `/api/v1` over HTTP, with typed results. No Streamlit in here."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 from urllib.parse import urljoin
 
 import httpx
@@ -44,6 +44,15 @@ class ApiClient:
     def __init__(self, base_url: str) -> None:
         self.base_url = base_url.rstrip("/")
         self._http = httpx.Client(timeout=_TIMEOUT, headers={"User-Agent": "incipit-dashboard"})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
 
     def health(self) -> Health:
         return self._get("/readyz", Health)

@@ -31,9 +31,13 @@ def prefix_arms(text: str) -> list[Variant]:
             changes: dict[str, object] = {"prefix": {"kind": "full"}, "anchoring": {"kind": "none"}}
             arms.append(Variant(name=FULL, changes=changes))
         elif part.isdecimal() and int(part) > 0:
-            arms.append(Variant(name=f"prefix {int(part)}", changes={"prefix": {"kind": "constant", "tokens": int(part)}}))
+            arms.append(
+                Variant(name=f"prefix {int(part)}", changes={"prefix": {"kind": "constant", "tokens": int(part)}})
+            )
         else:
-            raise ValueError(f"Prefix lengths has {part!r}; write lengths in tokens such as 8, 16, 32, or the word full.")
+            raise ValueError(
+                f"Prefix lengths has {part!r}; write lengths in tokens such as 8, 16, 32, or the word full."
+            )
     if len(arms) < 2:
         raise ValueError("Prefix lengths needs at least two to compare, such as 8, 16, full.")
     return arms

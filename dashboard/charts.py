@@ -5,6 +5,7 @@ from typing import Literal
 import altair as alt
 import pandas as pd
 
+Layers = alt.LayerChart | alt.FacetChart  # what alt.layer says that it returns
 _HEIGHT = 260
 _SMALL_HEIGHT = 150
 _NEUTRAL = "#808593"  # reference lines and labels: 3.5:1 or more on both backgrounds
@@ -18,7 +19,7 @@ X_TITLES: dict[XAxis, str] = {
 }
 
 
-def metric_line(frame: pd.DataFrame, title: str, *, log: bool = False) -> alt.LayerChart:
+def metric_line(frame: pd.DataFrame, title: str, *, log: bool = False) -> Layers:
     """A metric by step. Frame: step, value. The thin line is every point, the thick one their median of 9 steps."""
     scale = alt.Scale(type="log") if log else alt.Scale(zero=False)
     base = alt.Chart(frame).encode(x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1, tickCount=6)))
@@ -33,7 +34,7 @@ def metric_line(frame: pd.DataFrame, title: str, *, log: bool = False) -> alt.La
     return alt.layer(points, smooth).properties(height=_SMALL_HEIGHT)
 
 
-def accuracy_chart(frame: pd.DataFrame, references: pd.DataFrame, x: XAxis) -> alt.LayerChart:
+def accuracy_chart(frame: pd.DataFrame, references: pd.DataFrame, x: XAxis) -> Layers:
     """Accuracy of the student by what it cost, one line per run and one colour per arm.
 
     Frame: arm, run, step, training_flops, training_seconds, accuracy, is_best. References: label, accuracy. With FLOPs
@@ -43,10 +44,18 @@ def accuracy_chart(frame: pd.DataFrame, references: pd.DataFrame, x: XAxis) -> a
     drawn = frame[frame[x] > 0] if log else frame
     axis = alt.Axis(format="~s") if log else alt.Axis()
     x_channel = alt.X(
-        f"{x}:Q", title=X_TITLES[x], axis=axis, scale=alt.Scale(type="log", nice=False, padding=12) if log else alt.Undefined
+        f"{x}:Q",
+        title=X_TITLES[x],
+        axis=axis,
+        scale=alt.Scale(type="log", nice=False, padding=12) if log else alt.Undefined,
     )
     y_channel = alt.Y("accuracy:Q", title="accuracy (dev, full length)", scale=alt.Scale(domain=[0, 1]))
-    colour = alt.Color("arm:N", title=None, sort=None, legend=alt.Legend(orient="bottom", columns=3, labelLimit=320, symbolType="stroke", symbolStrokeWidth=3))
+    colour = alt.Color(
+        "arm:N",
+        title=None,
+        sort=None,
+        legend=alt.Legend(orient="bottom", columns=3, labelLimit=320, symbolType="stroke", symbolStrokeWidth=3),
+    )
     tooltip = [
         "arm:N",
         "run:N",
@@ -60,24 +69,27 @@ def accuracy_chart(frame: pd.DataFrame, references: pd.DataFrame, x: XAxis) -> a
         _reference_lines(references, "accuracy"),
         base.mark_line(strokeWidth=1.75),
         base.mark_point(size=26, filled=True).encode(tooltip=tooltip),
-        base.transform_filter("datum.is_best").mark_point(shape="diamond", size=150, strokeWidth=2).encode(tooltip=tooltip),
+        base.transform_filter("datum.is_best")
+        .mark_point(shape="diamond", size=150, strokeWidth=2)
+        .encode(tooltip=tooltip),
     ).properties(height=360)
 
 
-def _reference_lines(references: pd.DataFrame, field: str) -> alt.LayerChart:
+def _reference_lines(references: pd.DataFrame, field: str) -> Layers:
     base = alt.Chart(references).encode(y=f"{field}:Q")
     lines = base.mark_rule(strokeDash=[5, 4], color=_NEUTRAL)
     # Below the line, where the student's own curve seldom is; above it only near the bottom of the chart.
-    labels = [
-        base.transform_filter(f"datum.{field} {which} 0.12")
-        .mark_text(align="left", baseline=side, dx=4, dy=shift, color=_NEUTRAL)
-        .encode(x=alt.value(0), text="label:N")
-        for which, side, shift in ((">=", "top", 3), ("<", "bottom", -3))
-    ]
+    below = base.transform_filter(f"datum.{field} >= 0.12").mark_text(
+        baseline="top", dy=3, align="left", dx=4, color=_NEUTRAL
+    )
+    above = base.transform_filter(f"datum.{field} < 0.12").mark_text(
+        baseline="bottom", dy=-3, align="left", dx=4, color=_NEUTRAL
+    )
+    labels = [one.encode(x=alt.value(0), text="label:N") for one in (below, above)]
     return alt.layer(lines, *labels)
 
 
-def progress_chart(frame: pd.DataFrame, references: pd.DataFrame) -> alt.LayerChart:
+def progress_chart(frame: pd.DataFrame, references: pd.DataFrame) -> Layers:
     """Accuracy of one run's evaluations by step. Frame: step, accuracy, is_best. References: label, accuracy."""
     base = alt.Chart(frame).encode(
         x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1)),
@@ -92,7 +104,7 @@ def progress_chart(frame: pd.DataFrame, references: pd.DataFrame) -> alt.LayerCh
     ).properties(height=_HEIGHT)
 
 
-def positions_chart(frame: pd.DataFrame, horizons: pd.DataFrame, title: str, *, band: bool) -> alt.LayerChart:
+def positions_chart(frame: pd.DataFrame, horizons: pd.DataFrame, title: str, *, band: bool) -> Layers:
     """A divergence by completion position, with the horizon as a dashed line.
 
     Frame: series, position, mean, p90. Horizons: label, horizon. `band` adds the 90th percentile of each series.
@@ -100,9 +112,11 @@ def positions_chart(frame: pd.DataFrame, horizons: pd.DataFrame, title: str, *, 
     # Divergence is heavy-tailed: a square-root axis keeps the small values visible without hiding zero.
     y_scale = alt.Scale(type="sqrt")
     x_channel = alt.X("position:Q", title="completion position (token)", axis=alt.Axis(tickMinStep=1))
-    legend = alt.Legend(orient="bottom", columns=3, labelLimit=320, symbolOpacity=1, symbolType="stroke", symbolStrokeWidth=3)
+    legend = alt.Legend(
+        orient="bottom", columns=3, labelLimit=320, symbolOpacity=1, symbolType="stroke", symbolStrokeWidth=3
+    )
     colour = alt.Color("series:N", title=None, sort=None, legend=legend)
-    tooltip = [
+    tooltip: list[str | alt.Tooltip] = [
         "series:N",
         "position:Q",
         alt.Tooltip("mean:Q", format=".4~g"),
@@ -116,7 +130,10 @@ def positions_chart(frame: pd.DataFrame, horizons: pd.DataFrame, title: str, *, 
             base.mark_area(opacity=0.18).encode(y=alt.Y("mean:Q", title=title, scale=y_scale), y2=alt.Y2("p90:Q"))
         )
     mean = base.encode(y=alt.Y("mean:Q", title=title, scale=y_scale), tooltip=tooltip)
-    layers += [mean.mark_line(strokeWidth=1.75), mean.mark_point(opacity=0, size=60)]  # the points only catch the pointer
+    layers += [
+        mean.mark_line(strokeWidth=1.75),
+        mean.mark_point(opacity=0, size=60),
+    ]  # the points only catch the pointer
     ends = alt.Chart(horizons).encode(x=alt.X("horizon:Q", title="completion position (token)"))
     layers.append(ends.mark_rule(strokeDash=[5, 4], color=_NEUTRAL, size=1.5))
     layers.append(
@@ -127,7 +144,7 @@ def positions_chart(frame: pd.DataFrame, horizons: pd.DataFrame, title: str, *, 
 
 def flops_bars(frame: pd.DataFrame) -> alt.Chart:
     """FLOPs by phase as one stacked bar per row. Frame: who, phase, flops, order."""
-    return (
+    chart: alt.Chart = (
         alt.Chart(frame)
         .mark_bar(height=18)
         .encode(
@@ -139,11 +156,12 @@ def flops_bars(frame: pd.DataFrame) -> alt.Chart:
         )
         .properties(height=alt.Step(28))
     )
+    return chart
 
 
 def horizon_chart(frame: pd.DataFrame) -> alt.Chart:
     """The horizon by step, as the schedule will set it. Frame: step, horizon."""
-    return (
+    chart: alt.Chart = (
         alt.Chart(frame)
         .mark_line(interpolate="step-after")
         .encode(
@@ -153,3 +171,4 @@ def horizon_chart(frame: pd.DataFrame) -> alt.Chart:
         )
         .properties(height=130)
     )
+    return chart

@@ -54,7 +54,9 @@ def reference_lines(runs: Pairs) -> pd.DataFrame:
 
 def arms_frame(comparison: Comparison) -> pd.DataFrame:
     """Raw figures, one row per arm, for CSV."""
-    return pd.DataFrame([arm.model_dump(exclude={"flops"}) | arm.flops.model_dump(by_alias=False) for arm in comparison.arms])
+    return pd.DataFrame(
+        [arm.model_dump(exclude={"flops"}) | arm.flops.model_dump(by_alias=False) for arm in comparison.arms]
+    )
 
 
 def arms_table(comparison: Comparison) -> pd.DataFrame:
@@ -67,7 +69,9 @@ def arms_table(comparison: Comparison) -> pd.DataFrame:
             "exact": accuracy_text(arm.exact),
             "training": flops_text(arm.flops.training),
             "saving": "baseline" if arm.is_baseline else times_text(arm.saving),
-            f"to reach {comparison.target:.2f}": flops_text(arm.flops_to_target) if arm.flops_to_target is not None else "not reached",
+            f"to reach {comparison.target:.2f}": flops_text(arm.flops_to_target)
+            if arm.flops_to_target is not None
+            else "not reached",
             "share inside": share_text(arm.share_inside),
             "tail, nats": _change(arm.tail_before, arm.tail_after),
             "EOS": share_text(arm.eos_rate),
@@ -89,7 +93,9 @@ def config_differences(runs: Sequence[Run]) -> pd.DataFrame:
     flat = {run.id: _flat(run.spec.model_dump(mode="json")) for run in runs}
     fields = list(dict.fromkeys(field for values in flat.values() for field in values))
     different = [
-        field for field in fields if field not in _NAMES and len({json.dumps(values.get(field)) for values in flat.values()}) > 1
+        field
+        for field in fields
+        if field not in _NAMES and len({json.dumps(values.get(field)) for values in flat.values()}) > 1
     ]
     if not different:
         return pd.DataFrame()

@@ -88,7 +88,9 @@ def _words(event: StoredEvent) -> str:
     if isinstance(payload.get("message"), str):
         return str(payload["message"])
     hidden = {"kind", "time", "event_version", "versions", "findings", "flops", "manifest_sha256"}
-    return ", ".join(f"{name} {value}" for name, value in payload.items() if name not in hidden and value not in ("", []))
+    return ", ".join(
+        f"{name} {value}" for name, value in payload.items() if name not in hidden and value not in ("", [])
+    )
 
 
 def evaluation_table(frame: pd.DataFrame) -> pd.DataFrame:

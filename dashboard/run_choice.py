@@ -20,7 +20,11 @@ def choose_run(client: ApiClient, runs: list[RunSummary]) -> RunSummary:
         by_id = {wanted: cached.run(client, wanted), **by_id}  # older than the list, or not there at all
     ids = list(by_id)
     chosen = st.selectbox(
-        "Run", ids, index=address.asked_index("run", ids), format_func=lambda one: run_label(by_id[one]), key="chosen-run"
+        "Run",
+        ids,
+        index=address.asked_index("run", ids),
+        format_func=lambda one: run_label(by_id[one]),
+        key="chosen-run",
     )
     if chosen is None:
         raise NotFound("There is no run to choose.")

@@ -13,7 +13,7 @@ from dashboard.quantities import accuracy_text, flops_text, nats_text, seconds_t
 # What a person can do about a failure, by its kind; the run's own message says what happened.
 ADVICE = {
     "bad_spec": "Correct the field that the message names and start again.",
-    "bad_model": "Check the paths of student and teacher on the worker; a check on a worker (New run, *Check*) finds this before the start.",
+    "bad_model": "Check the paths of student and teacher on the worker. *Check on a worker* in New run finds this before the start.",
     "bad_data": "Correct the line that the message names in the prompt or evaluation file.",
     "bad_checkpoint": "The checkpoint cannot be read; start a new run, or remove the damaged folder and retry.",
     "out_of_memory": "Halve *micro-batch rollouts* (the result stays the same), shorten the prefix, or use a worker with more memory.",
@@ -31,6 +31,7 @@ _METRICS = {
     "mean_tokens": "tokens per rollout",
     "natural_stop_rate": "share ended by EOS",
 }
+_ACCURACY_HELP = "At full length: on dev prompts on the way; on report prompts once, with the best checkpoint."
 _PHASES = ("rollout", "teacher", "student_forward", "student_backward", "recompute")
 
 
@@ -45,30 +46,45 @@ def figures(client: ApiClient, run: Run) -> None:
         st.metric(
             "Accuracy, report" if reported else "Accuracy, dev (best)",
             accuracy_text(run.report_accuracy if reported else run.best_accuracy),
-            border=True, width="content", help="Full-length accuracy: on report prompts once, with the best checkpoint; on dev prompts on the way.",
+            border=True, width="content", help=_ACCURACY_HELP,
         )  # fmt: skip
         st.metric(
             "Loss in the prefix", nats_text(last), border=True, width="content",
             help="The run's divergence per trained token. A falling loss does not show what happens behind the prefix: see Evaluations.",
         )  # fmt: skip
-        st.metric("Training FLOPs", flops_text(run.training_flops), border=True, width="content", help="All phases but evaluation, from actual token counts.")
+        st.metric(
+            "Training FLOPs",
+            flops_text(run.training_flops),
+            border=True,
+            width="content",
+            help="All phases but evaluation, from actual token counts.",
+        )
         st.metric("Training time", seconds_text(run.training_seconds), border=True, width="content")
 
 
 def failure(run: Run) -> None:
     with st.container(border=True):
-        st.error(f"**{notices.plain(run.failure_message or 'The run failed without a message.')}**", icon=":material/error:")
+        st.error(
+            f"**{notices.plain(run.failure_message or 'The run failed without a message.')}**", icon=":material/error:"
+        )
         kind = run.failure_kind or "internal"
         st.markdown(f"**What you can do.** {ADVICE.get(kind, ADVICE['internal'])}")
         st.caption(f"Kind: {notices.plain(kind)} · step {run.step:,} · attempt {run.attempt}")
-        st.page_link("views/new_run.py", label="Edit and start again", icon=":material/content_copy:", query_params={"from": run.id})
+        st.page_link(
+            "views/new_run.py",
+            label="Edit and start again",
+            icon=":material/content_copy:",
+            query_params={"from": run.id},
+        )
 
 
 def references(evaluations: list[Evaluation]) -> pd.DataFrame:
     """label, accuracy of base student and teacher on the dev split."""
     names = {"base": "base student", "teacher": "teacher"}
     measured = {
-        names[one.subject]: one.metrics.get("accuracy") for one in evaluations if one.subject in names and one.split == "dev"
+        names[one.subject]: one.metrics.get("accuracy")
+        for one in evaluations
+        if one.subject in names and one.split == "dev"
     }
     return pd.DataFrame([{"label": label, "accuracy": value} for label, value in measured.items() if value is not None],
                         columns=["label", "accuracy"])  # fmt: skip
@@ -89,14 +105,16 @@ def overview(client: ApiClient, run: Run) -> None:
                 charts.metric_line(frames.metric_frame(loss), _METRICS["loss"]).properties(height=260), key="overview-loss",
                 alt="Loss by step; data in the Metrics panel",
             )  # fmt: skip
-    if run.flops is not None:
+    if run.flops is not None and run.flops.training:
         st.markdown("**Training FLOPs by phase**")
         rows = [
             {"who": run.name, "phase": phase.replace("_", " "), "flops": getattr(run.flops, phase), "order": order}
             for order, phase in enumerate(_PHASES)
         ]
         frame = pd.DataFrame([row for row in rows if row["flops"]])
-        st.altair_chart(charts.flops_bars(frame), key="overview-flops", alt="Training FLOPs by phase; data in the table below")
+        st.altair_chart(
+            charts.flops_bars(frame), key="overview-flops", alt="Training FLOPs by phase; data in the table below"
+        )
         done = f"Evaluation took {flops_text(run.flops.evaluation)} more"
         executed = f"; executed with padding: {flops_text(run.executed_flops)} in all" if run.executed_flops else ""
         st.caption(f"{done}{executed}.")
@@ -126,7 +144,9 @@ def metrics(client: ApiClient, run: Run) -> None:
     for at, key in enumerate(shown):
         with columns[at % 2]:
             title = _METRICS.get(key, key.replace("_", " "))
-            st.altair_chart(charts.metric_line(frames.metric_frame(known[key]), title), key=f"metric-{key}", alt=f"{title} by step")
+            st.altair_chart(
+                charts.metric_line(frames.metric_frame(known[key]), title), key=f"metric-{key}", alt=f"{title} by step"
+            )
     wide = pd.DataFrame({"step": known[shown[0]].steps}).set_index("step")
     for key in shown:
         wide = wide.join(pd.Series(known[key].values, index=known[key].steps, name=key), how="outer")
@@ -139,7 +159,8 @@ def evaluations(client: ApiClient, run: Run) -> None:
         st.caption("Nothing is measured yet; base student and teacher come first.")
         return
     st.caption(
-        "Every evaluation runs to the full length, whatever the horizon. `inside` and `beyond` are nats per token before and behind the horizon; "
+        "Every evaluation runs to the full length, whatever the horizon. `inside` and `beyond` are nats per token before and "
+        "behind the horizon; "
         "EOS rate, tokens and repetition show a tail that collapses while the loss still falls."
     )
     st.dataframe(frames.evaluation_table(frame), hide_index=True, key="evaluations")
@@ -158,16 +179,24 @@ def positions(client: ApiClient, run: Run) -> None:
         st.markdown(f"**Loss by position, training step {last.step}**")
         frame = frames.positions_frame(last, f"step {last.step}")
         mark = frames.horizons_frame({f"L = {last.horizon}": last.horizon})
-        st.altair_chart(charts.positions_chart(frame, mark, "loss (nats)", band=False), key="training-positions", alt="Loss by position")
+        st.altair_chart(
+            charts.positions_chart(frame, mark, "loss (nats)", band=False),
+            key="training-positions",
+            alt="Loss by position",
+        )
         notices.data_behind(frame, f"loss-by-position-{run.id}")
     if full:
         st.markdown("**Reverse KL by position at full length**")
         steps = sorted({one.step for one in full})
         chosen = {steps[0], steps[len(steps) // 2], steps[-1]}
-        frame = pd.concat([frames.positions_frame(one, f"{one.source}, step {one.step}") for one in full if one.step in chosen])
+        frame = pd.concat(
+            [frames.positions_frame(one, f"{one.source}, step {one.step}") for one in full if one.step in chosen]
+        )
         mark = frames.horizons_frame({f"L = {full[-1].horizon}": full[-1].horizon})
         st.altair_chart(
-            charts.positions_chart(frame, mark, "reverse KL (nats)", band=False), key="full-positions", alt="Reverse KL by position"
+            charts.positions_chart(frame, mark, "reverse KL (nats)", band=False),
+            key="full-positions",
+            alt="Reverse KL by position",
         )
         notices.data_behind(frame, f"kl-by-position-{run.id}")
 
@@ -185,7 +214,12 @@ def spec(client: ApiClient, run: Run) -> None:  # noqa: ARG001  # all panels are
     document = json.dumps(run.spec.model_dump(mode="json"), indent=2)
     st.code(document, language="json", height=480)
     st.download_button(
-        "Download the spec", data=document, file_name=f"{run.id}.json", mime="application/json", icon=":material/download:", on_click="ignore"
+        "Download the spec",
+        data=document,
+        file_name=f"{run.id}.json",
+        mime="application/json",
+        icon=":material/download:",
+        on_click="ignore",
     )
     st.caption("The same run without the dashboard:")
     st.code(f"incipit train {run.id}.json --out out/{run.id}", language="bash")

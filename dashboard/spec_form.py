@@ -78,11 +78,13 @@ def differs(document: Mapping[str, Any], preset: Mapping[str, Any], path: str) -
 
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
-        return str(value.get("kind", "")).replace("_", " ")
+        return kind_label(str(value.get("kind", "")))
     return "empty" if value is None else str(value)
 
 
-def draw_form(fields: Sequence[FormField], seed: Mapping[str, Any], revision: int) -> DrawnForm:
+def draw_form(
+    fields: Sequence[FormField], seed: Mapping[str, Any], preset: Mapping[str, Any], revision: int
+) -> DrawnForm:
     """Draw the form, starting from the document `seed`; another `revision` starts afresh."""
     form = DrawnForm()
     by_name = {one.path: one for one in fields if one.path not in _ELSEWHERE}
@@ -96,9 +98,24 @@ def draw_form(fields: Sequence[FormField], seed: Mapping[str, Any], revision: in
         _draw_columns(form, [leaf for leaf in leaves if leaf.path in _FIRST], seed, revision)
         later = [leaf for leaf in leaves if leaf.path not in _FIRST]
         if later:
-            with st.expander(f"Advanced: {', '.join(_label(leaf).lower() for leaf in later[:4])}…", icon=":material/tune:"):
+            changed = sum(_is_changed(leaf, preset, f"form-{revision}-{leaf.path}") for leaf in later)
+            words = (
+                f"Advanced ({changed} changed)"
+                if changed
+                else f"Advanced: {', '.join(_label(leaf).lower() for leaf in later[:3])}…"
+            )
+            with st.expander(words, icon=":material/tune:", key=f"advanced-{title}-{revision}"):
                 _draw_columns(form, later, seed, revision)
     return form
+
+
+def _is_changed(leaf: FormField, preset: Mapping[str, Any], key: str) -> bool:
+    """Whether a widget that was drawn before holds something else than the preset does."""
+    if key not in st.session_state or not preset:
+        return False
+    before = value_at(preset, leaf.path)
+    before = before.get("kind") if isinstance(before, Mapping) else before
+    return (st.session_state[key] or None) != (before or None)
 
 
 def _draw_columns(form: DrawnForm, leaves: Sequence[FormField], seed: Mapping[str, Any], revision: int) -> None:
@@ -110,8 +127,13 @@ def _draw_columns(form: DrawnForm, leaves: Sequence[FormField], seed: Mapping[st
 
 def _label(leaf: FormField) -> str:
     """With the name of what it belongs to, where the bare word could be of several: `Student path`."""
-    above = leaf.path.rpartition(".")[0].replace("_", " ")
-    return leaf.label if not above or above in ("prefix", "anchoring", "divergence", "optimizer") else f"{above} {leaf.label.lower()}".capitalize()
+    above = leaf.path.rpartition(".")[0].replace("_", " ").replace(".", " ")
+    return leaf.label if not above or above == "optimizer" else f"{above} {leaf.label.lower()}".capitalize()
+
+
+def kind_label(kind: str) -> str:
+    """A union member's kind in words: `reverse KL`, `every nth step`."""
+    return " ".join(word.upper() if word in ("kl", "jsd") else word for word in kind.split("_"))
 
 
 def _draw(form: DrawnForm, leaf: FormField, seed: Mapping[str, Any], key: str) -> None:
@@ -132,7 +154,7 @@ def _draw_union(form: DrawnForm, union: FormField, seed: Mapping[str, Any], key:
     given = (value_at(seed, union.path) or union.default or {}).get("kind")
     kind = st.selectbox(
         _label(union), kinds, index=kinds.index(given) if given in kinds else 0, key=f"{key}-{union.path}",
-        format_func=lambda one: one.replace("_", " "), help=_help(union),
+        format_func=kind_label, help=_help(union),
     )  # fmt: skip
     member = union.members[kind or kinds[0]]
     st.caption(member.help)
@@ -147,12 +169,21 @@ def _draw_union(form: DrawnForm, union: FormField, seed: Mapping[str, Any], key:
 def _widget(leaf: FormField, given: Any, key: str) -> Any:
     label, said = _label(leaf), _help(leaf)
     if leaf.kind == "choice":
-        return st.selectbox(label, leaf.choices, index=leaf.choices.index(given) if given in leaf.choices else 0, key=key, help=said)
+        return st.selectbox(
+            label, leaf.choices, index=leaf.choices.index(given) if given in leaf.choices else 0, key=key, help=said
+        )
     if leaf.kind == "text":
-        return st.text_input(label, value=given or "", key=key, help=said, placeholder="empty" if leaf.is_nullable else None) or None
+        return (
+            st.text_input(
+                label, value=given or "", key=key, help=said, placeholder="empty" if leaf.is_nullable else None
+            )
+            or None
+        )
     if leaf.kind == "whole":
         return st.number_input(label, value=None if given is None else int(given), step=1, key=key, help=said)
-    return st.number_input(label, value=None if given is None else float(given), step=_step(given), format="%g", key=key, help=said)
+    return st.number_input(
+        label, value=None if given is None else float(given), step=_step(given), format="%g", key=key, help=said
+    )
 
 
 def _step(value: Any) -> float:

@@ -33,6 +33,7 @@ class FormField:
     @property
     def label(self) -> str:
         words = self.path.rpartition(".")[2].replace("_", " ")
+        words = f"number of {words[4:]}" if words.startswith("num ") else words
         return words[:1].upper() + words[1:]
 
     def leaves(self) -> Iterator["FormField"]:
@@ -89,7 +90,12 @@ def _resolved(schema: Schema, definitions: Schema) -> Schema:
 
 
 def _limits(schema: Schema) -> str:
-    words = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most", "exclusiveMaximum": "less than"}
+    words = {
+        "minimum": "at least",
+        "exclusiveMinimum": "more than",
+        "maximum": "at most",
+        "exclusiveMaximum": "less than",
+    }
     return ", ".join(f"{word} {schema[key]:g}" for key, word in words.items() if key in schema)
 
 

@@ -17,11 +17,11 @@ _FRONTEND = Path(__file__).parent / "frontend"
 # lens.js comes last: it holds the default export and uses the others, which share its module scope.
 _MODULES = ("palette.js", "metrics.js", "elements.js", "card.js", "curve.js", "tokens.js", "controls.js", "lens.js")
 
-_mount = st.components.v2.component(
-    "incipit_token_lens",
-    css=(_FRONTEND / "lens.css").read_text(encoding="utf-8"),
-    js="\n".join((_FRONTEND / name).read_text(encoding="utf-8") for name in _MODULES),
-)
+STYLE = (_FRONTEND / "lens.css").read_text(encoding="utf-8")
+SCRIPT = "\n".join((_FRONTEND / name).read_text(encoding="utf-8") for name in _MODULES)
+"""One ES module; its default export mounts a lens."""
+
+_mount = st.components.v2.component("incipit_token_lens", css=STYLE, js=SCRIPT)
 
 
 def token_lens(rollout: RolloutDetail, metric: str, token: int | None) -> tuple[str, int | None]:

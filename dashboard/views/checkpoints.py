@@ -8,11 +8,11 @@ from dashboard import address, cached, notices
 from dashboard.api_client import ApiClient
 from dashboard.quantities import accuracy_text, age_text, bytes_text
 
-_HOW_TO_OPEN = '''from transformers import AutoModelForCausalLM, AutoTokenizer
+_HOW_TO_OPEN = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "{folder}"
 model = AutoModelForCausalLM.from_pretrained(folder)
-tokenizer = AutoTokenizer.from_pretrained(folder)'''
+tokenizer = AutoTokenizer.from_pretrained(folder)"""
 
 
 def checkpoints_frame(checkpoints: list[Checkpoint]) -> pd.DataFrame:
@@ -41,17 +41,28 @@ def show_download(client: ApiClient, checkpoint: Checkpoint) -> None:
     folder = f"{checkpoint.run_name}-step-{checkpoint.step}".replace(" ", "-").replace("/", "-")
     with st.container(horizontal=True, vertical_alignment="center"):
         st.link_button(
-            f"Download all ({bytes_text(checkpoint.num_bytes)}, tar)", link.archive_url, icon=":material/download:", type="primary"
+            f"Download all ({bytes_text(checkpoint.num_bytes)}, tar)",
+            link.archive_url,
+            icon=":material/download:",
+            type="primary",
         )
-        st.caption(f"The links work until {link.expires_at:%H:%M} UTC; reload the page for new ones. Broken downloads can be resumed file by file.")
+        st.caption(
+            f"The links work until {link.expires_at:%H:%M} UTC; reload the page for new ones. Broken downloads can be resumed file by file."
+        )
     st.markdown("**Files**")
     for file in checkpoint.files:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.link_button(notices.plain(file.name), link.file_urls[file.name], icon=":material/draft:")
             st.caption(f"{bytes_text(file.num_bytes)} · sha256 `{file.sha256}`")
     st.markdown("**Open it**")
-    st.caption("An ordinary Hugging Face folder; `trainer/` beside it holds optimizer and generator state for an exact resume.")
-    st.code(f'curl --fail --output {folder}.tar "{link.archive_url}"\nmkdir {folder} && tar --extract --file {folder}.tar --directory {folder}', language="bash", wrap_lines=True)
+    st.caption(
+        "An ordinary Hugging Face folder; `trainer/` beside it holds optimizer and generator state for an exact resume."
+    )
+    st.code(
+        f'curl --fail --output {folder}.tar "{link.archive_url}"\nmkdir {folder} && tar --extract --file {folder}.tar --directory {folder}',
+        language="bash",
+        wrap_lines=True,
+    )
     st.code(_HOW_TO_OPEN.format(folder=folder), language="python")
     st.caption(f"manifest sha256 `{checkpoint.manifest_sha256}`")
 

@@ -20,7 +20,9 @@ def choose_runs(client: ApiClient) -> list[RunSummary]:
     named = address.asked("runs")
     if named is not None:
         listed: list[RunSummary] = [cached.run(client, one) for one in named.split(",")[:_MAX_COMPARED] if one]
-        st.page_link("views/compare.py", label="Compare an experiment instead", icon=":material/science:", query_params={})
+        st.page_link(
+            "views/compare.py", label="Compare an experiment instead", icon=":material/science:", query_params={}
+        )
     else:
         experiments = {one.id: one for one in cached.experiments(client)}
         if not experiments:
@@ -52,7 +54,13 @@ def accuracy_section(runs: list[tuple[Run, list[Evaluation]]]) -> None:
     st.subheader("Accuracy against cost", anchor=False)
     axes = list(get_args(charts.XAxis))
     x = st.segmented_control(
-        "Cost", axes, default=axes[0], required=True, format_func=lambda one: charts.X_TITLES[one], key="x", label_visibility="collapsed"
+        "Cost",
+        axes,
+        default=axes[0],
+        required=True,
+        format_func=lambda one: charts.X_TITLES[one],
+        key="x",
+        label_visibility="collapsed",
     )
     points = curve_points(runs)
     if points.empty:
@@ -62,7 +70,9 @@ def accuracy_section(runs: list[tuple[Run, list[Evaluation]]]) -> None:
         charts.accuracy_chart(points, reference_lines(runs), x), key="accuracy",
         alt="Full-length accuracy of each run by its cost, with base student and teacher as lines; data in the table below",
     )  # fmt: skip
-    st.caption("Every evaluation is at full length on the same dev prompts. A diamond marks the best checkpoint of a run.")
+    st.caption(
+        "Every evaluation is at full length on the same dev prompts. A diamond marks the best checkpoint of a run."
+    )
     notices.data_behind(points, "accuracy-by-cost")
 
 
@@ -74,7 +84,11 @@ def table_section(comparison: Comparison) -> None:
     st.dataframe(arms_table(comparison), hide_index=True, key="arms")
     best = max(arm.accuracy for arm in comparison.arms)
     full = next((arm.name for arm in comparison.arms if arm.is_baseline), None)
-    against = f"Saving is against *{notices.plain(full)}*." if full else "No arm trains at full length, so no saving can be stated."
+    against = (
+        f"Saving is against *{notices.plain(full)}*."
+        if full
+        else "No arm trains at full length, so no saving can be stated."
+    )
     st.caption(
         f"Accuracy is on the report prompts with the best checkpoint, brackets are 95 % over prompts. {against} "
         f"Share inside and tail are reverse KL of full-length samples. Best accuracy: {best:.3f}."
@@ -95,7 +109,9 @@ def phases_section(comparison: Comparison) -> None:
         return
     st.subheader("Training FLOPs by phase", anchor=False)
     frame = pd.DataFrame(rows)
-    st.altair_chart(charts.flops_bars(frame), key="phases", alt="Training FLOPs by phase and arm; data in the table below")
+    st.altair_chart(
+        charts.flops_bars(frame), key="phases", alt="Training FLOPs by phase and arm; data in the table below"
+    )
     notices.data_behind(frame.drop(columns="order").assign(shown=frame["flops"].map(flops_text)), "flops-by-phase")
 
 
@@ -117,7 +133,9 @@ def positions_section(client: ApiClient, runs: list[Run]) -> None:
         charts.positions_chart(frame, frames.horizons_frame(horizons), "reverse KL (nats)", band=False), key="positions",
         alt="Reverse KL by position of each run at its last evaluation; data in the table below",
     )  # fmt: skip
-    st.caption("Full-length samples at each run's last evaluation. A line that rises behind its dashed horizon is a tail that drifts.")
+    st.caption(
+        "Full-length samples at each run's last evaluation. A line that rises behind its dashed horizon is a tail that drifts."
+    )
     notices.data_behind(frame, "reverse-kl-by-position")
 
 
@@ -126,12 +144,16 @@ client = cached.api()
 with notices.problems_shown():
     chosen = choose_runs(client)
     if not chosen:
-        notices.empty("Nothing to compare yet", "Start an experiment with several variants, or `make demo` in a terminal.")
+        notices.empty(
+            "Nothing to compare yet", "Start an experiment with several variants, or `make demo` in a terminal."
+        )
         st.page_link("views/new_run.py", label="New run", icon=":material/add_circle:")
         st.stop()
     pairs = [(cached.run(client, one.id), cached.evaluations(client, one.id)) for one in chosen]
     accuracy_section(pairs)
-    target = st.number_input("Compute to reach an accuracy of", 0.05, 1.0, 0.95, 0.01, key="target", bind="query-params", width=240)
+    target = st.number_input(
+        "Compute to reach an accuracy of", 0.05, 1.0, 0.95, 0.01, key="target", bind="query-params", width=240
+    )
     comparison = compare(pairs, target)
     table_section(comparison)
     phases_section(comparison)

@@ -11,6 +11,7 @@ from dashboard.quantities import age_text, flops_text, seconds_text
 
 _REFRESH_SECONDS = 3
 _NUM_FINISHED = 5
+_NUM_QUEUED = 8
 
 
 def first_visit() -> None:
@@ -25,9 +26,11 @@ def first_visit() -> None:
         with st.container(horizontal=True):
             st.page_link(
                 "views/new_run.py", label="Start the tiny pair on this machine", icon=":material/play_arrow:",
-                query_params={"preset": "tiny"},
+                query_params={"preset": "tiny-demo"},
             )  # fmt: skip
-        st.markdown("or run the built-in comparison of prefix lengths from a terminal, which takes some minutes on two CPU cores:")
+        st.markdown(
+            "or run the built-in comparison of prefix lengths from a terminal, which takes some minutes on two CPU cores:"
+        )
         st.code("make demo", language="bash")
 
 
@@ -39,15 +42,27 @@ def run_line(run: RunSummary) -> None:
             st.caption(notices.plain(f"{run.experiment_name} · prefix {run.prefix}"))
         if run.state in ACTIVE_STATES:
             done = run.step / run.num_steps if run.num_steps else 0.0
-            words = "waiting for a worker" if run.state == "queued" else f"{run.phase or run.state}, step {run.step:,} of {run.num_steps:,}"
-            st.progress(min(done, 1.0), text=words)
+            st.progress(min(done, 1.0), text=f"{run.phase or run.state}, step {run.step:,} of {run.num_steps:,}")
         elif run.state == "failed":
-            st.caption(f":red[{notices.plain(run.failure_message or 'It failed without a message.')}]")
+            st.markdown(f":red[{notices.plain(run.failure_message or 'It failed without a message.')}]")
         else:
             st.markdown(
                 f"accuracy **{accuracy_of(run)}** · training {flops_text(run.training_flops)} in "
                 f"{seconds_text(run.training_seconds)} · {age_text(run.finished_at)}"
             )
+
+
+def queue(waiting: list[RunSummary]) -> None:
+    """Runs that wait, the next one first."""
+    with st.container(border=True):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            notices.state_badge("queued")
+            st.caption(f"{len(waiting)} waiting for a worker, the next one first")
+        with st.container(horizontal=True):
+            for run in waiting[:_NUM_QUEUED]:
+                st.page_link("views/run.py", label=notices.plain(run.name), query_params={"id": run.id})
+            if len(waiting) > _NUM_QUEUED:
+                st.caption(f"and {len(waiting) - _NUM_QUEUED} more")
 
 
 @st.fragment(run_every=_REFRESH_SECONDS)
@@ -59,11 +74,17 @@ def at_work(client: ApiClient) -> None:
         return
     active = [run for run in runs if run.state in ACTIVE_STATES]
     ended = sorted(
-        (run for run in runs if run.state not in ACTIVE_STATES), key=lambda run: run.finished_at or run.created_at, reverse=True
+        (run for run in runs if run.state not in ACTIVE_STATES),
+        key=lambda run: run.finished_at or run.created_at,
+        reverse=True,
     )
     st.subheader("Running now", anchor=False)
     for run in active:
-        run_line(run)
+        if run.state != "queued":
+            run_line(run)
+    waiting = [run for run in reversed(active) if run.state == "queued"]
+    if waiting:
+        queue(waiting)
     if not active:
         st.caption("Nothing is running.")
     st.subheader("Last finished", anchor=False)
@@ -85,10 +106,23 @@ def system_strip(client: ApiClient) -> None:
         st.badge(f"API {health.status}", icon=":material/cloud:", color="green" if health.status == "ok" else "orange")
         count = f"{health.workers} worker{'' if health.workers == 1 else 's'}"
         st.badge(count, icon=":material/memory:", color="green" if health.workers else "orange")
-        st.badge(f"queue {health.broker}", icon=":material/notifications:", color="green" if health.broker == "up" else "red")
+        st.badge(
+            f"queue {health.broker}", icon=":material/notifications:", color="green" if health.broker == "up" else "red"
+        )
         st.caption(notices.plain(f"Incipit {health.version} · {health.database}"))
-    for warning in health.warnings:
-        st.warning(notices.plain(warning), icon=":material/warning:")
+        if health.warnings:
+            with st.popover(
+                f"{len(health.warnings)} note{'' if len(health.warnings) == 1 else 's'}",
+                icon=":material/info:",
+                type="tertiary",
+            ):
+                for warning in health.warnings:
+                    st.markdown(notices.plain(warning))
+    if not health.workers:
+        st.warning(
+            "No worker is there: runs wait in the queue until one starts (`incipit up` starts one).",
+            icon=":material/warning:",
+        )
 
 
 with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):

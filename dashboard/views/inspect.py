@@ -75,7 +75,11 @@ def curves_at(client: ApiClient, run_id: str, step: int) -> dict[str, Positions]
     """Base and student (at the last evaluation up to `step`) on full-length dev samples."""
     base = [one for one in cached.positions(client, run_id, "base") if one.split == "dev"]
     student = [one for one in cached.positions(client, run_id, "student") if one.split == "dev" and one.step <= step]
-    return {f"{name}, step {curves[-1].step}": curves[-1] for name, curves in (("base student", base), ("student", student)) if curves}
+    return {
+        f"{name}, step {curves[-1].step}": curves[-1]
+        for name, curves in (("base student", base), ("student", student))
+        if curves
+    }
 
 
 def show_positions(client: ApiClient, run: RunSummary, step: int) -> None:
@@ -130,5 +134,7 @@ with notices.problems_shown():
     notices.csv_button(frames.trace_frame(rollout), f"rollout-{rollout.id}")
     show_positions(client, run, step)
     notices.data_behind(
-        frames.rollouts_frame(page.items), f"rollouts-{run.id}-step-{step}", label=f"All {len(page.items)} rollouts of step {step}"
+        frames.rollouts_frame(page.items),
+        f"rollouts-{run.id}-step-{step}",
+        label=f"All {len(page.items)} rollouts of step {step}",
     )

@@ -27,6 +27,12 @@ def load(document: dict[str, Any], source: str, arms: Sequence[Variant] = (), ti
     }  # fmt: skip
 
 
+def first_preset(presets: list[Preset]) -> Preset | None:
+    """One whose models come with Incipit, if there is one: it can be started at once."""
+    ready = (one for one in presets if one.spec.student.path.startswith("builtin:"))
+    return next(ready, presets[0] if presets else None)
+
+
 def load_asked(client: ApiClient, presets: list[Preset]) -> None:
     """What the URL asks for (`from` a run, or a `preset`), once; else what was being edited, else the first preset."""
     run_id, name = address.asked("from"), address.asked("preset")
@@ -36,11 +42,11 @@ def load_asked(client: ApiClient, presets: list[Preset]) -> None:
         run = cached.run(client, run_id)
         load(run.spec.model_dump(mode="json"), f"run {run_id}", title=run.experiment_name)
     elif known is None or (wanted and known["source"] != wanted):
-        preset = next((one for one in presets if one.name == name), presets[0] if presets else None)
+        preset = next((one for one in presets if one.name == name), None) or first_preset(presets)
         if preset is None:
             load({}, wanted or "preset ")
         else:
-            load(preset.spec.model_dump(mode="json"), wanted or f"preset {preset.name}", preset.variants, preset.title)
+            load(preset.spec.model_dump(mode="json"), f"preset {preset.name}", preset.variants, preset.title)
     elif f"form-{known['revision']}-name" not in st.session_state and "draft" in known:
         # Back from another page: Streamlit has forgotten the widgets, the draft has not.
         known["seed"], known["revision"] = known["draft"], known["revision"] + 1
@@ -104,7 +110,9 @@ def draw_experiment(form: DrawnForm) -> tuple[dict[str, Any] | None, str]:
         help="Several arms make an experiment: the same spec with one thing changed in each, compared on one page.",
     )  # fmt: skip
     left, right = st.columns(2, gap="medium")
-    seeds_text = right.text_input("Seeds", "0", key=f"seeds-{revision}", help="Every arm runs once with each: 0, 1, 2 or 0-4.")
+    seeds_text = right.text_input(
+        "Seeds", "0", key=f"seeds-{revision}", help="Every arm runs once with each: 0, 1, 2 or 0-4."
+    )
     arms: list[Variant] = []
     title = str(form.document.get("name") or "")
     try:
@@ -120,7 +128,11 @@ def draw_experiment(form: DrawnForm) -> tuple[dict[str, Any] | None, str]:
     name = left.text_input("Name of the experiment", state["title"] or title, key=f"experiment-{revision}")
     note = st.text_area("The question it asks (optional)", key=f"note-{revision}", height=80)
     if arms:
-        st.caption(notices.plain(f"{len(arms) * len(seeds)} runs: {', '.join(arm.name for arm in arms)}; {len(seeds)} seed(s) each."))
+        st.caption(
+            notices.plain(
+                f"{len(arms) * len(seeds)} runs: {', '.join(arm.name for arm in arms)}; {len(seeds)} seed(s) each."
+            )
+        )
     return experiment_document(name=name or title, note=note, base=form.document, arms=arms, seeds=seeds), ""
 
 
@@ -129,14 +141,20 @@ def show_summary(form: DrawnForm, findings: list[Finding], place: Any) -> None:
         return
     errors = [one for one in findings if one.severity == "error"]
     with place.container(border=True):
-        count = f"{len(errors)} field{'s need' if len(errors) != 1 else ' needs'} a correction" if errors else "Something to look at"
+        count = (
+            f"{len(errors)} field{'s need' if len(errors) != 1 else ' needs'} a correction"
+            if errors
+            else "Something to look at"
+        )
         st.markdown(f"**:material/rule: {count}**")
         for one in findings:
             label = form.labels.get(form.place_of(one), "The spec")
             st.markdown(f"- **{notices.plain(label)}**: {notices.plain(one.message)}")
 
 
-def start_button(client: ApiClient, form: DrawnForm, findings: list[Finding], body: dict[str, Any] | None, problem: str) -> None:
+def start_button(
+    client: ApiClient, form: DrawnForm, findings: list[Finding], body: dict[str, Any] | None, problem: str
+) -> None:
     """Starts, or says on its face what is missing."""
     errors = [one for one in findings if one.severity == "error"]
     number = max(1, len(body["variants"])) * len(body["seeds"]) if body else 0
@@ -147,7 +165,15 @@ def start_button(client: ApiClient, form: DrawnForm, findings: list[Finding], bo
     else:
         label = "Start" if number == 1 else f"Start {number} runs"
     ready = body is not None and not errors
-    clicked = st.button(label, type="primary", icon=":material/play_arrow:", disabled=not ready, help=problem or None, width="stretch", key="start")
+    clicked = st.button(
+        label,
+        type="primary",
+        icon=":material/play_arrow:",
+        disabled=not ready,
+        help=problem or None,
+        width="stretch",
+        key="start",
+    )
     if not clicked or body is None:
         return
     try:
@@ -175,7 +201,7 @@ with notices.problems_shown():
     main, side = st.columns([5, 3], gap="large")
     with main:
         summary = st.empty()
-        form = draw_form(fields, state["seed"], state["revision"])
+        form = draw_form(fields, state["seed"], state["preset"], state["revision"])
         body, problem = draw_experiment(form)
     state["draft"] = form.document
     static = cached.findings(client, form.document)

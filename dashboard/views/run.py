@@ -29,7 +29,9 @@ def stop_menu(client: ApiClient, run: Run) -> None:
         st.markdown("**Stop and save** finishes the present step and writes a checkpoint.")
         if st.button("Stop and save", type="primary", icon=":material/save:", key="stop-save"):
             stop(client, run, checkpoint=True)
-        st.markdown("**Stop now** keeps only the checkpoints that are already there; the steps after the last one are lost.")
+        st.markdown(
+            "**Stop now** keeps only the checkpoints that are already there; the steps after the last one are lost."
+        )
         if st.button("Stop now", icon=":material/stop:", key="stop-now"):
             stop(client, run, checkpoint=False)
 
@@ -46,18 +48,29 @@ def header(client: ApiClient, run: Run) -> None:
         st.title(notices.plain(run.name), anchor=False, width="content")
         notices.state_badge(run.state)
     seed = f" · seed {run.seed}" if run.seed else ""
-    st.caption(notices.plain(f"{run.experiment_name} · prefix {run.prefix} · {run.divergence} · {run.student} ← {run.teacher}{seed}"))
+    st.caption(
+        notices.plain(
+            f"{run.experiment_name} · prefix {run.prefix} · {run.divergence} · {run.student} ← {run.teacher}{seed}"
+        )
+    )
     if run.note:
         st.markdown(notices.plain(run.note))
     with st.container(horizontal=True, vertical_alignment="center"):
         if run.state in ACTIVE_STATES:
             stop_menu(client, run)
-        st.page_link("views/inspect.py", label="Inspect tokens", icon=":material/manage_search:", query_params={"run": run.id})
         st.page_link(
-            "views/compare.py", label="Compare", icon=":material/compare_arrows:", query_params={"experiment": run.experiment_id}
+            "views/inspect.py", label="Inspect tokens", icon=":material/manage_search:", query_params={"run": run.id}
+        )
+        st.page_link(
+            "views/compare.py",
+            label="Compare",
+            icon=":material/compare_arrows:",
+            query_params={"experiment": run.experiment_id},
         )
         st.page_link("views/checkpoints.py", label="Checkpoints", icon=":material/save:", query_params={"run": run.id})
-        st.page_link("views/new_run.py", label="Clone and edit", icon=":material/content_copy:", query_params={"from": run.id})
+        st.page_link(
+            "views/new_run.py", label="Clone and edit", icon=":material/content_copy:", query_params={"from": run.id}
+        )
 
 
 def progress(run: Run) -> None:
@@ -87,7 +100,13 @@ def live(run_id: str) -> None:
         progress(run)
         run_panels.figures(client, run)
         panel = st.segmented_control(
-            "Panel", list(_PANELS), default="Overview", required=True, key="panel", bind="query-params", label_visibility="collapsed"
+            "Panel",
+            list(_PANELS),
+            default="Overview",
+            required=True,
+            key="panel",
+            bind="query-params",
+            label_visibility="collapsed",
         )
         _PANELS[panel](client, run)
     if st.session_state.get("was-active") == run.id and run.state not in ACTIVE_STATES:

@@ -1,5 +1,7 @@
 """All runs, with filters. Choose one to open it, several to compare them."""
 
+from collections.abc import Sequence
+
 import streamlit as st
 
 from backend.schemas import RunSummary
@@ -11,7 +13,7 @@ _PER_PAGE = 25
 _MAX_COMPARED = 10
 
 
-def filtered(runs: list[RunSummary], text: str, states: list[str], experiment: str | None) -> list[RunSummary]:
+def filtered(runs: list[RunSummary], text: str, states: Sequence[str], experiment: str | None) -> list[RunSummary]:
     words = text.lower().split()
     return [
         run
@@ -29,13 +31,28 @@ def as_table(shown: list[RunSummary]) -> None:
         key="runs-table",
         on_select="rerun",
         selection_mode="multi-row",
-        column_order=["name", "state", "accuracy", "prefix", "progress", "training", "time", "experiment", "seed", "created"],
+        column_order=[
+            "name",
+            "state",
+            "accuracy",
+            "prefix",
+            "progress",
+            "training",
+            "time",
+            "experiment",
+            "seed",
+            "created",
+        ],
         column_config={
             "name": st.column_config.TextColumn("Run", width="medium"),
             "state": "State",
-            "accuracy": st.column_config.NumberColumn("Accuracy", format="%.3f", help="Reported accuracy, or the best on dev so far"),
+            "accuracy": st.column_config.NumberColumn(
+                "Accuracy", format="%.3f", help="Reported accuracy, or the best on dev so far"
+            ),
             "prefix": st.column_config.TextColumn("Prefix", width="medium"),
-            "progress": st.column_config.ProgressColumn("Progress", format="%.0f %%", min_value=0, max_value=100, width="small"),
+            "progress": st.column_config.ProgressColumn(
+                "Progress", format="%.0f %%", min_value=0, max_value=100, width="small"
+            ),
             "training": st.column_config.TextColumn("Training", help="Training FLOPs, evaluation not counted"),
             "time": "Time",
             "experiment": "Experiment",
@@ -49,11 +66,23 @@ def as_table(shown: list[RunSummary]) -> None:
         if not chosen:
             st.caption("Tick a row to open it; tick several to compare them.")
         elif len(chosen) == 1:
-            st.page_link("views/run.py", label=f"Open {notices.plain(chosen[0].name)}", icon=":material/monitoring:", query_params={"id": chosen[0].id})
-            st.page_link("views/inspect.py", label="Inspect", icon=":material/manage_search:", query_params={"run": chosen[0].id})
+            st.page_link(
+                "views/run.py",
+                label=f"Open {notices.plain(chosen[0].name)}",
+                icon=":material/monitoring:",
+                query_params={"id": chosen[0].id},
+            )
+            st.page_link(
+                "views/inspect.py", label="Inspect", icon=":material/manage_search:", query_params={"run": chosen[0].id}
+            )
         elif len(chosen) <= _MAX_COMPARED:
             ids = ",".join(run.id for run in chosen)
-            st.page_link("views/compare.py", label=f"Compare {len(chosen)} runs", icon=":material/compare_arrows:", query_params={"runs": ids})
+            st.page_link(
+                "views/compare.py",
+                label=f"Compare {len(chosen)} runs",
+                icon=":material/compare_arrows:",
+                query_params={"runs": ids},
+            )
         else:
             st.caption(f"{len(chosen)} runs are chosen; at most {_MAX_COMPARED} can be compared at once.")
 
@@ -89,11 +118,15 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         "Experiment", list(experiments), index=None, format_func=lambda one: experiments.get(one, one), key="experiment",
         bind="query-params", width=240, placeholder="all",
     )  # fmt: skip
-    view = st.segmented_control("View", ["table", "list"], default="table", required=True, key="view", bind="query-params")
+    view = st.segmented_control(
+        "View", ["table", "list"], default="table", required=True, key="view", bind="query-params"
+    )
 
 shown = filtered(runs, text or "", states, experiment)
 if not shown:
-    notices.empty("No run matches", "Loosen the search, the state or the experiment above.", ":material/filter_alt_off:")
+    notices.empty(
+        "No run matches", "Loosen the search, the state or the experiment above.", ":material/filter_alt_off:"
+    )
     st.stop()
 st.caption(f"{len(shown)} of {len(runs)} runs, newest first")
 num_pages = -(-len(shown) // _PER_PAGE)

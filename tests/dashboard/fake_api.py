@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import fake_records as records
+import fake_traces as traces
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -51,14 +52,21 @@ def ready() -> schemas.Health:
 @empty.get("/readyz")
 def ready_without_workers() -> schemas.Health:
     said = ["No worker was heard of within the last minute; start one with `incipit up`."]
-    return schemas.Health(status="degraded", database="sqlite 3.50.4", broker="up", workers=0, version="0.1.0", warnings=said)
+    return schemas.Health(
+        status="degraded", database="sqlite 3.50.4", broker="up", workers=0, version="0.1.0", warnings=said
+    )
 
 
 @busy.get(_P + "/experiments")
 def experiments() -> list[schemas.Experiment]:
     return [
         schemas.Experiment(
-            id="e-demo", name="tiny plan", note="How short may the prefix be?", created_at=records.NOW, num_runs=8, num_active=2
+            id="e-demo",
+            name="tiny plan",
+            note="How short may the prefix be?",
+            created_at=records.NOW,
+            num_runs=8,
+            num_active=2,
         )
     ]
 
@@ -72,16 +80,18 @@ async def create(request: Request) -> schemas.Experiment:
     except ValidationError as error:
         raise _Problem(422, "The experiment cannot be created.", findings_of(error, document)) from None
     number = max(1, len(wanted.variants)) * len(wanted.seeds)
-    return schemas.Experiment(id="e-demo", name=wanted.name, note="", created_at=records.NOW, num_runs=number, num_active=number)
+    return schemas.Experiment(
+        id="e-demo", name=wanted.name, note="", created_at=records.NOW, num_runs=number, num_active=number
+    )
 
 
 @busy.get(_P + "/experiments/{experiment_id}/runs")
-def experiment_runs(experiment_id: str) -> list[schemas.RunSummary]:
+def experiment_runs() -> list[schemas.RunSummary]:
     return [records.summary(run_id) for run_id in records.ARM_OF]
 
 
 @busy.get(_P + "/runs")
-def runs(experiment_id: str | None = None, cursor: str | None = None, limit: int = 100) -> schemas.RunPage:
+def runs() -> schemas.RunPage:
     return schemas.RunPage(items=[records.summary(run_id) for run_id in records.ARM_OF], next_cursor=None)
 
 
@@ -91,7 +101,7 @@ def run(run_id: str) -> schemas.Run:
 
 
 @busy.post(_P + "/runs/{run_id}/cancel")
-def cancel(run_id: str, body: dict[str, Any]) -> schemas.Run:
+def cancel(run_id: str) -> schemas.Run:
     return records.run(_known(run_id)).model_copy(update={"state": "stopping", "desired_state": "cancel"})
 
 
@@ -101,10 +111,10 @@ def metrics(run_id: str) -> list[schemas.Metric]:
 
 
 @busy.get(_P + "/runs/{run_id}/events")
-def events(run_id: str, after_seq: int = 0) -> schemas.EventPage:
+def events(after_seq: int = 0) -> schemas.EventPage:
     told: list[tuple[str, dict[str, object]]] = [
         ("claimed", {"worker": "host-1"}), ("started", {"device": "cpu", "precision": "float32"}), ("phase", {"phase": "training"}),
-        ("warning", {"code": "tail", "message": f"The tail drifts: reverse KL beyond the horizon is 0.29 nats {records.HOSTILE}"}),
+        ("warning", {"code": "tail", "message": f"The tail drifts: reverse KL beyond the horizon is 0.29 nats {traces.HOSTILE}"}),
     ]  # fmt: skip
     items = [
         schemas.StoredEvent(seq=at, time=records.NOW + timedelta(seconds=at), kind=kind, attempt=1, payload=payload)
@@ -130,7 +140,7 @@ def rollouts(run_id: str, step: int | None = None) -> schemas.RolloutPage:
     steps = list(range(0, records.steps_done(run_id) + 1, 20))
     chosen = steps[-1] if step is None else step
     fields = schemas.Rollout.model_fields
-    made = [records.rollout(run_id, chosen, row) for row in range(4)]
+    made = [traces.rollout(run_id, chosen, row) for row in range(4)]
     items = [schemas.Rollout.model_validate({name: value for name, value in one if name in fields}) for one in made]
     return schemas.RolloutPage(items=sorted(items, key=lambda one: -one.mean_reverse_kl), steps=steps)
 
@@ -138,20 +148,39 @@ def rollouts(run_id: str, step: int | None = None) -> schemas.RolloutPage:
 @busy.get(_P + "/rollouts/{rollout_id}")
 def rollout(rollout_id: str) -> schemas.RolloutDetail:
     run_id, step, row = rollout_id.rsplit(".", 2)
-    return records.rollout(_known(run_id), int(step), int(row))
+    return traces.rollout(_known(run_id), int(step), int(row))
+
+
+def _checkpoint(run_id: str, step: int) -> schemas.Checkpoint:
+    names = {
+        "model.safetensors": 449_312,
+        "config.json": 712,
+        "tokenizer.json": 4_180,
+        "trainer/optimizer.safetensors": 897_640,
+    }
+    files = [schemas.CheckpointFile(name=name, num_bytes=size, sha256=f"{size:064x}") for name, size in names.items()]
+    return schemas.Checkpoint(
+        id=f"{run_id}.{step}", run_id=run_id, run_name=records.ARM_OF[run_id][1], experiment_name="tiny plan", step=step,
+        num_bytes=sum(names.values()), manifest_sha256="9f" * 32, accuracy=records.ARM_OF[run_id][4], is_best=step == records.steps_done(run_id),
+        created_at=records.NOW - timedelta(minutes=5), files=files,
+    )  # fmt: skip
 
 
 @busy.get(_P + "/checkpoints")
 def checkpoints(run_id: str | None = None) -> list[schemas.Checkpoint]:
     owners = [one for one in ("r-p8", "r-mix8", "r-full") if run_id in (None, one)]
-    return [records.checkpoint(one, step) for one in owners for step in (records.steps_done(one), records.steps_done(one) - 40)]
+    return [
+        _checkpoint(one, step) for one in owners for step in (records.steps_done(one), records.steps_done(one) - 40)
+    ]
 
 
 @busy.post(_P + "/checkpoints/{checkpoint_id}/link")
 def link(checkpoint_id: str) -> schemas.Link:
     base = f"{_P}/downloads/{checkpoint_id}"
-    urls = {file.name: f"{base}/{file.name}?signature=abc" for file in records.checkpoint("r-p8", 120).files}
-    return schemas.Link(archive_url=f"{base}.tar?signature=abc", file_urls=urls, expires_at=records.NOW + timedelta(minutes=10))
+    urls = {file.name: f"{base}/{file.name}?signature=abc" for file in _checkpoint("r-p8", 120).files}
+    return schemas.Link(
+        archive_url=f"{base}.tar?signature=abc", file_urls=urls, expires_at=records.NOW + timedelta(minutes=10)
+    )
 
 
 @busy.post(_P + "/estimate")
@@ -163,7 +192,13 @@ async def estimate(request: Request) -> schemas.Estimate:
     except ValidationError as error:
         raise _Problem(422, "The spec cannot be estimated.", findings_of(error, document)) from None
     steps = list(range(0, spec.num_steps, max(1, spec.num_steps // 100)))
-    parts = {"student_weights": 448_000, "optimizer": 896_000, "gradients": 448_000, "teacher_weights": 1_471_488, "divergence": 3_000_000}
+    parts = {
+        "student_weights": 448_000,
+        "optimizer": 896_000,
+        "gradients": 448_000,
+        "teacher_weights": 1_471_488,
+        "divergence": 3_000_000,
+    }
     return schemas.Estimate(
         flops=FlopLedger(rollout=8e9, teacher=21e9, student_forward=7e9, student_backward=14e9, evaluation=2.1e11),
         full_length_flops=FlopLedger(rollout=120e9, teacher=330e9, student_forward=106e9, student_backward=212e9, evaluation=2.1e11),
@@ -196,8 +231,12 @@ def presets() -> list[schemas.Preset]:
     variants = [schemas.Variant(name=arm[1], changes=arm[2]) for arm in records.ARMS[:4]]
     tiny = RunSpec.model_validate({**records.BASE, "prefix": records.PREFIX_8, "name": "prefix 8"})
     return [
-        schemas.Preset(name="tiny", title="Tiny, on this machine", description="Trains on a CPU in seconds.", spec=tiny),
-        schemas.Preset(name="demo", title="The demo comparison", description="Full against prefixes.", spec=tiny, variants=variants),
+        schemas.Preset(
+            name="tiny", title="Tiny, on this machine", description="Trains on a CPU in seconds.", spec=tiny
+        ),
+        schemas.Preset(
+            name="demo", title="The demo comparison", description="Full against prefixes.", spec=tiny, variants=variants
+        ),
     ]
 
 
@@ -205,12 +244,23 @@ def presets() -> list[schemas.Preset]:
 def workers() -> list[schemas.Worker]:
     return [
         schemas.Worker(
-            id="w1", host="laptop", pid=4242, slot="cpu", run_id="r-running", heartbeat_at=records.NOW, capabilities={"device": "cpu"}
+            id="w1",
+            host="laptop",
+            pid=4242,
+            slot="cpu",
+            run_id="r-running",
+            heartbeat_at=records.NOW,
+            capabilities={"device": "cpu"},
         )
     ]
 
 
-for path, kind in [("/experiments", []), ("/runs", {"items": [], "next_cursor": None}), ("/workers", []), ("/checkpoints", [])]:
+for path, kind in [
+    ("/experiments", []),
+    ("/runs", {"items": [], "next_cursor": None}),
+    ("/workers", []),
+    ("/checkpoints", []),
+]:
     empty.add_api_route(_P + path, lambda body=kind: body, methods=["GET"])
 
 
@@ -223,13 +273,15 @@ broken, odd, app = FastAPI(), FastAPI(), FastAPI()
 
 
 @broken.api_route("/{anything:path}", methods=["GET", "POST"])
-def fail(anything: str) -> JSONResponse:
-    body = schemas.Problem(type="about:blank", title="Internal error", status=500, detail="The database is locked.", instance="/")
+def fail() -> JSONResponse:
+    body = schemas.Problem(
+        type="about:blank", title="Internal error", status=500, detail="The database is locked.", instance="/"
+    )
     return JSONResponse(body.model_dump(), status_code=500, media_type="application/problem+json")
 
 
 @odd.api_route("/{anything:path}", methods=["GET", "POST"])
-def another_version(anything: str) -> dict[str, int]:
+def another_version() -> dict[str, int]:
     return {"unexpected": 1}
 
 

@@ -9,10 +9,8 @@ import numpy as np
 from backend import schemas
 from engine.flops import FlopLedger
 from engine.spec import RunSpec
-from engine.token_trace import FRAGMENT, NORMAL, SPECIAL, TokenTrace
 
 NOW = datetime.now(UTC)
-HOSTILE = '<img src=x onerror="window.pwned=1">'
 FULL_LENGTH = 216
 
 BASE: dict[str, Any] = {
@@ -28,14 +26,79 @@ BASE: dict[str, Any] = {
 PREFIX_8 = {"kind": "constant", "tokens": 8}
 # id, arm, changes, state, final accuracy, steps at half way, GFLOP, seconds, prefix in words, tail reverse KL at the end
 ARMS: list[tuple[str, str, dict[str, Any], str, float, int, float, float, str, float]] = [
-    ("r-full", "full, 240 steps", {"prefix": {"kind": "full"}, "num_steps": 240}, "succeeded", 0.997, 118, 1534, 44.5, "full", 0.0004),
+    (
+        "r-full",
+        "full, 240 steps",
+        {"prefix": {"kind": "full"}, "num_steps": 240},
+        "succeeded",
+        0.997,
+        118,
+        1534,
+        44.5,
+        "full",
+        0.0004,
+    ),
     ("r-p8", "prefix 8", {"prefix": PREFIX_8}, "succeeded", 0.973, 42, 50.2, 1.7, "8", 0.082),
-    ("r-p16", "prefix 16", {"prefix": {"kind": "constant", "tokens": 16}}, "succeeded", 0.64, 38, 76.1, 2.4, "16", 0.59),
-    ("r-mix8", "prefix 8, anchored", {"prefix": PREFIX_8, "anchoring": {"kind": "every_nth_step", "n": 8}},
-     "succeeded", 1.0, 36, 140.0, 4.4, "8, every 8th full", 0.004),
-    ("r-batch1", "full at batch 1", {"prefix": {"kind": "full"}, "prompts_per_step": 1}, "succeeded", 0.72, 60, 64.0, 5.6, "full", 0.002),
-    ("r-running", "prefix 32", {"prefix": {"kind": "constant", "tokens": 32}}, "running", 0.9, 52, 129.0, 3.9, "32", 0.17),
-    ("r-failed", "prefix 8, batch 4096", {"prefix": PREFIX_8, "prompts_per_step": 4096}, "failed", 0.43, 40, 0.0, 0.0, "8", 0.0),
+    (
+        "r-p16",
+        "prefix 16",
+        {"prefix": {"kind": "constant", "tokens": 16}},
+        "succeeded",
+        0.64,
+        38,
+        76.1,
+        2.4,
+        "16",
+        0.59,
+    ),
+    (
+        "r-mix8",
+        "prefix 8, anchored",
+        {"prefix": PREFIX_8, "anchoring": {"kind": "every_nth_step", "n": 8}},
+        "succeeded",
+        1.0,
+        36,
+        140.0,
+        4.4,
+        "8, every 8th full",
+        0.004,
+    ),
+    (
+        "r-batch1",
+        "full at batch 1",
+        {"prefix": {"kind": "full"}, "prompts_per_step": 1},
+        "succeeded",
+        0.72,
+        60,
+        64.0,
+        5.6,
+        "full",
+        0.002,
+    ),
+    (
+        "r-running",
+        "prefix 32",
+        {"prefix": {"kind": "constant", "tokens": 32}},
+        "running",
+        0.9,
+        52,
+        129.0,
+        3.9,
+        "32",
+        0.17,
+    ),
+    (
+        "r-failed",
+        "prefix 8, batch 4096",
+        {"prefix": PREFIX_8, "prompts_per_step": 4096},
+        "failed",
+        0.43,
+        40,
+        0.0,
+        0.0,
+        "8",
+        0.0,
+    ),
     ("r-queued", "prefix 64", {"prefix": {"kind": "constant", "tokens": 64}}, "queued", 0.0, 40, 0.0, 0.0, "64", 0.0),
 ]
 ARM_OF = {arm[0]: arm for arm in ARMS}
@@ -54,7 +117,10 @@ def steps_done(run_id: str) -> int:
 def ledger(run_id: str) -> FlopLedger:
     flops = ARM_OF[run_id][6] * 1e9
     return FlopLedger(
-        rollout=flops * 0.16, teacher=flops * 0.42, student_forward=flops * 0.14, student_backward=flops * 0.28,
+        rollout=flops * 0.16,
+        teacher=flops * 0.42,
+        student_forward=flops * 0.14,
+        student_backward=flops * 0.28,
         evaluation=2.1e11 if flops else 0.0,
     )
 
@@ -63,21 +129,45 @@ def run(run_id: str) -> schemas.Run:
     _, name, _, state, final, _, gflop, seconds, prefix, _ = ARM_OF[run_id]
     spec, done = spec_of(run_id), steps_done(run_id)
     started = None if state == "queued" else NOW - timedelta(seconds=140 if state == "running" else 900)
-    best = max((e.metrics["accuracy"] or 0.0 for e in evaluations(run_id) if e.subject == "student" and e.split == "dev"), default=None)
+    best = max(
+        (e.metrics["accuracy"] or 0.0 for e in evaluations(run_id) if e.subject == "student" and e.split == "dev"),
+        default=None,
+    )
     return schemas.Run(
-        id=run_id, experiment_id="e-demo", experiment_name="tiny plan", name=name, variant=name, note="", seed=0, state=state,  # type: ignore[arg-type]
-        desired_state="run", phase="training" if state == "running" else "", step=done, num_steps=spec.num_steps,
-        student=spec.student.path, teacher=spec.teacher.path, prefix=prefix, divergence="reverse KL", attempt=0 if state == "queued" else 1,
-        best_accuracy=best, report_accuracy=final if state == "succeeded" else None,
+        id=run_id,
+        experiment_id="e-demo",
+        experiment_name="tiny plan",
+        name=name,
+        variant=name,
+        note="",
+        seed=0,
+        state=state,  # type: ignore[arg-type]
+        desired_state="run",
+        phase="training" if state == "running" else "",
+        step=done,
+        num_steps=spec.num_steps,
+        student=spec.student.path,
+        teacher=spec.teacher.path,
+        prefix=prefix,
+        divergence="reverse KL",
+        attempt=0 if state == "queued" else 1,
+        best_accuracy=best,
+        report_accuracy=final if state == "succeeded" else None,
         training_flops=gflop * 1e9 * done / spec.num_steps if done else None,
         training_seconds=seconds * done / spec.num_steps if done else None,
         failure_kind="out_of_memory" if state == "failed" else None,
-        failure_message="The update needed 31.2 GB but 7.6 GB are free; lower micro_batch_rollouts from 16 to 4." if state == "failed" else None,
-        created_at=NOW - timedelta(minutes=20), started_at=started,
+        failure_message="The update needed 31.2 GB but 7.6 GB are free; lower micro_batch_rollouts from 16 to 4."
+        if state == "failed"
+        else None,
+        created_at=NOW - timedelta(minutes=20),
+        started_at=started,
         finished_at=NOW - timedelta(minutes=5) if state in ("succeeded", "failed") else None,
         heartbeat_at=NOW - timedelta(seconds=3) if state == "running" else None,
-        spec=spec, flops=ledger(run_id) if done else None, executed_flops=gflop * 1.07e9 if done else None,
-        eta_seconds=(41.0, 55.0) if state == "running" else None, queue_position=1 if state == "queued" else None,
+        spec=spec,
+        flops=ledger(run_id) if done else None,
+        executed_flops=gflop * 1.07e9 if done else None,
+        eta_seconds=(41.0, 55.0) if state == "running" else None,
+        queue_position=1 if state == "queued" else None,
     )
 
 
@@ -102,15 +192,43 @@ def evaluations(run_id: str) -> list[schemas.Evaluation]:
         drift = tail * step / num_steps
         best = accuracy >= final - 0.01
         share = step / num_steps
-        made.append(_evaluation(step, "student", "dev", round(accuracy, 2), 0.05 * (1 - share), drift, inside * 0.6, horizon,
-                                gflop * 1e9 * share, seconds * share, best))
+        made.append(
+            _evaluation(
+                step,
+                "student",
+                "dev",
+                round(accuracy, 2),
+                0.05 * (1 - share),
+                drift,
+                inside * 0.6,
+                horizon,
+                gflop * 1e9 * share,
+                seconds * share,
+                best,
+            )
+        )
     if state == "succeeded":
-        made.append(_evaluation(num_steps, "student", "report", final, 0.002, tail, inside * 0.5, horizon, gflop * 1e9, seconds, True))
+        made.append(
+            _evaluation(
+                num_steps, "student", "report", final, 0.002, tail, inside * 0.5, horizon, gflop * 1e9, seconds, True
+            )
+        )
     return made
 
 
-def _evaluation(step: int, subject: Any, split: Any, accuracy: float, inside_kl: float, beyond: float, share: float | None,
-                horizon: int, flops: float, seconds: float, best: bool) -> schemas.Evaluation:
+def _evaluation(
+    step: int,
+    subject: Any,
+    split: Any,
+    accuracy: float,
+    inside_kl: float,
+    beyond: float,
+    share: float | None,
+    horizon: int,
+    flops: float,
+    seconds: float,
+    best: bool,
+) -> schemas.Evaluation:
     teacher = subject == "teacher"
     metrics: dict[str, float | None] = {
         "accuracy": accuracy, "exact": max(0.0, accuracy - 0.02), "mean_tokens": 196.6, "eos_rate": 0.99, "repetition": 0.02,
@@ -119,8 +237,17 @@ def _evaluation(step: int, subject: Any, split: Any, accuracy: float, inside_kl:
         "reverse_kl_inside": None if teacher else inside_kl, "reverse_kl_beyond": None if teacher or horizon >= FULL_LENGTH else beyond,
         "share_inside": share, "top1_agreement": None if teacher else 0.98,
     }  # fmt: skip
-    return schemas.Evaluation(step=step, subject=subject, split=split, num_prompts=300 if split == "report" else 100, horizon=horizon,
-                              metrics=metrics, training_flops=flops, training_seconds=seconds, is_best=best)
+    return schemas.Evaluation(
+        step=step,
+        subject=subject,
+        split=split,
+        num_prompts=300 if split == "report" else 100,
+        horizon=horizon,
+        metrics=metrics,
+        training_flops=flops,
+        training_seconds=seconds,
+        is_best=best,
+    )
 
 
 def metrics(run_id: str) -> list[schemas.Metric]:
@@ -128,12 +255,18 @@ def metrics(run_id: str) -> list[schemas.Metric]:
     noise = np.random.default_rng(7).normal(1.0, 0.12, len(steps))
     loss = [float(0.19 * math.exp(-step / 30) * wobble + 0.004) for step, wobble in zip(steps, noise, strict=True)]
     columns = {
-        "loss": loss, "grad_norm": [4 * value for value in loss], "learning_rate": [5e-4] * len(steps),
+        "loss": loss,
+        "grad_norm": [4 * value for value in loss],
+        "learning_rate": [5e-4] * len(steps),
         "horizon": [float(spec_of(run_id).horizon_at(step - 1, spec_of(run_id).prefix_state())) for step in steps],
-        "student_entropy": [0.3 + value for value in loss], "teacher_entropy": [0.28] * len(steps),
-        "natural_stop_rate": [0.0] * len(steps), "tokens_per_second": [9000.0] * len(steps),
+        "student_entropy": [0.3 + value for value in loss],
+        "teacher_entropy": [0.28] * len(steps),
+        "natural_stop_rate": [0.0] * len(steps),
+        "tokens_per_second": [9000.0] * len(steps),
     }
-    return [schemas.Metric(key=key, steps=steps, values=list(values)) for key, values in columns.items()] if steps else []
+    return (
+        [schemas.Metric(key=key, steps=steps, values=list(values)) for key, values in columns.items()] if steps else []
+    )
 
 
 def positions(run_id: str) -> list[schemas.Positions]:
@@ -149,71 +282,13 @@ def positions(run_id: str) -> list[schemas.Positions]:
 def _positions(step: int, source: Any, horizon: int, length: int, early: float, late: float) -> schemas.Positions:
     wobble = np.random.default_rng(step).uniform(0.6, 1.4, length)
     mean = [float((early * math.exp(-at / 2.5) + late) * wobble[at]) for at in range(length)]
-    return schemas.Positions(step=step, source=source, split="train" if source == "training" else "dev", horizon=horizon, mean=mean,
-                             p90=[2.2 * value for value in mean], teacher_entropy=[0.2] * length, count=[16] * length)
-
-
-def trace(num_tokens: int, texts: list[str] | None = None, seed: int = 0) -> TokenTrace:
-    """A trace of a small vocabulary; without texts, the tiny task's own words."""
-    rng = np.random.default_rng(seed)
-    words = ["m3", " 1+1", " 2-3", " 3+1", ";", "\n", " r2", " 4", " =", " 5", " 7", " #", " r1", "m1", " 1-2", "<eos>"]
-    said = texts or [words[at % 5] if at < 5 else str(rng.choice(words[5:13])) for at in range(num_tokens - 1)] + ["<eos>"]
-    vocabulary = sorted(set(said) | set(words) | {HOSTILE})
-    id_of = {text: at for at, text in enumerate(vocabulary)}
-    size = len(vocabulary)
-    columns: dict[str, list[Any]] = {name: [] for name in TokenTrace.model_fields}
-    for at, text in enumerate(said):
-        student, teacher = rng.normal(0, 2, size), rng.normal(0, 2, size)
-        chosen = id_of[text]
-        student[chosen] += 7
-        teacher[chosen] += 6.5
-        if at in (0, 3) or rng.random() < 0.02:
-            teacher[(chosen + 3) % size] += 9  # here the teacher would have gone elsewhere
-        log_student, log_teacher = _log_softmax(student), _log_softmax(teacher)
-        p, q = np.exp(log_student), np.exp(log_teacher)
-        middle = np.log((p + q) / 2)
-        top = sorted(set(np.argsort(-p)[:8]) | set(np.argsort(-q)[:8]) | {chosen}, key=lambda one: -max(p[one], q[one]))
-        row = {
-            "token_ids": chosen, "texts": text, "flags": SPECIAL if text == "<eos>" else FRAGMENT if text.startswith("⟨") else NORMAL,
-            "student_logprob": log_student[chosen], "teacher_logprob": log_teacher[chosen],
-            "reverse_kl": float((p * (log_student - log_teacher)).sum()), "forward_kl": float((q * (log_teacher - log_student)).sum()),
-            "jsd": float(((p * (log_student - middle)).sum() + (q * (log_teacher - middle)).sum()) / 2),
-            "student_entropy": float(-(p * log_student).sum()), "teacher_entropy": float(-(q * log_teacher).sum()),
-            "student_rank": int((p > p[chosen]).sum()) + 1, "teacher_rank": int((q > q[chosen]).sum()) + 1,
-            "candidate_ids": [int(one) for one in top], "candidate_student_logprob": [float(log_student[one]) for one in top],
-            "candidate_teacher_logprob": [float(log_teacher[one]) for one in top],
-        }  # fmt: skip
-        for name, value in row.items():
-            columns[name].append(value)
-    columns["prompt_texts"] = ["<bos>", " k3", " k0", " c3", " c2", " c3", " 4", " N13", " |"]
-    columns["vocabulary_ids"], columns["vocabulary_texts"] = list(range(size)), vocabulary
-    return TokenTrace.model_validate(columns)
-
-
-def _log_softmax(scores: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return np.asarray(scores - np.log(np.exp(scores - scores.max()).sum()) - scores.max())
-
-
-def rollout(run_id: str, step: int, row: int) -> schemas.RolloutDetail:
-    texts = None
-    if row == 1:
-        texts = ["Let", " me", " compute", "\n", "\t", "the", " sum", ":", " ", HOSTILE, "⟨E2 80⟩", "⟨A6⟩", " 4", "2", ".", "<eos>"]
-    made = trace(190 + row, texts, seed=step * 100 + row)
-    kl = made.reverse_kl
-    horizon = 8
-    return schemas.RolloutDetail(
-        id=f"{run_id}.{step}.{row}", run_id=run_id, step=step, subject="student" if step else "base", horizon=horizon, row=row,
-        prompt_index=row, prompt="k3 k0 c3 c2 c3 4 N13 |", completion="".join(made.texts), answer="2", is_right=row % 3 == 0,
-        num_prompt_tokens=9, num_tokens=len(made.texts), finish_reason="eos", mean_reverse_kl=sum(kl) / len(kl), max_reverse_kl=max(kl),
-        inside_share=sum(kl[:horizon]) / sum(kl), trace=made, run_p99_reverse_kl=3.9,
-    )  # fmt: skip
-
-
-def checkpoint(run_id: str, step: int) -> schemas.Checkpoint:
-    names = {"model.safetensors": 449_312, "config.json": 712, "tokenizer.json": 4_180, "trainer/optimizer.safetensors": 897_640}
-    files = [schemas.CheckpointFile(name=name, num_bytes=size, sha256=f"{size:064x}") for name, size in names.items()]
-    return schemas.Checkpoint(
-        id=f"{run_id}.{step}", run_id=run_id, run_name=ARM_OF[run_id][1], experiment_name="tiny plan", step=step,
-        num_bytes=sum(names.values()), manifest_sha256="9f" * 32, accuracy=ARM_OF[run_id][4], is_best=step == steps_done(run_id),
-        created_at=NOW - timedelta(minutes=5), files=files,
-    )  # fmt: skip
+    return schemas.Positions(
+        step=step,
+        source=source,
+        split="train" if source == "training" else "dev",
+        horizon=horizon,
+        mean=mean,
+        p90=[2.2 * value for value in mean],
+        teacher_entropy=[0.2] * length,
+        count=[16] * length,
+    )

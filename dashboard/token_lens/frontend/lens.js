@@ -2,6 +2,8 @@
 // only a chosen metric and a pinned token are told to Python, so that they can stand in the address.
 const LENSES = new WeakMap();
 const MAX_PINS = 4;
+const FIRST_TOKENS = 400; // fills the visible part; the rest follows in the next frames
+const MORE_TOKENS = 1024;
 const OPEN_AFTER_MS = 120;
 const CLOSE_AFTER_MS = 80;
 const CHOSEN = { scale: "shared", exponent: 0.5, marks: true }; // outlives a lens: the next rollout looks the same
@@ -25,7 +27,7 @@ export default function (component) {
 function mountLens(parent, firstData, setStateValue) {
   const settings = { ...CHOSEN, metric: firstData.metric, help: false };
   const root = make("div", "lens");
-  const state = { data: firstData, spans: [], view: null, focus: 0, pins: [], timer: 0, palette: null };
+  const state = { data: firstData, spans: [], attached: 0, view: null, focus: 0, pins: [], timer: 0, palette: null };
   const lens = { tell: setStateValue, update, stop: () => observer.disconnect() };
 
   const { bar, show: showToolbar } = buildToolbar(settings, change);
@@ -55,7 +57,7 @@ function mountLens(parent, firstData, setStateValue) {
     Object.assign(settings, next);
     for (const name of Object.keys(CHOSEN)) CHOSEN[name] = settings[name];
     if ("metric" in next) lens.tell("metric", next.metric);
-    if ("marks" in next) writeTokens(state.spans, state.data, settings.marks);
+    if ("marks" in next) writeTokens(state.spans.slice(0, state.attached), state.data, settings.marks);
     draw();
   }
 
@@ -87,14 +89,36 @@ function mountLens(parent, firstData, setStateValue) {
     state.palette = paletteOf(root);
     root.dataset.theme = state.palette.theme;
     state.view = viewNow();
-    paintTokens(state.spans, state.data, state.view);
+    paintTokens(state.spans.slice(0, state.attached), state.view);
     showToolbar();
     showLegend(state.view, state.palette);
     help.hidden = !settings.help;
-    drawCurve(curve, state.view);
-    drawMinimap(minimap, state.view);
+    requestAnimationFrame(drawCanvases); // they ask for their width: now it would lay everything out twice
     fillForks(forks, state.data, state.view, (index) => goTo(index, true));
     drawPins();
+    const { view, spans, data } = state;
+    const idle = window.requestIdleCallback ?? ((action) => setTimeout(action, 50));
+    idle(() => state.view === view && labelTokens(spans, data, view));
+  }
+
+  function drawCanvases() {
+    drawCurve(curve, state.view);
+    drawMinimap(minimap, state.view);
+  }
+
+  function attachMore(count) {
+    const until = Math.min(state.spans.length, state.attached + count);
+    const next = state.spans.slice(state.attached, until);
+    writeTokens(next, state.data, settings.marks);
+    paintTokens(next, state.view);
+    attachTokens(strip, state.spans, state.attached, until, state.data.horizon);
+    state.attached = until;
+  }
+
+  function attachRest(spans) {
+    if (spans !== state.spans || state.attached === spans.length) return;
+    attachMore(MORE_TOKENS);
+    requestAnimationFrame(() => attachRest(spans));
   }
 
   function update(data) {
@@ -106,15 +130,18 @@ function mountLens(parent, firstData, setStateValue) {
     const started = performance.now();
     Object.assign(state, { data, focus: 0, pins: data.token === null ? [] : [data.token] });
     hideCard();
-    state.spans = buildTokens(strip, data);
-    writeTokens(state.spans, data, settings.marks);
+    state.spans = buildTokens(data);
+    state.attached = 0;
     prompt.replaceChildren(make("summary", "", `prompt (${data.prompt.length} tokens)`), make("pre", "", data.prompt.join("")));
     prompt.open = data.prompt.length <= 40;
     table.replaceChildren(make("summary", "", "Show as table"));
     table.open = false;
     draw();
-    strip.offsetHeight; // lays the tokens out, so that the measured time is the whole of it
+    strip.replaceChildren();
+    attachMore(FIRST_TOKENS);
+    strip.offsetHeight; // lays out what is visible, so that the measured time is the whole of it
     root.dataset.drawMs = (performance.now() - started).toFixed(1);
+    requestAnimationFrame(() => attachRest(state.spans));
     root.dataset.tokens = String(data.texts.length);
   }
 
@@ -137,6 +164,7 @@ function mountLens(parent, firstData, setStateValue) {
 
   function showCard(index) {
     clearTimeout(state.timer);
+    attachMore(Math.max(0, index + 1 - state.attached));
     strip.querySelector(".pointed")?.classList.remove("pointed");
     state.spans[index].classList.add("pointed");
     rule.hidden = false;
@@ -160,6 +188,7 @@ function mountLens(parent, firstData, setStateValue) {
   function goTo(index, reveal) {
     const span = state.spans[index];
     if (!span) return;
+    attachMore(Math.max(0, index + 1 - state.attached));
     state.spans[state.focus].tabIndex = -1;
     state.focus = index;
     span.tabIndex = 0;
@@ -214,20 +243,20 @@ function mountLens(parent, firstData, setStateValue) {
     act();
   });
   strip.addEventListener("pointerover", (event) => {
-    const at = event.target.closest?.(".token")?.dataset.at;
+    const at = event.target.closest?.(".token")?.at;
     if (at === undefined) return;
-    if (card.hidden) later(() => showCard(Number(at)), OPEN_AFTER_MS);
-    else showCard(Number(at));
+    if (card.hidden) later(() => showCard(at), OPEN_AFTER_MS);
+    else showCard(at);
   });
   strip.addEventListener("pointerleave", () => later(hideCard, CLOSE_AFTER_MS));
   strip.addEventListener("focusin", (event) => {
-    const at = event.target.dataset?.at;
-    if (at !== undefined && Number(at) !== state.focus) goTo(Number(at), false);
+    const at = event.target.at;
+    if (at !== undefined && at !== state.focus) goTo(at, false);
   });
   strip.addEventListener("focusout", () => later(hideCard, CLOSE_AFTER_MS));
   strip.addEventListener("click", (event) => {
-    const at = event.target.closest?.(".token")?.dataset.at;
-    if (at !== undefined) togglePin(Number(at));
+    const at = event.target.closest?.(".token")?.at;
+    if (at !== undefined) togglePin(at);
   });
   for (const canvas of [curve, minimap]) {
     canvas.addEventListener("pointermove", (event) => showCard(indexAt(canvas, event, state.spans.length)));

@@ -1,30 +1,39 @@
 // The completion as one span per token: built once per rollout, painted again whenever a control moves.
-function buildTokens(strip, data) {
-  const fragment = document.createDocumentFragment();
-  const spans = data.texts.map((text, index) => {
-    if (index === data.horizon && index > 0) {
-      const line = make("div", "boundary", `training stops here (L = ${data.horizon})`);
-      line.setAttribute("role", "separator");
-      fragment.appendChild(line);
-    }
-    const span = make("span", "token");
-    span.dataset.at = String(index);
-    span.tabIndex = -1;
-    span.setAttribute("role", "button");
-    if (data.flags[index] === 1) span.classList.add("special");
-    if (data.flags[index] === 2) span.classList.add("fragment");
-    if (index >= data.horizon) span.classList.add("untrained");
-    fragment.appendChild(span);
+const KINDS = ["", " special", " fragment"];
+
+// One span per token, not yet on the page; each knows its place as `at`.
+function buildTokens(data) {
+  const pattern = make("span");
+  pattern.tabIndex = -1;
+  pattern.setAttribute("role", "button");
+  const spans = data.texts.map((_, index) => {
+    const span = pattern.cloneNode();
+    span.className = `token${KINDS[data.flags[index]] ?? ""}${index >= data.horizon ? " untrained" : ""}`;
+    span.at = index;
     return span;
   });
-  strip.replaceChildren(fragment);
   if (spans.length) spans[0].tabIndex = 0;
   return spans;
 }
 
-// Text of every token; with marks a blank is a dot and a newline is ⏎ followed by a real line break.
+// Puts spans from..to on the page, and the line at which training stops.
+function attachTokens(strip, spans, from, to, horizon) {
+  const fragment = document.createDocumentFragment();
+  for (let index = from; index < to; index += 1) {
+    if (index === horizon && index > 0) {
+      const line = make("div", "boundary", `training stops here (L = ${horizon})`);
+      line.setAttribute("role", "separator");
+      fragment.appendChild(line);
+    }
+    fragment.appendChild(spans[index]);
+  }
+  strip.appendChild(fragment);
+}
+
+// Text of the tokens; with marks a blank is a dot and a newline is ⏎ followed by a real line break.
 function writeTokens(spans, data, marks) {
-  spans.forEach((span, index) => {
+  spans.forEach((span) => {
+    const index = span.at;
     const text = data.texts[index];
     const breaks = marks ? (text.match(/\n/g) ?? []).length : 0;
     span.textContent = marks && data.flags[index] !== 2 ? withMarks(text) : text; // a fragment is hex, not blanks
@@ -33,17 +42,22 @@ function writeTokens(spans, data, marks) {
   });
 }
 
-function paintTokens(spans, data, view) {
+function paintTokens(spans, view) {
   const hot = new Set(view.hot);
-  spans.forEach((span, index) => {
+  spans.forEach((span) => {
+    const index = span.at;
     const value = view.values[index];
     const shade = view.shadeOf(value);
     span.style.backgroundColor = shade.background;
     span.style.color = shade.text;
     span.classList.toggle("hot", hot.has(index));
     span.classList.toggle("clipped", Math.abs(onScale(view.metric, value)) > view.limit);
-    span.setAttribute("aria-label", labelOf(data, view, index, value));
   });
+}
+
+// What a screen reader says. Written when nothing else is to be done: nobody reads 2,048 labels in the first moment.
+function labelTokens(spans, data, view) {
+  spans.forEach((span, index) => span.setAttribute("aria-label", labelOf(data, view, index, view.values[index])));
 }
 
 function labelOf(data, view, index, value) {

@@ -1,0 +1,129 @@
+"""A stand-in API in a process of its own (real HTTP, bodies made by backend.schemas), and Chromium."""
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from backend.schemas import RolloutDetail
+
+_HERE = Path(__file__).parent
+_START_SECONDS = 60.0
+# No sandbox: tests run as root in containers. The others keep a fresh Chromium from calling home.
+_CHROMIUM_ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+def _loaded(name: str) -> ModuleType:
+    """A module beside this one, by its path: tests are no package."""
+    spec = importlib.util.spec_from_file_location(name, _HERE / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def records() -> ModuleType:
+    return _loaded("fake_records")
+
+
+@pytest.fixture(scope="session")
+def traces() -> ModuleType:
+    return _loaded("fake_traces")
+
+
+@pytest.fixture(scope="session")
+def lens_rollout(traces: ModuleType) -> RolloutDetail:
+    """A rollout of 2,048 tokens."""
+    made: RolloutDetail = traces.rollout("r-p8", 120, 0)
+    return made.model_copy(update={"trace": traces.trace(2048)})
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _await_answer(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"the process behind {url} ended with {process.returncode}"
+        try:
+            httpx.get(url, timeout=2)
+            return
+        except httpx.TransportError:
+            time.sleep(0.1)
+    raise AssertionError(f"nothing answered at {url} within {_START_SECONDS:.0f} s")
+
+
+def _stopped(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def api_root() -> Iterator[str]:
+    """Address of the stand-in API; append a scene: /busy, /empty, /broken, /odd."""
+    port = free_port()
+    process = subprocess.Popen([sys.executable, str(_HERE / "fake_api.py"), str(port)])
+    root = f"http://127.0.0.1:{port}"
+    _await_answer(f"{root}/busy/readyz", process)
+    yield root
+    _stopped(process)
+
+
+@pytest.fixture
+def scene(api_root: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """Points the dashboard at a scene of the stand-in API, named by an indirect parameter (busy by default)."""
+    address = f"{api_root}/{getattr(request, 'param', 'busy')}"
+    monkeypatch.setenv("INCIPIT_API_URL", address)
+    return address
+
+
+@pytest.fixture(scope="session")
+def lens_page_url() -> Iterator[str]:
+    """A Streamlit server with nothing but the token lens: ?tokens=2048 sets the length, ?hostile=1 hostile texts."""
+    port = free_port()
+    command = [sys.executable, "-m", "streamlit", "run", str(_HERE / "lens_page.py"), "--server.port", str(port)]
+    options = ["--server.address", "127.0.0.1", "--server.headless", "true", "--server.fileWatcherType", "none",
+               "--browser.gatherUsageStats", "false"]  # fmt: skip
+    process = subprocess.Popen(command + options, env=os.environ | {"PYTHONPATH": str(_HERE)})
+    url = f"http://127.0.0.1:{port}"
+    _await_answer(f"{url}/_stcore/health", process)
+    yield url
+    _stopped(process)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        found = next((path for path in ("/usr/bin/chromium", "/usr/bin/chromium-browser") if Path(path).exists()), None)
+        assert found, "Chromium is missing; install it with: apt-get install --no-install-recommends chromium"
+        started = playwright.chromium.launch(executable_path=found, args=_CHROMIUM_ARGUMENTS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+    yield context.new_page()
+    context.close()

@@ -1,0 +1,14 @@
+"""A Streamlit page with nothing but the token lens, for the browser tests."""
+
+import fake_traces
+import streamlit as st
+
+from dashboard.token_lens import token_lens
+
+st.title("Lens")
+made = fake_traces.rollout("r-p8", 120, 1 if st.query_params.get("hostile") else 0)
+wanted = int(st.query_params.get("tokens", 0))
+if wanted:
+    made = made.model_copy(update={"trace": fake_traces.trace(wanted), "id": f"long-{wanted}"})
+metric, token = token_lens(made, "reverse_kl", None)
+st.markdown(f"chosen {metric} {token}")

@@ -1,0 +1,111 @@
+"""Frames and charts: the figures that reach a chart are those of the API."""
+
+from types import ModuleType
+
+import pandas as pd
+import pytest
+
+from backend.comparison import compare
+from backend.schemas import Metric
+from dashboard import charts, frames
+from dashboard.comparison_frames import arms_frame, arms_table, config_differences, curve_points, reference_lines
+from dashboard.token_lens.payload import METRICS, lens_payload
+
+IDS = ("r-full", "r-p8", "r-p16", "r-mix8")
+
+
+@pytest.fixture
+def pairs(records: ModuleType) -> list[tuple[object, object]]:
+    return [(records.run(one), records.evaluations(one)) for one in IDS]
+
+
+def test_a_metric_without_value_at_a_step_has_no_point() -> None:
+    frame = frames.metric_frame(Metric(key="loss", steps=[1, 2, 3], values=[0.5, None, 0.25]))
+    assert frame["step"].tolist() == [1, 3]
+    assert frame["value"].tolist() == [0.5, 0.25]
+
+
+def test_a_metric_without_any_value_still_makes_a_chart() -> None:
+    frame = frames.metric_frame(Metric(key="loss", steps=[], values=[]))
+    assert charts.metric_line(frame, "loss").to_dict()
+
+
+def test_positions_count_from_one_and_long_ones_are_averaged(records: ModuleType) -> None:
+    curve = records.positions("r-p8")[0]
+    frame = frames.positions_frame(curve, "base")
+    assert frame["position"].iloc[0] == 1
+    assert frame["mean"].tolist() == curve.mean
+    long = curve.model_copy(
+        update={"mean": [1.0, 3.0] * 1024, "p90": [2.0] * 2048, "teacher_entropy": [], "count": [4] * 2048}
+    )
+    binned = frames.positions_frame(long, "base")
+    assert len(binned) == 512
+    assert binned["mean"].tolist() == [2.0] * 512
+    assert binned["position"].tolist()[:3] == [1, 5, 9]
+
+
+def test_the_accuracy_chart_has_every_dev_evaluation_of_the_students(pairs: list[tuple[object, object]]) -> None:
+    points = curve_points(pairs)  # type: ignore[arg-type]
+    assert set(points["arm"]) == {"full, 240 steps", "prefix 8", "prefix 16", "prefix 8, anchored"}
+    assert len(points[points["arm"] == "prefix 8"]) == 6
+    assert points.groupby("run")["is_best"].sum().max() == 1
+    lines = reference_lines(pairs)  # type: ignore[arg-type]
+    assert dict(zip(lines["label"], lines["accuracy"], strict=True)) == {"base student": 0.43, "teacher": 1.0}
+    drawn = charts.accuracy_chart(points, lines, "training_flops").to_dict()
+    scales = [
+        layer["encoding"]["x"].get("scale", {}).get("type")
+        for layer in drawn["layer"]
+        if "x" in layer.get("encoding", {})
+    ]
+    assert "log" in scales
+
+
+def test_the_table_says_what_the_comparison_found(pairs: list[tuple[object, object]]) -> None:
+    comparison = compare(pairs, 0.95)  # type: ignore[arg-type]
+    table = arms_table(comparison).set_index("arm")
+    assert table.loc["full, 240 steps", "saving"] == "baseline"
+    assert table.loc["prefix 8", "saving"] == "31×"
+    assert table.loc["prefix 8", "training"] == "50.2 GFLOP"
+    assert table.loc["prefix 16", "to reach 0.95"] == "not reached"
+    raw = arms_frame(comparison).set_index("name")
+    assert raw.loc["prefix 8", "accuracy"] == 0.973
+    assert raw.loc["prefix 8", "teacher"] == pytest.approx(50.2e9 * 0.42)
+
+
+def test_only_fields_that_differ_are_listed(records: ModuleType) -> None:
+    runs = [records.run("r-p8"), records.run("r-mix8")]
+    table = config_differences(runs)
+    assert table["field"].tolist() == ["anchoring.kind", "anchoring.n"]
+    assert config_differences(runs[:1]).empty
+
+
+def test_the_lens_gets_every_token_and_shared_limits(traces: ModuleType) -> None:
+    rollout = traces.rollout("r-p8", 120, 1)
+    payload = lens_payload(rollout, "reverse_kl", 3)
+    assert payload["texts"] == rollout.trace.texts
+    assert set(payload["limits"]) == set(METRICS)
+    assert payload["limits"]["reverse_kl"] == rollout.run_p99_reverse_kl
+    assert lens_payload(rollout, "reverse_kl", 99)["token"] is None
+
+
+def test_the_log_leaves_out_what_is_drawn_elsewhere(records: ModuleType) -> None:
+    from backend.schemas import StoredEvent
+
+    told = [
+        StoredEvent(seq=at, time=records.NOW, kind=kind, attempt=1, payload=payload)
+        for at, (kind, payload) in enumerate(
+            [("step", {"step": 1}), ("warning", {"message": "look"}), ("phase", {"phase": "training"})]
+        )
+    ]
+    assert [(kind, words) for _, kind, words in frames.log_lines(told)] == [
+        ("phase", "phase training"),
+        ("warning", "look"),
+    ]
+
+
+def test_rollouts_and_traces_have_one_row_each(traces: ModuleType) -> None:
+    rollout = traces.rollout("r-p8", 120, 1)
+    frame = frames.trace_frame(rollout)
+    assert len(frame) == 16
+    assert frame["trained"].tolist() == [True] * 8 + [False] * 8
+    assert isinstance(frames.rollouts_frame([rollout]), pd.DataFrame)

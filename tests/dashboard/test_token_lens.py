@@ -1,0 +1,129 @@
+"""The token lens in a real browser, on a real Streamlit server."""
+
+import math
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from backend.schemas import RolloutDetail
+from dashboard.token_lens import SCRIPT, STYLE
+from dashboard.token_lens.payload import lens_payload
+
+MAX_DRAW_MS = 50.0
+_MOUNT_ONCE = """() => {
+  const holder = document.createElement("div");
+  document.getElementById("host").replaceChildren(holder);
+  const shadow = holder.attachShadow({ mode: "open" });
+  shadow.appendChild(Object.assign(document.createElement("style"), { textContent: window.style }));
+  window.mount({ parentElement: shadow, data: window.data, setStateValue: () => {} });
+  return shadow.querySelector(".lens").dataset.drawMs;
+}"""
+
+
+@pytest.fixture
+def lens(page: Page, lens_page_url: str) -> Page:
+    page.goto(f"{lens_page_url}/?hostile=1")
+    expect(page.locator(".token").first).to_be_visible(timeout=30_000)
+    return page
+
+
+def test_text_from_models_is_shown_and_never_run(lens: Page) -> None:
+    hostile = lens.locator(".token", has_text="onerror")
+    expect(hostile).to_have_text('<img·src=x·onerror="window.pwned=1">')
+    hostile.hover()
+    expect(lens.locator(".card")).to_be_visible()
+    hostile.click()
+    lens.locator("summary", has_text="Show as table").click()
+    expect(lens.locator(".all-table td", has_text="onerror").first).to_be_visible()
+    assert lens.locator(".lens img").count() == 0
+    assert lens.evaluate("window.pwned") is None
+
+
+def test_blanks_newlines_bytes_and_special_tokens_are_visible(lens: Page) -> None:
+    shown = lens.locator(".token").all_inner_texts()
+    assert [text.strip() for text in shown[:5]] == ["Let", "·me", "·compute", "⏎", "⇥"]
+    assert lens.locator(".token").nth(8).inner_text() == "·"
+    assert lens.locator(".token.fragment").all_inner_texts() == ["⟨E2 80⟩", "⟨A6⟩"]
+    expect(lens.locator(".token.special")).to_have_text("<eos>")
+    lens.locator(".token").nth(0).focus()
+    lens.keyboard.press("w")
+    assert lens.locator(".token").nth(1).inner_text().strip() == "me"
+
+
+def test_the_card_shows_both_models_and_all_probability(lens: Page) -> None:
+    lens.locator(".token").nth(3).hover()
+    card = lens.locator(".card")
+    expect(card).to_be_visible()
+    expect(card).to_contain_text("position 4 of 16")
+    expect(card).to_contain_text("trained")
+    expect(card.locator("tr.actual")).to_have_count(1)
+    expect(card.locator("tr.rest")).to_contain_text("rest of vocabulary")
+    for column in (2, 3):
+        cells = card.locator(f"tbody td:nth-child({column})").all_inner_texts()
+        shares = [0.0 if cell.startswith("<") else float(cell.removesuffix(" %")) for cell in cells]
+        assert math.isclose(sum(shares), 100, abs_tol=1.5), f"column {column} adds up to {sum(shares)} %"
+
+
+def test_tokens_behind_the_horizon_are_marked_and_dimmed(lens: Page) -> None:
+    expect(lens.locator(".boundary")).to_have_text("training stops here (L = 8)")
+    assert lens.locator(".token.untrained").count() == 8
+    assert lens.locator(".token").nth(8).evaluate("node => getComputedStyle(node).opacity") == "0.55"
+
+
+def test_the_keyboard_reaches_every_token_metric_and_card(lens: Page) -> None:
+    tokens = lens.locator(".token")
+    assert lens.locator(".token[tabindex='0']").count() == 1
+    tokens.nth(0).focus()
+    lens.keyboard.press("ArrowRight")
+    expect(tokens.nth(1)).to_be_focused()
+    lens.keyboard.press("ArrowDown")
+    expect(tokens.nth(5)).to_be_focused()
+    lens.keyboard.press("n")
+    assert "hot" in (lens.locator(".token:focus").get_attribute("class") or "")
+    lens.keyboard.press("4")
+    expect(lens.locator("[data-metric='delta_logprob']")).to_have_attribute("aria-checked", "true")
+    expect(lens.locator(".legend")).to_contain_text("purple: the teacher likes the token more")
+    expect(lens.get_by_text("chosen delta_logprob")).to_be_visible()
+    lens.locator(".token:focus").or_(tokens.nth(2)).first.focus()
+    lens.keyboard.press("p")
+    expect(lens.locator(".pinned")).to_have_count(1)
+    lens.keyboard.press("p")
+    expect(lens.locator(".pinned")).to_have_count(0)
+    lens.keyboard.press("?")
+    expect(lens.locator(".help")).to_be_visible()
+    lens.keyboard.press("Escape")
+    expect(lens.locator(".card")).to_be_hidden()
+
+
+def test_every_token_says_what_it_is(lens: Page) -> None:
+    label = lens.locator(".token").nth(0).get_attribute("aria-label") or ""
+    assert label.startswith("position 1, token “Let”, Reverse KL ")
+    assert "teacher" in label
+
+
+def test_the_legend_names_limit_scale_and_estimator(lens: Page) -> None:
+    expect(lens.locator(".legend")).to_contain_text("≥ 3.9 nats")
+    expect(lens.locator(".legend")).to_contain_text("99th percentile of the run")
+    expect(lens.locator(".legend")).to_contain_text("full vocabulary")
+
+
+def test_hovering_the_curve_points_at_the_token(lens: Page) -> None:
+    box = lens.locator(".curve").bounding_box()
+    assert box is not None
+    lens.mouse.move(box["x"] + box["width"] * 2.5 / 16, box["y"] + 20)
+    expect(lens.locator(".token").nth(2)).to_have_class(re.compile(r"\bpointed\b"))
+
+
+def test_2048_tokens_are_drawn_within_50_ms(page: Page, lens_rollout: RolloutDetail) -> None:
+    page.set_content("<div id='host' style='width: 1100px'></div>")
+    page.add_script_tag(content=SCRIPT.replace("export default function", "window.mount = function"))
+    page.evaluate(
+        "([data, style]) => Object.assign(window, { data, style })",
+        [lens_payload(lens_rollout, "reverse_kl", None), STYLE],
+    )
+    # The best of several: other work on the machine only ever adds to the time.
+    taken = min(float(page.evaluate(_MOUNT_ONCE)) for _ in range(8))
+    print(f"first view of 2048 tokens after {taken} ms")
+    page.wait_for_function("document.querySelector('#host > *').shadowRoot.querySelectorAll('.token').length === 2048")
+    assert taken < MAX_DRAW_MS, f"2048 tokens took {taken} ms, {MAX_DRAW_MS} ms are allowed"

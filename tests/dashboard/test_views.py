@@ -1,0 +1,140 @@
+"""Each view in each state, run as Streamlit runs it: with runs, without any, with a failing or absent API."""
+
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+APP = str(Path(__file__).parents[2] / "dashboard" / "app.py")
+VIEWS = ["home", "new_run", "runs", "inspect", "compare", "checkpoints"]
+
+
+def opened(view: str, **query: str) -> AppTest:
+    app = AppTest.from_file(APP, default_timeout=60).run()
+    app.query_params.update(query)
+    return app.switch_page(f"views/{view}.py").run()
+
+
+def said(app: AppTest) -> str:
+    everything = [*app.title, *app.markdown, *app.caption, *app.error, *app.warning, *app.success, *app.code]
+    return "\n".join(str(one.value) for one in everything)
+
+
+@pytest.mark.usefixtures("scene")
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_view_draws_without_a_fault(view: str) -> None:
+    app = opened(view)
+    assert not app.exception
+    assert not app.error
+    assert app.title
+
+
+@pytest.mark.parametrize("scene", ["empty"], indirect=True)
+@pytest.mark.usefixtures("scene")
+@pytest.mark.parametrize(
+    ("view", "says"),
+    [
+        ("home", "make demo"),
+        ("runs", "No runs yet"),
+        ("inspect", "Nothing to inspect yet"),
+        ("compare", "Nothing to compare yet"),
+        ("checkpoints", "No checkpoints yet"),
+        ("new_run", "Models and prompts"),
+    ],
+)
+def test_an_empty_place_says_what_to_do(view: str, says: str) -> None:
+    app = opened(view)
+    assert not app.exception
+    assert says in said(app) + "\n".join(str(one.value) for one in app.subheader)
+
+
+@pytest.mark.parametrize("scene", ["broken", "odd"], indirect=True)
+@pytest.mark.usefixtures("scene")
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_failing_api_is_a_sentence_and_not_a_traceback(view: str) -> None:
+    app = opened(view)
+    assert not app.exception
+    assert any("database is locked" in one.value or "does not fit this dashboard" in one.value for one in app.error)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_an_absent_api_is_named_with_its_address(view: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INCIPIT_API_URL", "http://127.0.0.1:1")
+    app = opened(view)
+    assert not app.exception
+    assert any("Cannot reach the API" in one.value and "incipit up" in one.value for one in app.error)
+
+
+@pytest.mark.usefixtures("scene")
+@pytest.mark.parametrize(
+    ("view", "query"),
+    [
+        ("run", {"id": "nope"}),
+        ("inspect", {"run": "nope"}),
+        ("compare", {"runs": "r-p8,nope"}),
+        ("new_run", {"from": "nope"}),
+    ],
+)
+def test_an_unknown_run_is_said_to_be_unknown(view: str, query: dict[str, str]) -> None:
+    app = opened(view, **query)
+    assert not app.exception
+    assert any("There is no run" in one.value for one in app.error)
+
+
+@pytest.mark.usefixtures("scene")
+def test_a_running_run_shows_progress_and_can_be_stopped() -> None:
+    app = opened("run", id="r-running")
+    assert not app.exception
+    assert "prefix 32" in said(app)
+    stop = next(one for one in app.button if one.key == "stop-save")
+    stop.click().run()
+    assert not app.exception
+    assert any("Stopping" in one.value for one in app.toast)
+
+
+@pytest.mark.usefixtures("scene")
+def test_a_failed_run_says_why_and_what_to_do() -> None:
+    app = opened("run", id="r-failed")
+    assert any("31\\.2 GB" in one.value or "31.2 GB" in one.value for one in app.error)
+    assert "Halve *micro-batch rollouts*" in said(app)
+
+
+@pytest.mark.usefixtures("scene")
+@pytest.mark.parametrize("panel", ["Overview", "Metrics", "Evaluations", "Positions", "Log", "Spec"])
+@pytest.mark.parametrize("run_id", ["r-running", "r-p8", "r-queued", "r-failed"])
+def test_every_panel_of_a_run_draws(panel: str, run_id: str) -> None:
+    app = opened("run", id=run_id, panel=panel)
+    assert not app.exception
+    assert not [one for one in app.error if "31" not in one.value]
+
+
+@pytest.mark.usefixtures("scene")
+def test_a_run_without_traces_says_how_to_get_them() -> None:
+    app = opened("inspect", run="r-queued")
+    assert "traces.num_rollouts" in said(app)
+
+
+@pytest.mark.usefixtures("scene")
+def test_the_same_prompt_stays_when_the_step_changes() -> None:
+    app = opened("inspect", run="r-p8", step="40", prompt="2")
+    assert app.selectbox(key="chosen-prompt").value == 2
+    app.select_slider(key="chosen-step").set_value(80).run()
+    assert not app.exception
+    assert app.selectbox(key="chosen-prompt").value == 2
+    assert app.query_params["step"] in ("80", ["80"])
+
+
+@pytest.mark.usefixtures("scene")
+def test_a_search_that_finds_nothing_says_so() -> None:
+    app = opened("runs")
+    app.text_input(key="q").set_value("zzz").run()
+    assert "No run matches" in said(app)
+
+
+@pytest.mark.usefixtures("scene")
+def test_a_checkpoint_is_offered_by_signed_links_only() -> None:
+    app = opened("checkpoints", run="r-p8")
+    assert not app.exception
+    assert "from_pretrained" in said(app)
+    assert "signature=abc" in said(app)
+    assert "9f9f" in said(app)
