@@ -22,8 +22,8 @@ class _PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is
             self.key_buffer = key_states.new_empty(*shape, key_states.shape[-1])
             self.value_buffer = value_states.new_empty(*shape, value_states.shape[-1])
         end = self.length + key_states.shape[-2]
-        self.key_buffer[..., self.length : end, :] = key_states
-        self.value_buffer[..., self.length : end, :] = value_states
+        self.key_buffer[:, :, self.length : end].copy_(key_states)
+        self.value_buffer[:, :, self.length : end].copy_(value_states)
         self.length = end
         self._show()
         return self.keys, self.values
@@ -39,8 +39,8 @@ class _PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is
         self._show()
 
     def _show(self) -> None:
-        self.keys = self.key_buffer[..., : self.length, :]
-        self.values = self.value_buffer[..., : self.length, :]
+        self.keys = self.key_buffer[:, :, : self.length]
+        self.values = self.value_buffer[:, :, : self.length]
 
 
 def decode_cache(module: PreTrainedModel, capacity: int) -> DynamicCache:
@@ -48,3 +48,8 @@ def decode_cache(module: PreTrainedModel, capacity: int) -> DynamicCache:
     cache = DynamicCache(config=module.config)
     cache.layers = [_PreallocatedLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def is_preallocated(cache: DynamicCache) -> bool:
+    """Whether every layer of a cache of `decode_cache` keeps all positions."""
+    return all(isinstance(layer, _PreallocatedLayer) for layer in cache.layers)

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from engine.errors import RunError
 from engine.findings import Finding
 from engine.flops import ModelShape
+from engine.llama_decoder import is_llama_shaped
 from engine.locations import resolve
 from engine.spec import ModelSpec
 
@@ -59,6 +60,8 @@ class LanguageModel:
     device: torch.device
     autocast_dtype: torch.dtype | None
     """Dtype of the forward passes when it is not that of the weights."""
+    is_llama_shaped: bool
+    """Whether the sampler may decode with `LlamaDecoder`; otherwise it runs the module itself."""
 
     def hidden(self, token_ids: Tensor, **inputs: Any) -> Tensor:
         """Last hidden states [B, S, H] of the backbone; no logits are made."""
@@ -135,6 +138,7 @@ def load_language_model(
         pad_token_id=tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else min(eos),
         device=device,
         autocast_dtype=torch.bfloat16 if low and field == "student" else None,
+        is_llama_shaped=is_llama_shaped(module),
     )
     _check_head(model, spec, field)
     return model

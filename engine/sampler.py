@@ -1,13 +1,14 @@
 """The decode loop: the student continues prompts up to a horizon.
 
 Each prompt is prefilled once for all its rollouts, sampling stops exactly at the horizon, rows that end leave the batch,
-and every token depends on (seed, prompt, visit, rollout) alone. B rollouts, S positions, V vocabulary.
+and every token depends on (seed, prompt, visit, rollout) alone. B live rows, S positions, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from engine.decode_cache import decode_cache
 from engine.language_model import LanguageModel
+from engine.llama_decoder import LlamaDecoder
 from engine.rollout import Rollout, RolloutRequest, uniforms
 
 _MAX_ROWS = 128  # rollouts decoded together: past this a 2-core CPU gains nothing and the cache grows
@@ -45,140 +47,138 @@ class Sampler:
         return [rollout for index in range(len(requests)) for rollout in rollouts[index]]
 
     def _decode(self, requests: list[RolloutRequest], horizon: int) -> list[list[Rollout]]:
-        rows = _Rows.start(requests, horizon, self)
+        rows = _Rows(self, requests, horizon)
         for position in range(horizon):
             rows.choose(position)
-            if rows.compact(position) or position + 1 == horizon:
+            if position + 1 == horizon or not rows.compact(position):
                 break
             rows.advance(position)
             self.on_token()
         return rows.rollouts(requests)
 
 
-@dataclass
 class _Rows:
     """The live rows of one decode batch; `alive` maps them to the rollouts they belong to."""
 
-    sampler: Sampler
-    cache: object
-    logits: Tensor
-    """[B, V] logits of the next token of each live row."""
-    prompt_lengths: Tensor
-    """[B] of the live rows."""
-    pad_mask: Tensor | None
-    """[B, prompt width], False on the left padding; None when all prompts have one length."""
-    noise: Tensor
-    """[all rollouts, horizon] uniforms."""
-    alive: Tensor
-    tokens: Tensor
-    logprobs: Tensor
-    lengths: Tensor
-
-    @classmethod
-    def start(cls, requests: list[RolloutRequest], horizon: int, sampler: Sampler) -> _Rows:
+    def __init__(self, sampler: Sampler, requests: list[RolloutRequest], horizon: int) -> None:
         """Prefill each prompt once and repeat its cache for its rollouts."""
-        model, device = sampler.model, sampler.model.device
+        self.sampler = sampler
+        self.model = sampler.model
+        device = self.model.device
         lengths = torch.tensor([len(request.prompt_token_ids) for request in requests])
         width = int(lengths.max())
-        token_ids = torch.full((len(requests), width), model.pad_token_id)
+        token_ids = torch.full((len(requests), width), self.model.pad_token_id)
         for row, request in enumerate(requests):
             token_ids[row, width - len(request.prompt_token_ids) :] = torch.tensor(request.prompt_token_ids)
-        token_ids, lengths = token_ids.to(device), lengths.to(device)
-        mask = None
+        mask: Tensor | None = None
         inputs: dict[str, Tensor] = {}
         if bool((lengths != width).any()):
-            mask = torch.arange(width, device=device) >= (width - lengths)[:, None]
+            mask = (torch.arange(width) >= (width - lengths)[:, None]).to(device)
             inputs = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
-        cache = decode_cache(model.module, width + horizon)
-        last = model.hidden(token_ids, past_key_values=cache, use_cache=True, **inputs)[:, -1]
+        self.cache: Any = decode_cache(self.model.module, width + horizon)
+        last = self.model.hidden(token_ids.to(device), past_key_values=self.cache, use_cache=True, **inputs)[:, -1]
         sampler.executed_tokens += token_ids.numel()
-        logits = model.head.logits(last)
+        self.decoder = LlamaDecoder(self.model.module, width + horizon) if self.model.is_llama_shaped else None
+
         repeats = requests[0].num_rollouts
         if repeats > 1:
-            cache.batch_repeat_interleave(repeats)
-            logits, lengths = logits.repeat_interleave(repeats, 0), lengths.repeat_interleave(repeats, 0)
-            mask = None if mask is None else mask.repeat_interleave(repeats, 0)
-        total = len(requests) * repeats
+            self.cache.batch_repeat_interleave(repeats)
+        self.logits = self.model.head.logits(last).repeat_interleave(repeats, 0)
+        """[B, V] logits of the next token."""
+        self.prompt_width = width
+        self.prompt_lengths = lengths.to(device).repeat_interleave(repeats, 0)
+        """[B]"""
+        self.pad_mask = None if mask is None else mask.repeat_interleave(repeats, 0)
+        """[B, prompt width], False on the left padding; None when all prompts have one length."""
         noise = np.stack([uniforms(sampler.seed, request, r, horizon) for request in requests for r in range(repeats)])
-        return cls(
-            sampler=sampler,
-            cache=cache,
-            logits=logits,
-            prompt_lengths=lengths,
-            pad_mask=mask,
-            noise=torch.from_numpy(noise).to(device),
-            alive=torch.arange(total, device=device),
-            tokens=torch.zeros(total, horizon, dtype=torch.long, device=device),
-            logprobs=torch.zeros(total, horizon, device=device),
-            lengths=torch.full((total,), horizon, device=device),
-        )
+        self.noise = torch.from_numpy(noise).T.contiguous().to(device)
+        """[horizon, B] uniforms."""
+        self.total = len(requests) * repeats
+        self.alive = torch.arange(self.total, device=device)
+        self.eos = torch.tensor(sorted(self.model.eos_token_ids), device=device)
+        self.has_ended = torch.zeros(self.total, dtype=torch.bool, device=device)
+        """[B], kept on a GPU between two compactions."""
+        self.chosen = self.alive
+        self.columns: list[tuple[Tensor, Tensor, Tensor]] = []
+        """For every position: the rollouts that were alive, their tokens and log-probabilities."""
 
     def choose(self, position: int) -> None:
         """Pick the token at `position` for every live row."""
         if self.sampler.temperature == 0:
-            chosen = self.logits.argmax(-1)
+            self.chosen = self.logits.argmax(-1)
+            picked = torch.zeros(len(self.chosen), dtype=self.logits.dtype, device=self.chosen.device)
         else:
             logprobs = torch.log_softmax(self.logits / self.sampler.temperature, -1)
             # Inverse CDF with one uniform per token. float64: a float32 running sum over a large vocabulary loses the tail.
             cumulative = logprobs.double().exp().cumsum(-1)
-            threshold = self.noise[self.alive, position, None] * cumulative[:, -1:]
-            chosen = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logprobs.shape[-1] - 1)
-            self.logprobs[self.alive, position] = logprobs.gather(-1, chosen[:, None]).squeeze(-1)
-        self.tokens[self.alive, position] = chosen
-        self.chosen = chosen
+            threshold = self.noise[position, :, None] * cumulative[:, -1:]
+            chosen = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=logprobs.shape[-1] - 1)
+            picked = logprobs.gather(-1, chosen).squeeze(-1)
+            self.chosen = chosen.squeeze(-1)
+        self.columns.append((self.alive, self.chosen, picked))
 
     def compact(self, position: int) -> bool:
-        """Drop the rows that have ended; True when none is left."""
-        eos = torch.tensor(sorted(self.sampler.model.eos_token_ids), device=self.chosen.device)
-        ended = torch.isin(self.chosen, eos)
-        first_end = ended & (self.lengths[self.alive] > position + 1)
-        self.lengths[self.alive[first_end]] = position + 1
-        if self.chosen.is_cuda and position % _CUDA_COMPACT_EVERY:
-            return False
-        done = self.lengths[self.alive] <= position + 1
-        if not bool(done.any()):
-            return False
-        keep = (~done).nonzero().squeeze(-1)
-        if len(keep) == 0:
+        """Drop the rows that have ended; whether any is left."""
+        ended = self._ended(position)
+        if not any(ended):
             return True
-        self.cache.batch_select_indices(keep)  # type: ignore[attr-defined]
+        if all(ended):
+            return False
+        keep = torch.tensor([row for row, flag in enumerate(ended) if not flag], device=self.chosen.device)
+        self.cache.batch_select_indices(keep)
         self.alive, self.chosen, self.prompt_lengths = self.alive[keep], self.chosen[keep], self.prompt_lengths[keep]
+        self.noise, self.has_ended = self.noise[:, keep], self.has_ended[keep]
         self.pad_mask = None if self.pad_mask is None else self.pad_mask[keep]
-        return False
+        return True
+
+    def _ended(self, position: int) -> list[bool]:
+        if not self.chosen.is_cuda:
+            return [token in self.model.eos_token_ids for token in self.chosen.tolist()]
+        self.has_ended |= torch.isin(self.chosen, self.eos)
+        return self.has_ended.tolist() if position % _CUDA_COMPACT_EVERY == 0 else []
 
     def advance(self, position: int) -> None:
         """Run the chosen tokens through the model."""
-        inputs: dict[str, Tensor] = {}
+        mask: Tensor | None = None
         if self.pad_mask is not None:
             seen = torch.ones(len(self.chosen), position + 1, dtype=torch.bool, device=self.chosen.device)
-            inputs["attention_mask"] = torch.cat([self.pad_mask, seen], dim=1)[:, None, None, :]
-            inputs["position_ids"] = (self.prompt_lengths + position)[:, None]
-        model = self.sampler.model
-        hidden = model.hidden(self.chosen[:, None], past_key_values=self.cache, use_cache=True, **inputs)
+            mask = torch.cat([self.pad_mask, seen], dim=1)[:, None, None, :]
+        if self.decoder is not None:
+            place = self.prompt_width + position if mask is None else self.prompt_lengths + position
+            hidden = self.decoder.hidden(self.chosen, place, self.cache, mask)
+        else:
+            inputs: dict[str, Tensor] = {}
+            if mask is not None:
+                inputs = {"attention_mask": mask, "position_ids": (self.prompt_lengths + position)[:, None]}
+            hidden = self.model.hidden(self.chosen[:, None], past_key_values=self.cache, use_cache=True, **inputs)[:, -1]
         self.sampler.executed_tokens += len(self.chosen)
-        self.logits = model.head.logits(hidden[:, -1])
+        self.logits = self.model.head.logits(hidden)
 
     def rollouts(self, requests: list[RolloutRequest]) -> list[list[Rollout]]:
         """The finished rollouts, grouped by request."""
-        tokens, logprobs, lengths = self.tokens.tolist(), self.logprobs.tolist(), self.lengths.tolist()
-        grouped, row = [], 0
-        for request in requests:
-            group = []
-            for _ in range(request.num_rollouts):
-                count = lengths[row]
-                ended = tokens[row][count - 1] in self.sampler.model.eos_token_ids
-                group.append(
-                    Rollout(
-                        prompt_index=request.prompt_index,
-                        prompt_token_ids=request.prompt_token_ids,
-                        completion_token_ids=tokens[row][:count],
-                        completion_logprobs=logprobs[row][:count],
-                        finish_reason="eos" if ended else "length",
-                    )
+        tokens: list[list[int]] = [[] for _ in range(self.total)]
+        logprobs: list[list[float]] = [[] for _ in range(self.total)]
+        ended = [False] * self.total
+        for alive, chosen, picked in self.columns:
+            for row, token, logprob in zip(alive.tolist(), chosen.tolist(), picked.tolist(), strict=True):
+                if not ended[row]:  # on a GPU, rows decode on until the next compaction
+                    tokens[row].append(token)
+                    logprobs[row].append(logprob)
+                    ended[row] = token in self.model.eos_token_ids
+        rows = iter(range(self.total))
+        return [
+            [
+                Rollout(
+                    prompt_index=request.prompt_index,
+                    prompt_token_ids=request.prompt_token_ids,
+                    completion_token_ids=tokens[row],
+                    completion_logprobs=logprobs[row],
+                    finish_reason="eos" if ended[row] else "length",
                 )
-                row += 1
-            grouped.append(group)
-        return grouped
+                for row in (next(rows) for _ in range(request.num_rollouts))
+            ]
+            for request in requests
+        ]
 
 
 def _batches(order: list[int], requests: list[RolloutRequest]) -> list[list[int]]:

@@ -1,0 +1,145 @@
+"""One decode step of a Llama-shaped backbone, without the module calls around it.
+
+Behind a short prompt a small model spends most of a token's time in Python, not in arithmetic: transformers' layers make
+some 120 calls for it, these 20. The weights are the module's own. B rows, H hidden width, D head width, S positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from engine.decode_cache import decode_cache, is_preallocated
+
+# Backbones whose blocks are those below; Qwen2 adds biases, Qwen3 norms on queries and keys.
+_MODEL_TYPES = {"llama", "mistral", "qwen2", "qwen3"}
+_FIXED_ROTARY = {"default", "linear", "llama3", "yarn"}  # the other kinds change with the length of the text
+# Projections of the same input are joined up to this size: it saves calls, and costs a copy of the weights per rollout.
+_MAX_JOINED_BYTES = 64_000_000
+_TOLERANCE = 1e-2  # of the largest state, in the check against the module: rounding of bfloat16, and no more
+
+_Linear = tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    attention_norm: Tensor
+    qkv: list[_Linear]
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+    output: _Linear
+    mlp_norm: Tensor
+    gate_up: list[_Linear]
+    activation: nn.Module
+    down: _Linear
+
+
+class LlamaDecoder:
+    """Continues rows whose prompt is in a cache. Weights are read when it is made: make a new one after an update."""
+
+    def __init__(self, module: PreTrainedModel, capacity: int) -> None:
+        config, backbone = module.config, module.get_decoder()
+        first = backbone.layers[0].self_attn
+        self.head_dim: int = first.head_dim
+        self.num_heads: int = config.num_attention_heads
+        self.num_kv_heads: int = config.num_key_value_heads
+        self.scaling: float = first.scaling
+        self.eps: float = config.rms_norm_eps
+        self.intermediate: int = config.intermediate_size
+        self.embedding: Tensor = backbone.embed_tokens.weight
+        self.norm: Tensor = backbone.norm.weight
+        is_small = sum(p.numel() * p.element_size() for p in backbone.layers.parameters()) <= _MAX_JOINED_BYTES
+        self.layers = [_layer(layer, join=is_small) for layer in backbone.layers]
+        positions = torch.arange(capacity, device=self.embedding.device)[None]
+        cos, sin = backbone.rotary_emb(self.embedding, positions)
+        half = self.head_dim // 2
+        self.cos: Tensor = cos[0]
+        # rotate_half(x)·sin = roll(x)·signed sin: one call less per layer.
+        self.signed_sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
+
+    def hidden(self, token_ids: Tensor, position: int | Tensor, cache: Any, mask: Tensor | None) -> Tensor:
+        """Hidden states [B, H] behind the tokens [B]; `position` is that of all rows or of each, [B].
+
+        `mask` [B, 1, 1, S] is False where a row has padding. The cache grows by one position.
+        """
+        rows, heads, width = len(token_ids), self.num_heads + self.num_kv_heads, self.head_dim
+        cos, sin = self.cos[position], self.signed_sin[position]
+        if isinstance(position, Tensor):
+            cos, sin = cos[:, None], sin[:, None]
+        states = functional.embedding(token_ids, self.embedding)
+        size = (states.shape[-1],)
+        for layer, kept in zip(self.layers, cache.layers, strict=True):
+            normed = functional.rms_norm(states, size, layer.attention_norm, self.eps)
+            qkv = _project(normed, layer.qkv).view(rows, heads + self.num_kv_heads, width)
+            qk, value = qkv[:, :heads], qkv[:, heads:]
+            if layer.query_norm is not None and layer.key_norm is not None:
+                query = functional.rms_norm(qk[:, : self.num_heads], (width,), layer.query_norm, self.eps)
+                key = functional.rms_norm(qk[:, self.num_heads :], (width,), layer.key_norm, self.eps)
+                qk = torch.cat([query, key], dim=1)
+            qk = torch.addcmul(qk * cos, qk.roll(width // 2, -1), sin)
+            keys, values = kept.update(qk[:, self.num_heads :, None], value[:, :, None])
+            # The query heads that share a key/value head stand as its queries: nothing is repeated.
+            query = qk[:, : self.num_heads].reshape(rows, self.num_kv_heads, -1, width).to(keys.dtype)
+            seen = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=self.scaling)
+            states = states + functional.linear(seen.reshape(rows, -1), *layer.output)
+            normed = functional.rms_norm(states, size, layer.mlp_norm, self.eps)
+            gate_up = _project(normed, layer.gate_up)
+            gated = layer.activation(gate_up[:, : self.intermediate]) * gate_up[:, self.intermediate :]
+            states = states + functional.linear(gated, *layer.down)
+        return functional.rms_norm(states, size, self.norm, self.eps)
+
+
+@torch.inference_mode()
+def is_llama_shaped(module: PreTrainedModel) -> bool:
+    """Whether LlamaDecoder gives the states that the module gives: by structure, and by trying it behind two tokens."""
+    config = module.config
+    if config.model_type not in _MODEL_TYPES or not is_preallocated(decode_cache(module, 1)):
+        return False
+    backbone = module.get_decoder()
+    parts = [part for layer in backbone.layers for part in layer.modules()]
+    is_plain = all(type(part) is nn.Linear for part in parts if isinstance(part, nn.Linear))
+    if not is_plain or backbone.rotary_emb.rope_type not in _FIXED_ROTARY:
+        return False
+    tokens = torch.arange(3, device=module.device)[None] % config.vocab_size
+    expected = backbone(input_ids=tokens).last_hidden_state[:, -1]
+    cache = decode_cache(module, 3)
+    backbone(input_ids=tokens[:, :2], past_key_values=cache, use_cache=True)
+    found = LlamaDecoder(module, 3).hidden(tokens[:, 2], 2, cache, None)
+    return bool((found - expected).abs().max() <= _TOLERANCE * expected.abs().max())
+
+
+def _layer(layer: Any, *, join: bool) -> _Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    qkv = [_linear(part) for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    gate_up = [_linear(part) for part in (mlp.gate_proj, mlp.up_proj)]
+    return _Layer(
+        attention_norm=layer.input_layernorm.weight,
+        qkv=_joined(qkv) if join else qkv,
+        query_norm=attention.q_norm.weight if hasattr(attention, "q_norm") else None,
+        key_norm=attention.k_norm.weight if hasattr(attention, "k_norm") else None,
+        output=_linear(attention.o_proj),
+        mlp_norm=layer.post_attention_layernorm.weight,
+        gate_up=_joined(gate_up) if join else gate_up,
+        activation=mlp.act_fn,
+        down=_linear(mlp.down_proj),
+    )
+
+
+def _linear(part: nn.Linear) -> _Linear:
+    return part.weight, part.bias
+
+
+def _joined(parts: list[_Linear]) -> list[_Linear]:
+    biases = [bias for _, bias in parts if bias is not None]
+    return [(torch.cat([weight for weight, _ in parts]), torch.cat(biases) if biases else None)]
+
+
+def _project(states: Tensor, parts: list[_Linear]) -> Tensor:
+    if len(parts) == 1:
+        return functional.linear(states, *parts[0])
+    return torch.cat([functional.linear(states, *part) for part in parts], dim=-1)
