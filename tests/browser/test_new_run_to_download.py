@@ -1,0 +1,98 @@
+"""The way a person goes: New run, a wrong value corrected, Start, watch it end, read its tokens, download, open it."""
+
+import json
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from incipit.stack import LocalStack
+from tests.install_browser import find_browser
+from tests.worker.runs import short_spec
+
+_ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+_RUN_MILLISECONDS = 180_000  # start of the engine, six steps and two evaluations on a busy core
+
+pytestmark = [pytest.mark.timeout(420), pytest.mark.xdist_group("browser")]
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_browser(), args=_ARGUMENTS)
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.set_default_timeout(60_000)
+        expect.set_options(timeout=60_000)
+        yield page
+        browser.close()
+
+
+@pytest.fixture
+def dashboard_url(home: Path) -> Iterator[str]:
+    with LocalStack(home) as stack:
+        assert stack.dashboard_url is not None
+        yield stack.dashboard_url
+
+
+def test_from_a_new_run_to_a_checkpoint_that_transformers_opens(page: Page, dashboard_url: str, tmp_path: Path) -> None:
+    spec = tmp_path / "spec.json"
+    spec.write_text(short_spec(num_steps=6).model_dump_json())
+    page.goto(dashboard_url)
+    expect(page.get_by_role("heading", name="Incipit").or_(page.get_by_text("first few tokens")).first).to_be_visible()
+    page.get_by_role("link", name="New run").first.click()
+    _import_spec(page, spec)
+    _a_wrong_value_is_named_at_its_field(page)
+    page.get_by_role("button", name="Start", exact=False).last.click()
+    expect(page.get_by_text("succeeded").first).to_be_visible(timeout=_RUN_MILLISECONDS)
+    page.goto(f"{dashboard_url}/inspect?run={_run_id(page)}")
+    expect(page.get_by_role("grid").or_(page.locator("[class*=token]")).first).to_be_visible()
+    page.goto(f"{dashboard_url}/checkpoints")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download all").click()
+    archive = tmp_path / "checkpoint.tar"
+    download.value.save_as(archive)
+    _transformers_opens(archive, tmp_path / "checkpoint")
+
+
+def _import_spec(page: Page, spec: Path) -> None:
+    page.get_by_text("Import or export").click()
+    page.locator("input[type=file]").set_input_files(spec)
+    # While Streamlit swaps the form, the old fields stand beside the new ones for a moment.
+    expect(page.locator('input[aria-label="Number of steps"][value="6"]')).to_have_count(1)
+    expect(page.get_by_role("spinbutton", name="Number of steps")).to_have_count(1)
+    page.keyboard.press("Escape")
+
+
+def _a_wrong_value_is_named_at_its_field(page: Page) -> None:
+    field = page.get_by_role("spinbutton", name="Number of steps")
+    field.fill("0")
+    field.press("Enter")
+    expect(page.get_by_text("num_steps is 0 but must be at least 1; raise it.").first).to_be_visible()
+    expect(page.get_by_role("button", name="Start: first correct")).to_be_disabled()
+    field.fill("6")
+    field.press("Enter")
+    expect(page.get_by_role("button", name="Start: first correct")).to_have_count(0)
+
+
+def _run_id(page: Page) -> str:
+    return page.url.partition("id=")[2].partition("&")[0]
+
+
+def _transformers_opens(archive: Path, folder: Path) -> None:
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    config = next(folder.rglob("config.json")).parent
+    code = (
+        "import sys, json; from transformers import AutoModelForCausalLM, AutoTokenizer; "
+        "m = AutoModelForCausalLM.from_pretrained(sys.argv[1]); t = AutoTokenizer.from_pretrained(sys.argv[1]); "
+        "print(json.dumps([m.num_parameters(), len(t)]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(config)], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == [112_000, 81]
