@@ -81,8 +81,10 @@ class LocalStack:
         self.home = opened_home(self.home, needs_local_disk="INCIPIT_DATABASE_URL" not in os.environ)
         self._cleanup.enter_context(only_stack(self.home))
         earlier = read_state(self.home)
-        for service in earlier.services if earlier else []:
-            end_orphan(service.pid, service.started_at, _ORPHAN_SECONDS)
+        if earlier is not None:
+            write_state(self.home, earlier.model_copy(update={"is_ready": False}))
+            for service in earlier.services:
+                end_orphan(service.pid, service.started_at, _ORPHAN_SECONDS)
         self._choose_addresses(earlier)
         self._start_broker()
         self._migrate()

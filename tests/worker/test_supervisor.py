@@ -25,7 +25,7 @@ from worker.settings import WorkerSettings
 from worker.slots import Slot
 from worker.supervisor import Supervisor, Workplace
 
-_LONG = short_spec(num_steps=3000, checkpoints={"every_steps": 10})
+_LONG = short_spec(num_steps=1000, checkpoints={"every_steps": 10})
 
 
 @pytest.fixture

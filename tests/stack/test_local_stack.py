@@ -1,0 +1,211 @@
+"""The whole stack with real processes: runs survive Ctrl-C, a killed worker and a killed launcher; nothing is orphaned.
+
+Slow: each test starts the stack and the engine more than once.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from sqlalchemy import select
+
+from backend.database import Database
+from backend.records import Attempt, Checkpoint
+from backend.settings import Settings
+from incipit.stack import LocalStack, StackState
+from incipit.stack.service import started_at
+from incipit.stack.state import read_state, running_stack
+from tests.worker.runs import recorded_steps, run_row, short_spec
+
+_UP = [sys.executable, "-c", "from incipit.cli import app; app()", "up", "--no-dashboard"]
+_SECONDS = 120.0
+_NUM_STEPS = 400  # long enough to be interrupted on a fast machine
+
+pytestmark = pytest.mark.timeout(400)
+
+
+def _await(holds: Callable[[], object], what: str, seconds: float = _SECONDS) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
+        time.sleep(0.1)
+
+
+def _submit(api_url: str, **changes: object) -> str:
+    """Create an experiment with one run over the API; the run's id."""
+    base = json.loads(short_spec(**changes).model_dump_json())
+    with httpx.Client(base_url=f"{api_url}/api/v1", timeout=20, trust_env=False) as client:
+        experiment = client.post("/experiments", json={"name": "q", "base": base}).raise_for_status().json()
+        runs = client.get(f"/experiments/{experiment['id']}/runs").raise_for_status().json()
+    return str(runs[0]["id"])
+
+
+def _run(api_url: str, run_id: str) -> dict[str, Any]:
+    found: dict[str, Any] = (
+        httpx.get(f"{api_url}/api/v1/runs/{run_id}", timeout=20, trust_env=False).raise_for_status().json()
+    )
+    return found
+
+
+def _processes(home: Path) -> list[psutil.Process]:
+    """Everything that works for this home now."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE and (
+                str(home) in " ".join(process.cmdline()) or process.environ().get("INCIPIT_HOME") == str(home)
+            ):
+                found.append(process)
+    return [process for process in found if process.pid != os.getpid() and not _is_test_process(process)]
+
+
+def _is_test_process(process: psutil.Process) -> bool:
+    return any(process.pid == parent.pid for parent in psutil.Process().parents()) or "pixeltable" in process.name()
+
+
+@contextmanager
+def _launched(home: Path) -> Any:
+    """`incipit up` as a person starts it, and where its services are."""
+    launcher = subprocess.Popen(
+        [*_UP, "--home", str(home)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+
+        def is_up() -> StackState | None:
+            assert launcher.poll() is None, launcher.stdout.read() if launcher.stdout else ""
+            return running_stack(home)
+
+        _await(is_up, "the start")
+        state = read_state(home)
+        assert state is not None
+        yield launcher, state
+    finally:
+        launcher.kill()
+        if launcher.stdout is not None:
+            launcher.stdout.close()
+        launcher.wait()
+
+
+def test_ctrl_c_ends_everything_and_the_next_start_goes_on_to_a_checkpoint_that_opens(home: Path) -> None:
+    settings = Settings(home=home)
+    with _launched(home) as (launcher, state):
+        run_id = _submit(state.api_url, num_steps=_NUM_STEPS, checkpoints={"every_steps": 200})
+        _await(lambda: _run(state.api_url, run_id)["step"] >= 3, "training")
+        services = {service.name: service.pid for service in state.services}
+        assert set(services) == {"broker", "api", "worker", "control"}
+        launcher.send_signal(signal.SIGINT)
+        assert launcher.wait(_SECONDS) == 0
+        assert "Everything has ended." in launcher.stdout.read()
+    assert [process.cmdline() for process in _processes(home)] == []
+    database = Database(settings.sql_url)
+    run = run_row(database, run_id)
+    assert (run.state, run.attempt) == ("queued", 0)
+    with database.read() as session:
+        saved = session.scalars(select(Checkpoint.step).where(Checkpoint.run_id == run_id)).all()
+    assert run.last_step in saved, "nothing that was done is done again"
+
+    with _launched(home) as (launcher, again):
+        assert again.api_url == state.api_url, "an open page finds it again"
+        _await(lambda: _run(again.api_url, run_id)["state"] == "succeeded", "the end of the run")
+        launcher.send_signal(signal.SIGTERM)
+        assert launcher.wait(_SECONDS) == 0
+    assert recorded_steps(database, run_id) == list(range(1, _NUM_STEPS + 1))
+    with database.read() as session:
+        newest = select(Checkpoint).where(Checkpoint.removed_at.is_(None)).order_by(Checkpoint.step.desc())
+        checkpoint = session.scalars(newest).first()
+    assert checkpoint is not None
+    folder = settings.run_dir / run_id / "attempts" / str(checkpoint.fence) / checkpoint.path
+    code = "import sys; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; p = sys.argv[1]; "
+    code += "print(M.from_pretrained(p).num_parameters(), len(T.from_pretrained(p)))"
+    opened = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    assert opened.stdout.split() == ["112000", "81"]
+    database.close()
+
+
+def test_a_killed_launcher_leaves_no_process_and_loses_no_run(home: Path) -> None:
+    with _launched(home) as (launcher, state):
+        run_id = _submit(state.api_url, num_steps=_NUM_STEPS, checkpoints={"every_steps": 10})
+        _await(lambda: _run(state.api_url, run_id)["step"] >= 15, "training")
+        assert any("engine" in process.cmdline() for process in _processes(home))
+        os.kill(launcher.pid, signal.SIGKILL)
+        launcher.wait()
+        _await(lambda: not _processes(home), "the end of all processes", 10)
+    with _launched(home) as (launcher, state):
+        _await(lambda: _run(state.api_url, run_id)["state"] == "succeeded", "the end of the run")
+        launcher.send_signal(signal.SIGINT)
+        launcher.wait(_SECONDS)
+    database = Database(Settings(home=home).sql_url)
+    assert recorded_steps(database, run_id) == list(range(1, _NUM_STEPS + 1))
+    with database.read() as session:
+        attempts = session.scalars(select(Attempt).order_by(Attempt.fence)).all()
+    assert [attempt.outcome for attempt in attempts] == ["lost", "succeeded"]
+    assert attempts[1].resumed_from_step >= 10
+    database.close()
+
+
+@pytest.mark.parametrize("victim", ["worker", "pool child", "engine"])
+def test_a_run_survives_kill_9_of(victim: str, home: Path) -> None:
+    with LocalStack(home, with_dashboard=False) as stack:
+        run_id = _submit(stack.api_url, num_steps=_NUM_STEPS, checkpoints={"every_steps": 10})
+        moment = random.randint(1, 60)
+        _await(lambda: _run(stack.api_url, run_id)["step"] >= moment, "training")
+        _kill(victim, home)
+        _await(
+            lambda: _run(stack.api_url, run_id)["state"] == "succeeded", f"the end of the run (killed at {moment})", 200
+        )
+    database = Database(Settings(home=home).sql_url)
+    assert recorded_steps(database, run_id) == list(range(1, _NUM_STEPS + 1)), f"killed at step {moment}"
+    database.close()
+    assert _processes(home) == []
+
+
+def _kill(victim: str, home: Path) -> None:
+    engine = next(process for process in _processes(home) if "engine" in process.cmdline())
+    pool_child = engine.parent()
+    assert pool_child is not None
+    worker = pool_child.parent()
+    assert worker is not None
+    dead = {"engine": engine, "pool child": pool_child, "worker": worker}[victim]
+    dead.kill()
+    engine.wait(5)
+
+
+def test_a_service_that_dies_is_started_again_and_a_supervisor_stays_small(home: Path) -> None:
+    with LocalStack(home, with_dashboard=False) as stack:
+        state = read_state(home)
+        assert state is not None
+        pids = {service.name: service.pid for service in state.services}
+        children = psutil.Process(pids["worker"]).children()
+        assert max(child.memory_info().rss for child in children) < 120 * 1024**2
+        for name in ("broker", "api", "control"):
+            os.kill(pids[name], signal.SIGKILL)
+        _await(lambda: _pids(home).keys() == pids.keys() and not {*_pids(home).values()} & {pids["api"]}, "the restart")
+        _await(lambda: _is_ready(stack.api_url), "an API that answers with a broker")
+        run_id = _submit(stack.api_url)
+        _await(lambda: _run(stack.api_url, run_id)["state"] == "succeeded", "a run after all that")
+        workers = httpx.get(f"{stack.api_url}/api/v1/workers", trust_env=False).json()
+        assert {worker["pid"] for worker in workers} == {pids["worker"]}
+
+
+def _pids(home: Path) -> dict[str, int]:
+    state = read_state(home)
+    assert state is not None
+    return {service.name: service.pid for service in state.services if started_at(service.pid) is not None}
+
+
+def _is_ready(api_url: str) -> bool:
+    with suppress(httpx.HTTPError):
+        answer = httpx.get(f"{api_url}/readyz", timeout=5, trust_env=False)
+        return answer.is_success and answer.json()["broker"] == "up"
+    return False
