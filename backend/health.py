@@ -9,9 +9,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from backend.database import Database
 from backend.doorbell import Doorbell
+from backend.installation import Version
 from backend.migrate import head
 from backend.queries.workers import num_present
-from backend.schemas import Health, Version
+from backend.schemas import Health
 from backend.settings import Settings
 from engine.events import EVENT_VERSION
 from engine.spec import SPEC_VERSION

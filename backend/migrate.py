@@ -26,7 +26,7 @@ class SchemaMismatch(RuntimeError):
 
 def upgrade(url: str, revision: str = "head") -> None:
     """Migrate to `revision`, waiting for another process that is migrating; SQLite files are backed up before."""
-    with _migrating(url) as connection:
+    with migrating(url) as connection:
         if _current(connection) == head():
             return
         if connection.dialect.name == "sqlite" and _current(connection) is not None:
@@ -36,7 +36,7 @@ def upgrade(url: str, revision: str = "head") -> None:
 
 def downgrade(url: str, revision: str) -> None:
     """Migrate back to `revision`; `base` drops all tables."""
-    with _migrating(url) as connection:
+    with migrating(url) as connection:
         command.downgrade(config_for(connection), revision)
 
 
@@ -71,7 +71,8 @@ def _current(connection: Connection) -> str | None:
 
 
 @contextmanager
-def _migrating(url: str) -> Iterator[Connection]:
+def migrating(url: str) -> Iterator[Connection]:
+    """A connection whose holder alone may change the schema; it waits for another one that does."""
     if make_url(url).get_backend_name() == "sqlite":
         path = Path(str(make_url(url).database))
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

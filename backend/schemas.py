@@ -294,21 +294,3 @@ class Worker(Frozen):
     run_id: str | None
     heartbeat_at: datetime
     capabilities: dict[str, object]
-
-
-class Version(Frozen):
-    """What is installed."""
-
-    version: str
-    """Of Incipit."""
-    api: Literal["v1"] = "v1"
-    spec_version: int
-    event_version: int
-    schema_revision: str
-    """Of the database."""
-
-
-class Liveness(Frozen):
-    """The process answers."""
-
-    status: Literal["ok"] = "ok"

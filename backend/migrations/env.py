@@ -4,7 +4,7 @@ from alembic import context
 from sqlalchemy import Connection
 
 import backend.records  # noqa: F401  # its tables belong to the metadata
-from backend.database import Database
+from backend.migrate import migrating
 from backend.settings import Settings
 from backend.tables import Table
 
@@ -26,8 +26,5 @@ handed_over = context.config.attributes.get("connection")
 if handed_over is not None:
     _migrate(handed_over)
 else:
-    database = Database(Settings().sql_url)
-    with database.engine.connect() as opened:
+    with migrating(Settings().sql_url) as opened:
         _migrate(opened)
-        opened.commit()
-    database.close()

@@ -4,8 +4,9 @@ from fastapi import APIRouter, Response
 
 from backend.dependencies import Bell, Config, Reading, Store, errors
 from backend.health import health, version
+from backend.installation import Liveness, Version
 from backend.queries import workers as queries
-from backend.schemas import Health, Liveness, Version, Worker
+from backend.schemas import Health, Worker
 
 router = APIRouter(tags=["health"])
 open_router = APIRouter(tags=["health"])
