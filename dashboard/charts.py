@@ -9,7 +9,7 @@ Layers = alt.LayerChart | alt.FacetChart  # what alt.layer says that it returns
 _HEIGHT = 260
 _SMALL_HEIGHT = 150
 _NEUTRAL = "#808593"  # reference lines and labels: 3.5:1 or more on both backgrounds
-_FLOPS_AXIS = alt.Axis(format="~s", title="training FLOPs")
+_FLOPS_AXIS = alt.Axis(format=".2~s", title="training FLOPs", tickCount=6)
 
 XAxis = Literal["training_flops", "step", "training_seconds"]
 X_TITLES: dict[XAxis, str] = {
@@ -150,7 +150,7 @@ def flops_bars(frame: pd.DataFrame) -> alt.Chart:
         .encode(
             y=alt.Y("who:N", title=None, sort=None, axis=alt.Axis(labelLimit=220)),
             x=alt.X("flops:Q", axis=_FLOPS_AXIS),
-            color=alt.Color("phase:N", title=None, sort=None, legend=alt.Legend(orient="bottom", columns=4)),
+            color=alt.Color("phase:N", title=None, sort=None, legend=alt.Legend(orient="bottom", columns=2)),
             order="order:Q",
             tooltip=["who:N", "phase:N", alt.Tooltip("flops:Q", format=".3~s", title="FLOPs")],
         )

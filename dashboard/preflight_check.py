@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 
 from backend.schemas import Preflight
@@ -47,8 +48,10 @@ def show_preflight(client: ApiClient, document: dict[str, Any], *, is_valid: boo
         st.error("The check itself failed; see the worker's log.", icon=":material/error:")
     elif not any(one.severity == "error" for one in result.findings):
         st.success("A worker has opened models and data: nothing stands in the way.", icon=":material/check_circle:")
-    for name, value in result.facts.items():
-        st.caption(notices.plain(f"{name.replace('_', ' ')}: {value}"))
+    if result.facts:
+        with st.expander("What the worker found", icon=":material/table:"):
+            facts = [{"what": name.replace("_", " "), "found": str(value)} for name, value in result.facts.items()]
+            st.table(pd.DataFrame(facts), hide_index=True)
 
 
 def _poll(client: ApiClient) -> None:

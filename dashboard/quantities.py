@@ -39,15 +39,18 @@ def seconds_text(seconds: float | None) -> str:
 
 
 def range_text(seconds: tuple[float, float]) -> str:
-    """Such as `18–25 min`; one value when both ends read the same."""
-    low, high = seconds
-    if high < 90:
-        ends, unit = (f"{low:.0f}", f"{high:.0f}"), "s"
-    elif high < 2 * _HOUR:
-        ends, unit = (f"{low / _MINUTE:.0f}", f"{high / _MINUTE:.0f}"), "min"
-    else:
-        ends, unit = (f"{low / _HOUR:.1f}", f"{high / _HOUR:.1f}"), "h"
-    return f"{ends[0]} {unit}" if ends[0] == ends[1] else f"{ends[0]}–{ends[1]} {unit}"
+    """Such as `18–25 min` or `40 s – 4 min`; one value when both ends read the same."""
+    low, high = (_rounded(one) for one in seconds)
+    if low == high:
+        return low
+    (number, unit), (_, other) = low.split(), high.split()
+    return f"{number}–{high}" if unit == other else f"{low} – {high}"
+
+
+def _rounded(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / _MINUTE:.0f} min" if seconds < 2 * _HOUR else f"{seconds / _HOUR:.1f} h"
 
 
 def share_text(share: float | None, digits: int = 0) -> str:

@@ -115,9 +115,7 @@ def overview(client: ApiClient, run: Run) -> None:
         st.altair_chart(
             charts.flops_bars(frame), key="overview-flops", alt="Training FLOPs by phase; data in the table below"
         )
-        done = f"Evaluation took {flops_text(run.flops.evaluation)} more"
-        executed = f"; executed with padding: {flops_text(run.executed_flops)} in all" if run.executed_flops else ""
-        st.caption(f"{done}{executed}.")
+        st.caption(f"Evaluation took {flops_text(run.flops.evaluation)} more; it is not part of the training total.")
         notices.data_behind(frame.drop(columns="order"), f"flops-{run.id}")
 
 

@@ -1,5 +1,7 @@
 """Checkpoints: what was saved, and how to take it away. Files go from the API to the browser, never through here."""
 
+import re
+
 import pandas as pd
 import streamlit as st
 
@@ -8,6 +10,7 @@ from dashboard import address, cached, notices
 from dashboard.api_client import ApiClient
 from dashboard.quantities import accuracy_text, age_text, bytes_text
 
+_NOT_HARMLESS = re.compile(r"[^A-Za-z0-9.]+")
 _HOW_TO_OPEN = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "{folder}"
@@ -38,7 +41,8 @@ def label_of(checkpoint: Checkpoint) -> str:
 def show_download(client: ApiClient, checkpoint: Checkpoint) -> None:
     """Signed links, made afresh when the view is drawn: they expire after minutes."""
     link = client.checkpoint_link(checkpoint.id)
-    folder = f"{checkpoint.run_name}-step-{checkpoint.step}".replace(" ", "-").replace("/", "-")
+    # It goes into shell commands: whatever is in the name, only harmless characters may come out.
+    folder = f"{_NOT_HARMLESS.sub('-', checkpoint.run_name).strip('-.') or 'run'}-step-{checkpoint.step}"
     with st.container(horizontal=True, vertical_alignment="center"):
         st.link_button(
             f"Download all ({bytes_text(checkpoint.num_bytes)}, tar)",

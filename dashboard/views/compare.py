@@ -81,8 +81,10 @@ def table_section(comparison: Comparison) -> None:
     if not comparison.arms:
         st.caption("No run has succeeded yet: the table follows when the first one has.")
         return
-    st.dataframe(arms_table(comparison), hide_index=True, key="arms")
-    best = max(arm.accuracy for arm in comparison.arms)
+    st.dataframe(
+        arms_table(comparison), hide_index=True, key="arms",
+        column_config={"arm": st.column_config.TextColumn(width="medium"), "horizon": st.column_config.TextColumn(width="medium")},
+    )  # fmt: skip
     full = next((arm.name for arm in comparison.arms if arm.is_baseline), None)
     against = (
         f"Saving is against *{notices.plain(full)}*."
@@ -91,7 +93,7 @@ def table_section(comparison: Comparison) -> None:
     )
     st.caption(
         f"Accuracy is on the report prompts with the best checkpoint, brackets are 95 % over prompts. {against} "
-        f"Share inside and tail are reverse KL of full-length samples. Best accuracy: {best:.3f}."
+        f"Share inside and tail are reverse KL of full-length samples."
     )
     for sentence in comparison.sentences:
         st.markdown(f"- {notices.plain(sentence)}")

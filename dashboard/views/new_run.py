@@ -128,11 +128,8 @@ def draw_experiment(form: DrawnForm) -> tuple[dict[str, Any] | None, str]:
     name = left.text_input("Name of the experiment", state["title"] or title, key=f"experiment-{revision}")
     note = st.text_area("The question it asks (optional)", key=f"note-{revision}", height=80)
     if arms:
-        st.caption(
-            notices.plain(
-                f"{len(arms) * len(seeds)} runs: {', '.join(arm.name for arm in arms)}; {len(seeds)} seed(s) each."
-            )
-        )
+        times = f", each with {len(seeds)} seeds" if len(seeds) > 1 else ""
+        st.caption(notices.plain(f"{len(arms) * len(seeds)} runs: {', '.join(arm.name for arm in arms)}{times}."))
     return experiment_document(name=name or title, note=note, base=form.document, arms=arms, seeds=seeds), ""
 
 

@@ -161,7 +161,8 @@ def _checkpoint(run_id: str, step: int) -> schemas.Checkpoint:
     files = [schemas.CheckpointFile(name=name, num_bytes=size, sha256=f"{size:064x}") for name, size in names.items()]
     return schemas.Checkpoint(
         id=f"{run_id}.{step}", run_id=run_id, run_name=records.ARM_OF[run_id][1], experiment_name="tiny plan", step=step,
-        num_bytes=sum(names.values()), manifest_sha256="9f" * 32, accuracy=records.ARM_OF[run_id][4], is_best=step == records.steps_done(run_id),
+        num_bytes=sum(names.values()), manifest_sha256="9f" * 32, accuracy=records.ARM_OF[run_id][4],
+        is_best=step == records.steps_done(run_id),
         created_at=records.NOW - timedelta(minutes=5), files=files,
     )  # fmt: skip
 

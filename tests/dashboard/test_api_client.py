@@ -71,6 +71,7 @@ def test_a_closed_port_is_said_with_the_address() -> None:
         (range_text((41, 55)), "41–55 s"),
         (range_text((1080, 1500)), "18–25 min"),
         (range_text((60.2, 60.4)), "60 s"),
+        (range_text((40, 240)), "40 s – 4 min"),
         (times_text(15.3), "15.3×"),
         (age_text(datetime.now(UTC) - timedelta(minutes=3)), "3 min ago"),
     ],

@@ -96,7 +96,7 @@ function buildLegend(step) {
     const scale = view.scale === "shared" ? view.limitWords[view.metric.key] : "largest of this rollout";
     const sides = view.metric.signed ? " · purple: the teacher likes the token more, orange: less" : "";
     words.textContent = `${view.metric.words} · scale: ${scale} · full vocabulary${sides}`;
-    count.textContent = `${view.hot.length} hottest underlined`;
+    count.textContent = view.hot.length ? `${view.hot.length} hottest underlined` : "no token stands out";
   };
   return { legend, show };
 }

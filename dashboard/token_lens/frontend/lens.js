@@ -75,7 +75,7 @@ function mountLens(parent, firstData, setStateValue) {
       scale: settings.scale,
       limitWords: data.limit_words,
       horizon: data.horizon,
-      hot: hotOf(values),
+      hot: hotOf(metric, values, limit),
       shadeOf: (value) => shades[Math.round(placeOf(metric, value, limit, settings.exponent) * SHADES)],
       styles: {
         text: styles.getPropertyValue("--lens-text").trim(),
@@ -158,6 +158,7 @@ function mountLens(parent, firstData, setStateValue) {
 
   function togglePin(index) {
     state.pins = state.pins.includes(index) ? state.pins.filter((one) => one !== index) : [...state.pins, index].slice(-MAX_PINS);
+    if (state.pins.includes(index)) card.hidden = true;
     drawPins();
     lens.tell("token", state.pins.length ? state.pins[state.pins.length - 1] : null);
   }
@@ -169,6 +170,8 @@ function mountLens(parent, firstData, setStateValue) {
     state.spans[index].classList.add("pointed");
     rule.hidden = false;
     rule.style.left = `${((index + 0.5) / state.spans.length) * 100}%`;
+    card.hidden = state.pins.includes(index); // its card is there already
+    if (card.hidden) return;
     fillCard(card, state.data, index, false);
     placeCard(card, state.spans[index], root);
   }

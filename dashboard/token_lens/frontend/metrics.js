@@ -34,12 +34,15 @@ function limitOf(data, metric, values, scale) {
   return largest || 1;
 }
 
+const HOT_SHARE = 0.05;
+const NOTABLE = 0.02; // of the scale's limit: a token below it is not hot, even where nothing is hotter
+
 // Indices of the hottest 5 %, in reading order.
-function hotOf(values) {
-  const wanted = Math.max(1, Math.round(values.length * 0.05));
+function hotOf(metric, values, limit) {
+  const wanted = Math.max(1, Math.round(values.length * HOT_SHARE));
   return values
-    .map((value, index) => [Math.abs(value), index])
-    .filter(([size]) => size > 1e-4)
+    .map((value, index) => [Math.abs(onScale(metric, value)), index])
+    .filter(([size]) => size >= NOTABLE * limit)
     .sort((left, right) => right[0] - left[0])
     .slice(0, wanted)
     .map(([, index]) => index)

@@ -84,7 +84,8 @@ function fillForks(list, data, view, choose) {
     .slice()
     .sort((left, right) => Math.abs(view.values[right]) - Math.abs(view.values[left]))
     .slice(0, 10);
-  list.replaceChildren(
+  if (!ten.length) return list.replaceChildren(make("li", "fork-context", "Nowhere worth a mark: every token is below 2 % of the scale."));
+  return list.replaceChildren(
     ...ten.map((index) => {
       const wanted = wantedByTeacher(data, index);
       const at = data.candidate_ids[index].indexOf(wanted);
