@@ -87,7 +87,7 @@ class Student:
         sums = _Sums(max(len(rollout.completion_token_ids) for rollout in rollouts))
         for group in micro_batches(rollouts, self.spec.micro_batch_rollouts):
             self._backward(group, teacher, num_supervised, sums)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.module.parameters(), self.spec.optimizer.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(list(self.parameter_names), self.spec.optimizer.max_grad_norm)
         if not (torch.isfinite(norm) and torch.isfinite(torch.tensor(sums.loss))):
             raise RunError(
                 "nan_loss",
@@ -104,7 +104,7 @@ class Student:
     def _backward(self, group: list[Rollout], teacher: LanguageModel, num_supervised: int, sums: _Sums) -> None:
         model = self.model
         batch = RolloutBatch.collate(group, model.pad_token_id, model.device)
-        with torch.no_grad():
+        with torch.inference_mode():
             teacher_hidden = teacher.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index]
         with model.autocast():
             hidden = model.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index]
