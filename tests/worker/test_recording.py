@@ -1,7 +1,5 @@
 """From events.jsonl to rows, on both databases: each step once, whoever died when."""
 
-import hashlib
-import json
 import random
 from pathlib import Path
 
@@ -13,75 +11,13 @@ from backend.queries.claims import Claim, LeaseLost, reap
 from backend.records import Attempt, Checkpoint, Evaluation, Event, Metric, PositionCurve, Rollout
 from engine.events import (
     CheckpointRemoved,
-    CheckpointSaved,
-    Evaluated,
     Finished,
     PhaseChanged,
-    Ready,
-    RolloutSummary,
-    RunEvent,
-    Started,
-    StepDone,
-    TracesWritten,
 )
-from engine.flops import FlopLedger
 from tests.worker.runs import claim, queue_runs, recorded_steps, run_row, set_columns, short_spec, write_events
+from tests.worker.sample_events import TIME, checkpoint_event, evaluation_event, start_events, step_event, traces_event
 from worker.recorder import Recorder, UnreadableEvents
 from worker.resume import resume_checkpoint
-
-_TIME = 1_700_000_000.0
-
-
-def _started(attempt: int, resumed_from_step: int = 0) -> list[RunEvent]:
-    versions = {"torch": "2"}
-    started = Started(
-        time=_TIME, attempt=attempt, pid=1, device="cpu", precision="float32", num_steps=10, versions=versions,
-        resumed_from_step=resumed_from_step,
-    )  # fmt: skip
-    return [started, Ready(time=_TIME, student_parameters=1, teacher_parameters=2, seconds=0.5)]
-
-
-def _step(step: int, loss: float = 0.5) -> StepDone:
-    return StepDone(
-        time=_TIME + step, step=step, horizon=4, metrics={"loss": loss, "grad_norm": None}, position_loss=[1.0, 0.5],
-        position_count=[2, 2], flops=FlopLedger(rollout=10.0 * step), executed_flops=20.0 * step,
-        seconds={"total": 2.0},
-    )  # fmt: skip
-
-
-def _evaluation(step: int, accuracy: float, *, is_best: bool, split: str = "dev") -> RunEvent:
-    return Evaluated.model_validate(
-        {
-            "time": _TIME, "step": step, "subject": "student", "split": split, "num_prompts": 2, "horizon": 4,
-            "metrics": {"accuracy": accuracy}, "position_reverse_kl": [0.1], "position_p90": [0.2],
-            "position_teacher_entropy": [0.3], "position_count": [1], "is_best": is_best, "flops": FlopLedger(),
-            "seconds": 1.0,
-        }
-    )  # fmt: skip
-
-
-def _traces(step: int, completion: str = "m3 1+1") -> RunEvent:
-    rollout = RolloutSummary(
-        row=0, prompt_index=0, prompt="k3", completion=completion, num_prompt_tokens=1, num_tokens=2,
-        finish_reason="eos", mean_reverse_kl=0.1, max_reverse_kl=0.2,
-    )  # fmt: skip
-    return TracesWritten(time=_TIME, step=step, horizon=4, path="traces/x.parquet", top_k=8, rollouts=[rollout])
-
-
-def _checkpoint(run_folder: Path, fence: int, step: int, *, is_best: bool = False) -> CheckpointSaved:
-    """A checkpoint of one small file, really on disk, and its event."""
-    folder = run_folder / "attempts" / str(fence) / "checkpoints" / f"step-{step}"
-    folder.mkdir(parents=True)
-    weights = f"weights of step {step}".encode()
-    (folder / "model.safetensors").write_bytes(weights)
-    file = {"name": "model.safetensors", "num_bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()}
-    manifest = json.dumps({"format": 1, "step": step, "files": [file]})
-    (folder / "manifest.json").write_text(manifest)
-    digest = hashlib.sha256(manifest.encode()).hexdigest()
-    return CheckpointSaved(
-        time=_TIME, step=step, path=f"checkpoints/step-{step}", manifest_sha256=digest, num_bytes=len(weights),
-        accuracy=0.5 if is_best else None, is_best=is_best,
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -110,9 +46,9 @@ def _claimed_again(database: Database, lost: Claim) -> Claim:
 
 def test_an_event_becomes_the_rows_that_readers_ask_for(database: Database, claimed: Claim, run_folder: Path) -> None:
     events = [
-        *_started(1), PhaseChanged(time=_TIME, phase="training"), _step(1, 0.75), _step(2, 0.5),
-        _evaluation(2, 0.5, is_best=True), _traces(2), _checkpoint(run_folder, 1, 2, is_best=True),
-        _evaluation(2, 0.4, is_best=True, split="report"),
+        *start_events(1), PhaseChanged(time=TIME, phase="training"), step_event(1, 0.75), step_event(2, 0.5),
+        evaluation_event(2, 0.5, is_best=True), traces_event(2), checkpoint_event(run_folder, 1, 2, is_best=True),
+        evaluation_event(2, 0.4, is_best=True, split="report"),
     ]  # fmt: skip
     write_events(run_folder, 1, events)
     _record_all(Recorder(database, claimed, run_folder))
@@ -149,9 +85,9 @@ def test_an_event_becomes_the_rows_that_readers_ask_for(database: Database, clai
 def test_the_offset_moves_with_the_rows_and_half_a_line_waits(
     database: Database, claimed: Claim, run_folder: Path
 ) -> None:
-    path = write_events(run_folder, 1, [*_started(1), _step(1)])
+    path = write_events(run_folder, 1, [*start_events(1), step_event(1)])
     complete = path.stat().st_size
-    second = _step(2).model_dump_json() + "\n"
+    second = step_event(2).model_dump_json() + "\n"
     with path.open("a") as file:
         file.write(second[:40])
     recorder = Recorder(database, claimed, run_folder)
@@ -165,7 +101,7 @@ def test_the_offset_moves_with_the_rows_and_half_a_line_waits(
 
 
 def test_nothing_is_recorded_twice(database: Database, claimed: Claim, run_folder: Path) -> None:
-    write_events(run_folder, 1, [*_started(1), _step(1)])
+    write_events(run_folder, 1, [*start_events(1), step_event(1)])
     _record_all(Recorder(database, claimed, run_folder))
     with pytest.raises(LeaseLost):
         Recorder(database, claimed, run_folder).advance()
@@ -176,7 +112,7 @@ def test_nothing_is_recorded_twice(database: Database, claimed: Claim, run_folde
 def test_a_line_that_is_no_event_is_refused_and_keeps_what_was_before(
     database: Database, claimed: Claim, run_folder: Path
 ) -> None:
-    path = write_events(run_folder, 1, [*_started(1), _step(1)])
+    path = write_events(run_folder, 1, [*start_events(1), step_event(1)])
     recorder = Recorder(database, claimed, run_folder)
     _record_all(recorder)
     with path.open("a") as file:
@@ -188,7 +124,7 @@ def test_a_line_that_is_no_event_is_refused_and_keeps_what_was_before(
 
 def test_a_zombie_records_nothing(database: Database, claimed: Claim, run_folder: Path) -> None:
     zombie = Recorder(database, claimed, run_folder)
-    write_events(run_folder, 1, [*_started(1), _step(1)])
+    write_events(run_folder, 1, [*start_events(1), step_event(1)])
     _claimed_again(database, claimed)
     with pytest.raises(LeaseLost):
         zombie.advance()
@@ -199,13 +135,14 @@ def test_a_resumed_attempt_replaces_what_came_after_its_checkpoint(
     database: Database, claimed: Claim, run_folder: Path
 ) -> None:
     first = [
-        *_started(1), _step(1, 0.9), _checkpoint(run_folder, 1, 1), _step(2, 0.8), _evaluation(2, 0.9, is_best=True),
-        _traces(2, "lost"), _step(3, 0.7),
+        *start_events(1), step_event(1, 0.9), checkpoint_event(run_folder, 1, 1),
+        step_event(2, 0.8), evaluation_event(2, 0.9, is_best=True),
+        traces_event(2, "lost"), step_event(3, 0.7),
     ]  # fmt: skip
     write_events(run_folder, 1, first)
     _record_all(Recorder(database, claimed, run_folder))
     again = _claimed_again(database, claimed)
-    write_events(run_folder, again.fence, [*_started(again.fence, resumed_from_step=1), _step(2, 0.2)])
+    write_events(run_folder, again.fence, [*start_events(again.fence, resumed_from_step=1), step_event(2, 0.2)])
     _record_all(Recorder(database, again, run_folder))
     with database.read() as session:
         rows = session.execute(
@@ -222,10 +159,10 @@ def test_a_resumed_attempt_replaces_what_came_after_its_checkpoint(
 def test_a_new_attempt_first_records_what_the_lost_one_left_unrecorded(
     database: Database, claimed: Claim, run_folder: Path
 ) -> None:
-    write_events(run_folder, 1, [*_started(1), _step(1)])
+    write_events(run_folder, 1, [*start_events(1), step_event(1)])
     _record_all(Recorder(database, claimed, run_folder))
-    finished = Finished(time=_TIME, step=2, best_step=2, reason="steps", seconds=1, training_seconds=1)
-    write_events(run_folder, 1, [_step(2), _checkpoint(run_folder, 1, 2), finished])
+    finished = Finished(time=TIME, step=2, best_step=2, reason="steps", seconds=1, training_seconds=1)
+    write_events(run_folder, 1, [step_event(2), checkpoint_event(run_folder, 1, 2), finished])
     again = _claimed_again(database, claimed)
     assert Recorder(database, again, run_folder).catch_up() == finished
     assert recorded_steps(database, claimed.run_id) == [1, 2]
@@ -235,7 +172,7 @@ def test_a_new_attempt_first_records_what_the_lost_one_left_unrecorded(
 def test_progress_resets_the_count_of_attempts(database: Database, claimed: Claim, run_folder: Path) -> None:
     again = _claimed_again(database, claimed)
     assert again.attempt == 2
-    write_events(run_folder, again.fence, [*_started(again.fence), _checkpoint(run_folder, again.fence, 1)])
+    write_events(run_folder, again.fence, [*start_events(again.fence), checkpoint_event(run_folder, again.fence, 1)])
     _record_all(Recorder(database, again, run_folder))
     set_columns(database, again.run_id, lease_until=None)
     with database.write() as session:
@@ -244,7 +181,12 @@ def test_progress_resets_the_count_of_attempts(database: Database, claimed: Clai
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_noted(database: Database, claimed: Claim, run_folder: Path) -> None:
-    events = [*_started(1), _checkpoint(run_folder, 1, 2), _checkpoint(run_folder, 1, 4), _checkpoint(run_folder, 1, 6)]
+    events = [
+        *start_events(1),
+        checkpoint_event(run_folder, 1, 2),
+        checkpoint_event(run_folder, 1, 4),
+        checkpoint_event(run_folder, 1, 6),
+    ]
     write_events(run_folder, 1, events)
     _record_all(Recorder(database, claimed, run_folder))
     checkpoints = run_folder / "attempts" / "1" / "checkpoints"
@@ -260,15 +202,15 @@ def test_a_damaged_checkpoint_is_passed_over_and_noted(database: Database, claim
 def test_a_checkpoint_that_was_dropped_before_it_was_recorded_is_not_offered(
     database: Database, claimed: Claim, run_folder: Path
 ) -> None:
-    gone = _checkpoint(run_folder, 1, 2)
+    gone = checkpoint_event(run_folder, 1, 2)
     (run_folder / "attempts/1/checkpoints/step-2/manifest.json").unlink()
-    write_events(run_folder, 1, [*_started(1), gone, CheckpointRemoved(time=_TIME, step=2, path=gone.path)])
+    write_events(run_folder, 1, [*start_events(1), gone, CheckpointRemoved(time=TIME, step=2, path=gone.path)])
     _record_all(Recorder(database, claimed, run_folder))
     assert resume_checkpoint(database, claimed, run_folder, lambda: None) is None
 
 
 def test_text_of_a_model_with_a_nul_character_is_stored(database: Database, claimed: Claim, run_folder: Path) -> None:
-    write_events(run_folder, 1, [*_started(1), _traces(1, "a\x00b ‮ <script>")])
+    write_events(run_folder, 1, [*start_events(1), traces_event(1, "a\x00b ‮ <script>")])
     _record_all(Recorder(database, claimed, run_folder))
     with database.read() as session:
         assert session.scalars(select(Rollout.completion)).all() == ["a␀b ‮ <script>"]
@@ -282,12 +224,12 @@ def test_each_step_is_recorded_once_however_often_engine_and_worker_die(
     chance, num_steps, committed = random.Random(seed), 40, 0
     for _ in range(30):
         fence = claimed.fence
-        path = write_events(run_folder, fence, _started(fence, resumed_from_step=committed))
+        path = write_events(run_folder, fence, start_events(fence, resumed_from_step=committed))
         recorder = Recorder(database, claimed, run_folder)
         for step in range(committed + 1, num_steps + 1):
-            write_events(run_folder, fence, [_step(step, loss=fence)])
+            write_events(run_folder, fence, [step_event(step, loss=fence)])
             if step % 7 == 0:
-                write_events(run_folder, fence, [_checkpoint(run_folder, fence, step)])
+                write_events(run_folder, fence, [checkpoint_event(run_folder, fence, step)])
             if chance.random() < 0.3:
                 recorder.advance()
             if chance.random() < 0.1 or step == num_steps:

@@ -17,10 +17,13 @@ from sqlalchemy import select
 
 from backend.database import Database
 from backend.queries.claims import Claim, reap
+from backend.queries.leases import claim_preflight
+from backend.queries.preflights import create_preflight, preflight
 from backend.records import Attempt, Checkpoint
 from engine.spec import RunSpec
 from tests import databases
-from tests.worker.runs import claim, queue_runs, recorded_steps, run_row, set_columns, short_spec
+from tests.worker.runs import OWNER, claim, queue_runs, recorded_steps, run_row, set_columns, short_spec
+from worker.preflight import answer
 from worker.settings import WorkerSettings
 from worker.slots import Slot
 from worker.supervisor import Supervisor, Workplace
@@ -200,3 +203,17 @@ def test_an_engine_that_always_dies_fails_the_run_with_its_last_words(
     assert (run.state, run.failure_kind) == ("failed", "engine_crashed")
     assert "PYTHONHASHSEED" in (run.failure_message or "")
     assert "3 attempts in a row" in (run.failure_message or "")
+
+
+def test_a_preflight_says_at_which_field_a_spec_cannot_work(place: Workplace) -> None:
+    with place.database.write() as session:
+        asked = create_preflight(session, short_spec(teacher={"path": "/nowhere/teacher"}))
+        claimed = claim_preflight(session, OWNER)
+    assert claimed is not None
+    answer(claimed, [Slot(0, None)], place)
+    with place.database.read() as session:
+        found = preflight(session, asked.id)
+    assert found is not None
+    assert found.state == "done"
+    assert [finding.field for finding in found.findings] == ["teacher.path"]
+    assert found.facts["train_prompts"] == 4096

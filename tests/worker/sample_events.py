@@ -1,0 +1,62 @@
+"""Events as an engine emits them, with small figures."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from engine.events import CheckpointSaved, Evaluated, Ready, RolloutSummary, RunEvent, Started, StepDone, TracesWritten
+from engine.flops import FlopLedger
+
+TIME = 1_700_000_000.0
+
+
+def start_events(attempt: int, resumed_from_step: int = 0) -> list[RunEvent]:
+    versions = {"torch": "2"}
+    started = Started(
+        time=TIME, attempt=attempt, pid=1, device="cpu", precision="float32", num_steps=10, versions=versions,
+        resumed_from_step=resumed_from_step,
+    )  # fmt: skip
+    return [started, Ready(time=TIME, student_parameters=1, teacher_parameters=2, seconds=0.5)]
+
+
+def step_event(step: int, loss: float = 0.5) -> StepDone:
+    return StepDone(
+        time=TIME + step, step=step, horizon=4, metrics={"loss": loss, "grad_norm": None}, position_loss=[1.0, 0.5],
+        position_count=[2, 2], flops=FlopLedger(rollout=10.0 * step), executed_flops=20.0 * step,
+        seconds={"total": 2.0},
+    )  # fmt: skip
+
+
+def evaluation_event(step: int, accuracy: float, *, is_best: bool, split: str = "dev") -> RunEvent:
+    return Evaluated.model_validate(
+        {
+            "time": TIME, "step": step, "subject": "student", "split": split, "num_prompts": 2, "horizon": 4,
+            "metrics": {"accuracy": accuracy}, "position_reverse_kl": [0.1], "position_p90": [0.2],
+            "position_teacher_entropy": [0.3], "position_count": [1], "is_best": is_best, "flops": FlopLedger(),
+            "seconds": 1.0,
+        }
+    )  # fmt: skip
+
+
+def traces_event(step: int, completion: str = "m3 1+1") -> RunEvent:
+    rollout = RolloutSummary(
+        row=0, prompt_index=0, prompt="k3", completion=completion, num_prompt_tokens=1, num_tokens=2,
+        finish_reason="eos", mean_reverse_kl=0.1, max_reverse_kl=0.2,
+    )  # fmt: skip
+    return TracesWritten(time=TIME, step=step, horizon=4, path="traces/x.parquet", top_k=8, rollouts=[rollout])
+
+
+def checkpoint_event(run_folder: Path, fence: int, step: int, *, is_best: bool = False) -> CheckpointSaved:
+    """A checkpoint of one small file, really on disk, and its event."""
+    folder = run_folder / "attempts" / str(fence) / "checkpoints" / f"step-{step}"
+    folder.mkdir(parents=True)
+    weights = f"weights of step {step}".encode()
+    (folder / "model.safetensors").write_bytes(weights)
+    file = {"name": "model.safetensors", "num_bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()}
+    manifest = json.dumps({"format": 1, "step": step, "files": [file]})
+    (folder / "manifest.json").write_text(manifest)
+    digest = hashlib.sha256(manifest.encode()).hexdigest()
+    return CheckpointSaved(
+        time=TIME, step=step, path=f"checkpoints/step-{step}", manifest_sha256=digest, num_bytes=len(weights),
+        accuracy=0.5 if is_best else None, is_best=is_best,
+    )  # fmt: skip
