@@ -2,7 +2,8 @@
 FROM python:3.12-slim
 WORKDIR /srv/incipit
 COPY . .
-RUN pip install --no-cache-dir --constraint constraints.txt ".[engine,api,worker,dashboard]" \
+# Editable, because builtin: models and presets are read from the source tree.
+RUN pip install --no-cache-dir --constraint constraints.txt --editable ".[engine,api,worker,dashboard]" \
     && useradd --create-home --uid 1000 incipit \
     && install -d -o incipit -g incipit -m 700 /data
 USER incipit

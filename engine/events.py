@@ -97,7 +97,7 @@ class Evaluated(EventBase):
     split: Split
     num_prompts: int
     horizon: int
-    """The training horizon at that step, in tokens: what `inside` and `beyond` refer to."""
+    """The schedule's horizon at that step, anchored steps apart, in tokens: what `inside` and `beyond` refer to."""
     metrics: dict[str, float | None]
     """accuracy, exact (share of completions equal to the reference text), mean_tokens, eos_rate, repetition (share of
     repeated 4-grams): greedy; sampled_mean_tokens, sampled_eos_rate, sampled_repetition, reverse_kl, forward_kl,

@@ -68,6 +68,10 @@ class Run:
         budget = self.spec.training_flops_budget
         return budget is not None and self.state.flops.training >= budget
 
+    def measured_horizon(self, step: int) -> int:
+        """What "inside" and "beyond" mean for the student of `step` updates: the schedule's horizon, anchors left out."""
+        return self.spec.prefix.horizon_at(max(step - 1, 0), self.state.prefix)
+
     def change_state(self, **values: object) -> None:
         """Replace fields of the state."""
         self.state = self.state.model_copy(update=values)
@@ -82,7 +86,7 @@ class Run:
         The base student on the dev split is measured every time, since its rollouts are traced.
         """
         cache = BaselineCache(self.spec, self.student.model, self.teacher)
-        horizon = self.spec.horizon_at(0, self.state.prefix)
+        horizon = self.measured_horizon(0)
         for split in _splits(self.data):
             evaluator = self._evaluator(split)
             models: list[tuple[Subject, LanguageModel]] = [("base", self.student.model), ("teacher", self.teacher)]
@@ -137,7 +141,7 @@ class Run:
         """Full-length evaluation on the dev split; a new best is saved at once."""
         began = time.monotonic()
         evaluator = self._evaluator("dev")
-        horizon = self.spec.horizon_at(max(self.state.step - 1, 0), self.state.prefix)
+        horizon = self.measured_horizon(self.state.step)
         evaluation = evaluator.evaluate(self.student.model, self.teacher, horizon)
         is_best = self.state.best_score is None or evaluation.score > self.state.best_score
         self.change_state(evaluated_step=self.state.step)
@@ -184,7 +188,7 @@ class Run:
             return
         self.enter("report", f"student of step {self.state.best_step} on report")
         began = time.monotonic()
-        horizon = self.spec.horizon_at(self.state.best_step - 1, self.state.prefix)
+        horizon = self.measured_horizon(self.state.best_step)
         evaluation = self._evaluator("report").evaluate(self.student.model, self.teacher, horizon)
         self._record(evaluation, "student", "report", began, is_best=True, step=self.state.best_step)
 
@@ -233,7 +237,7 @@ class Run:
             subject=subject,
             split=split,
             num_prompts=len(self.data.dev if split == "dev" else self.data.report),
-            horizon=self.spec.horizon_at(max(at - 1, 0), self.state.prefix),
+            horizon=self.measured_horizon(at),
             metrics=evaluation.metrics,
             position_reverse_kl=evaluation.position_reverse_kl,
             position_p90=evaluation.position_p90,
@@ -253,7 +257,7 @@ class Run:
         path = self.attempt_folder / "traces" / f"step-{step}.parquet"
         path.parent.mkdir(exist_ok=True)
         write_traces(path, [token_trace(columns, model.tokenizer) for columns in traced])
-        horizon = self.spec.horizon_at(max(step - 1, 0), self.state.prefix)
+        horizon = self.measured_horizon(step)
         rows = [self.data.dev[columns.rollout.prompt_index].row for columns in traced]
         self.journal.emit(
             TracesWritten,

@@ -1,5 +1,7 @@
 """The comparison of an experiment as a table for the terminal, with the sentences that its figures support."""
 
+from collections.abc import Callable
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -8,18 +10,14 @@ from backend.comparison import Arm, Comparison, si
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """Print table and sentences; nothing in them is fixed text about results."""
+    """Print the figures, in one table or on a narrow terminal in two, and what they say; no result is fixed text."""
     counts = sorted({arm.num_prompts for arm in comparison.arms})
-    table = Table(
-        title=f"Best checkpoint of each arm on {', '.join(map(str, counts))} full-length problems", title_justify="left"
-    )
-    for heading in _HEADINGS:
-        table.add_column(
-            heading, justify="left" if heading in ("arm", "horizon") else "right", no_wrap=heading != "arm"
-        )
-    for arm in comparison.arms:
-        table.add_row(*_cells(arm))
-    console.print(table)
+    title = f"Best checkpoint of each arm on {', '.join(map(str, counts))} full-length problems"
+    if console.width >= _WIDE:
+        console.print(_table(title, comparison.arms, {**_LEARNT, **_COST}))
+    else:
+        console.print(_table(title, comparison.arms, _LEARNT))
+        console.print(_table("What it cost (FLOPs by phase, seconds of training)", comparison.arms, _COST))
     for path, accuracy in comparison.base_accuracy.items():
         console.print(f"Before training, {escape(path)}: accuracy {accuracy:.3f}.")
     if comparison.teacher_accuracy is not None:
@@ -28,30 +26,35 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console.print(f"• {escape(sentence)}")
 
 
-_HEADINGS = (
-    "arm", "horizon", "accuracy", "exact", "EOS", "KL", "rollout", "teacher", "student", "FLOPs", "saving",
-    "to target", "seconds",
-)  # fmt: skip
-
-
-def _cells(arm: Arm) -> list[str]:
-    student = arm.flops.student_forward + arm.flops.student_backward + arm.flops.recompute
-    return [
-        escape(arm.name) + (" (baseline)" if arm.is_baseline else ""),
-        escape(arm.prefix),
-        f"{arm.accuracy:.3f}",
-        _figure(arm.exact, ".3f"),
-        _figure(arm.eos_rate, ".2f"),
-        _figure(arm.reverse_kl, ".3f"),
-        si(arm.flops.rollout),
-        si(arm.flops.teacher),
-        si(student),
-        si(arm.flops.training),
-        f"{arm.saving:.1f}x" if arm.saving is not None else "–",
-        si(arm.flops_to_target),
-        f"{arm.training_seconds:.1f}",
-    ]
+def _table(title: str, arms: list[Arm], columns: dict[str, Callable[[Arm], str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("arm", overflow="fold", min_width=_ARM_WIDTH)
+    for heading in columns:
+        table.add_column(heading, justify="left" if heading == "horizon" else "right", no_wrap=True)
+    for arm in arms:
+        name = escape(arm.name) + (" (baseline)" if arm.is_baseline else "")
+        table.add_row(name, *(cell(arm) for cell in columns.values()))
+    return table
 
 
 def _figure(value: float | None, how: str) -> str:
     return "–" if value is None else format(value, how)
+
+
+_WIDE = 130  # columns that all figures need side by side
+_ARM_WIDTH = 12
+_LEARNT: dict[str, Callable[[Arm], str]] = {
+    "horizon": lambda arm: escape(arm.prefix),
+    "accuracy": lambda arm: f"{arm.accuracy:.3f}",
+    "exact": lambda arm: _figure(arm.exact, ".3f"),
+    "EOS": lambda arm: _figure(arm.eos_rate, ".2f"),
+    "KL": lambda arm: _figure(arm.reverse_kl, ".3f"),
+}
+_COST: dict[str, Callable[[Arm], str]] = {
+    "rollout": lambda arm: si(arm.flops.rollout),
+    "teacher": lambda arm: si(arm.flops.teacher),
+    "student": lambda arm: si(arm.flops.student_forward + arm.flops.student_backward + arm.flops.recompute),
+    "FLOPs": lambda arm: si(arm.flops.training),
+    "saving": lambda arm: f"{arm.saving:.1f}x" if arm.saving is not None else "–",
+    "seconds": lambda arm: f"{arm.training_seconds:.1f}",
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ import typer
 from rich.console import Console
 
 from engine.locations import incipit_home
+
+_LOG_WIDTH = 160
 
 
 def demo(
@@ -33,7 +36,8 @@ def demo(
     from dashboard.api_errors import ApiError
     from incipit.stack.errors import StackError
 
-    console = Console(stderr=json)
+    # Without a terminal nothing folds lines, so a log keeps its table whole.
+    console = Console(stderr=json, width=None if sys.stdout.isatty() else _LOG_WIDTH)
     began = time.monotonic()
     try:
         failed = _demo(home or incipit_home(), console, exit_after=exit_after, real=real, json=json, began=began)
