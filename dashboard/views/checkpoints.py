@@ -62,11 +62,9 @@ def show_download(client: ApiClient, checkpoint: Checkpoint) -> None:
     st.caption(
         "An ordinary Hugging Face folder; `trainer/` beside it holds optimizer and generator state for an exact resume."
     )
-    st.code(
-        f'curl --fail --output {folder}.tar "{link.archive_url}"\nmkdir {folder} && tar --extract --file {folder}.tar --directory {folder}',
-        language="bash",
-        wrap_lines=True,
-    )
+    unpack = f"tar --extract --strip-components 1 --directory {folder} --file {folder}.tar"
+    fetch = f'curl --fail --output {folder}.tar "{link.archive_url}"'
+    st.code(f"{fetch}\nmkdir {folder} && {unpack}", language="bash", wrap_lines=True)
     st.code(_HOW_TO_OPEN.format(folder=folder), language="python")
     st.caption(f"manifest sha256 `{checkpoint.manifest_sha256}`")
 

@@ -1,5 +1,6 @@
 """New run: a form made from the spec's schema, checked while it is filled in, with an estimate before the start."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -81,9 +82,10 @@ def import_export() -> None:
         icon=":material/download:", on_click="ignore",
     )  # fmt: skip
     file = st.file_uploader("Import a spec (JSON)", type="json", key="import")
-    if file is None or st.session_state.get("imported") == file.file_id:
+    digest = None if file is None else hashlib.sha256(file.getvalue()).hexdigest()
+    if file is None or st.session_state.get("imported") == digest:
+        st.session_state["imported"] = digest  # a file that was taken away may come again
         return
-    st.session_state["imported"] = file.file_id
     try:
         document = json.loads(file.getvalue())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -96,6 +98,9 @@ def import_export() -> None:
             st.markdown(f"- {notices.plain(finding.message)}")
         return
     load(document, f"file {file.name}")
+    st.session_state["imported"] = digest
+    address.keep("from", None)
+    address.keep("preset", None)
     st.rerun()
 
 

@@ -1,5 +1,6 @@
 """The form: made from the spec's own schema, and able to say everything that the spec can."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +185,28 @@ def test_an_empty_name_is_said_before_the_start() -> None:
 def test_the_arms_of_a_preset_are_offered_and_counted() -> None:
     app = open_form(preset="demo")
     assert button(app, "start").label == "Start 4 runs"
+
+
+@pytest.mark.usefixtures("scene")
+def test_a_draft_outlives_a_look_at_another_view() -> None:
+    app = open_form(preset="tiny")
+    field(app, "Prefix tokens").set_value(12).run()
+    app.switch_page("views/runs.py").run()
+    app.switch_page("views/new_run.py").run()
+    assert field(app, "Prefix tokens").value == 12
+    assert any("preset: 8" in one.value for one in app.caption)
+
+
+@pytest.mark.usefixtures("scene")
+def test_a_spec_file_is_imported_whole_or_not_at_all() -> None:
+    app = open_form(preset="tiny")
+    spec = app.session_state["form"]["draft"] | {"name": "from a file", "num_steps": 33}
+    app.file_uploader(key="import").upload(
+        "spec.json", json.dumps(spec | {"extra": 1}).encode(), "application/json"
+    ).run()
+    assert "is not a field of the spec" in said(app)
+    assert field(app, "Name").value == "prefix 8"
+    app.file_uploader(key="import").upload("spec.json", json.dumps(spec).encode(), "application/json").run()
+    assert not app.exception
+    assert field(app, "Name").value == "from a file"
+    assert field(app, "Number of steps").value == 33
