@@ -146,7 +146,12 @@ def load_language_model(
 
 def _checked_path(spec: ModelSpec, field: str) -> str:
     """The resolved path; a folder must exist and its config must not ask for code of its own."""
-    path = resolve(spec.path)
+    try:
+        path = resolve(spec.path)
+    except ValueError:
+        raise _bad_model(
+            field, f"{field}.path is {spec.path!r}, but it leads out of its folder; correct the path."
+        ) from None
     looks_local = spec.path.startswith(("builtin:", "home:", "/", "./", "../", "~"))
     folder = Path(path).expanduser()
     if looks_local and not folder.is_dir():

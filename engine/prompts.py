@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -30,14 +31,9 @@ def read_prompts(reference: str, field: str, *, limit: int | None = None, need_a
     Raises RunError("bad_data") with findings at `field`, each with its line number, when the file is missing, empty,
     malformed or has empty prompts.
     """
-    path = Path(resolve(reference))
-    if not path.is_file():
-        raise _bad_data(
-            field, [f"{field} is {reference!r}, but there is no such file on this machine; correct the path."]
-        )
     rows: list[PromptRow] = []
     problems: list[str] = []
-    with path.open("rb") as file:
+    with _opened(reference, field) as file:
         for number, line in enumerate(file, start=1):
             if limit is not None and len(rows) >= limit:
                 break
@@ -54,6 +50,19 @@ def read_prompts(reference: str, field: str, *, limit: int | None = None, need_a
     if not rows:
         raise _bad_data(field, [f"{field}: {reference!r} has no lines; give it at least one prompt."])
     return rows
+
+
+def _opened(reference: str, field: str) -> BinaryIO:
+    try:
+        path = Path(resolve(reference)).expanduser()
+        if path.is_file():
+            return path.open("rb")
+        problem = "there is no such file on this machine"
+    except OSError as error:
+        problem = f"it cannot be read ({error.strerror})"
+    except ValueError:
+        problem = "it leads out of its folder"
+    raise _bad_data(field, [f"{field} is {reference!r}, but {problem}; correct the path."])
 
 
 def _row(line: bytes, need_answer: bool) -> PromptRow | str:
