@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from engine.frozen import Frozen
 
 NORMAL, SPECIAL, FRAGMENT = 0, 1, 2  # TokenTrace.flags
+_MAX_FLOAT16 = 65504.0  # beyond it a value would be stored as infinity, which no JSON carries
 
 _FLOATS = pa.list_(pa.float16())
 _SCHEMA = pa.schema(
@@ -77,7 +78,7 @@ def write_traces(path: Path, traces: list[TokenTrace]) -> None:
     """Write rollouts to a new Parquet file, zstd-compressed, one row group each."""
     with pq.ParquetWriter(path, _SCHEMA, compression="zstd", compression_level=3) as writer:
         for trace in traces:
-            columns: dict[str, list[Any]] = {name: [value] for name, value in trace.model_dump().items()}
+            columns: dict[str, list[Any]] = {name: [_storable(value)] for name, value in trace.model_dump().items()}
             writer.write_table(pa.table(columns, schema=_SCHEMA))
 
 
@@ -85,3 +86,9 @@ def read_trace(path: Path, row: int) -> TokenTrace:
     """One rollout of a trace file."""
     with pq.ParquetFile(path) as file:
         return TokenTrace.model_validate(file.read_row_group(row).to_pylist()[0])
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_storable(part) for part in value]
+    return min(max(value, -_MAX_FLOAT16), _MAX_FLOAT16) if isinstance(value, float) else value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from transformers import PreTrainedTokenizerBase
 
 from engine.events import RolloutSummary
@@ -9,6 +11,7 @@ from engine.language_model import LanguageModel
 from engine.scoring import TokenColumns
 from engine.token_trace import FRAGMENT, NORMAL, SPECIAL, TokenTrace
 
+_BYTE_FALLBACK = re.compile("<0x([0-9A-F]{2})>")  # how SentencePiece vocabularies name a lone byte
 _MAX_TEXT = 4000  # characters of prompt and completion in a list row; the trace itself has all tokens
 
 
@@ -26,14 +29,13 @@ def token_trace(columns: TokenColumns, tokenizer: PreTrainedTokenizerBase) -> To
     ]
     vocabulary = sorted({token_id for position in candidates for token_id, _, _ in position})
     special = set(tokenizer.all_special_ids)
-    texts = [token_text(tokenizer, token_id) for token_id in token_ids]
     return TokenTrace(
         prompt_texts=[token_text(tokenizer, token_id) for token_id in columns.rollout.prompt_token_ids],
         token_ids=token_ids,
-        texts=texts,
+        texts=[token_text(tokenizer, token_id) for token_id in token_ids],
         flags=[
-            SPECIAL if token_id in special else FRAGMENT if text.startswith("⟨") and text.endswith("⟩") else NORMAL
-            for token_id, text in zip(token_ids, texts, strict=True)
+            SPECIAL if token_id in special else FRAGMENT if _bytes_of_piece(tokenizer, token_id) else NORMAL
+            for token_id in token_ids
         ],
         student_logprob=columns.student_logprob.tolist(),
         teacher_logprob=columns.teacher_logprob.tolist(),
@@ -54,11 +56,12 @@ def token_trace(columns: TokenColumns, tokenizer: PreTrainedTokenizerBase) -> To
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
     """One token as text, its leading space kept; an incomplete UTF-8 piece as its bytes, such as ⟨E2 80⟩."""
+    fragment = _bytes_of_piece(tokenizer, token_id)
+    if fragment:
+        return f"⟨{' '.join(f'{byte:02X}' for byte in fragment)}⟩"
     piece = tokenizer.convert_ids_to_tokens(token_id)
     text = tokenizer.decode([token_id])
     assert isinstance(text, str)
-    if "�" in text and isinstance(piece, str):
-        return f"⟨{' '.join(f'{byte:02X}' for byte in _byte_level(piece))}⟩"
     # SentencePiece drops the leading space of a lone token; its mark in the vocabulary still shows it.
     if isinstance(piece, str) and piece.startswith("▁") and not text.startswith(" "):
         return " " + text
@@ -99,6 +102,15 @@ def rollout_summary(
 def _unique(ids: list[int], student: list[float], teacher: list[float]) -> list[tuple[int, float, float]]:
     by_id = {token_id: (token_id, s, t) for token_id, s, t in zip(ids, student, teacher, strict=True)}
     return sorted(by_id.values(), key=lambda c: -max(c[1], c[2]))
+
+
+def _bytes_of_piece(tokenizer: PreTrainedTokenizerBase, token_id: int) -> list[int]:
+    """The bytes of a token that is no whole text; none when it is."""
+    piece = tokenizer.convert_ids_to_tokens(token_id)
+    if "�" not in tokenizer.decode([token_id]) or not isinstance(piece, str):
+        return []
+    fallback = _BYTE_FALLBACK.fullmatch(piece)
+    return [int(fallback[1], 16)] if fallback else _byte_level(piece)
 
 
 def _byte_level(piece: str) -> list[int]:
