@@ -50,7 +50,9 @@ def tiny_model(name: str = "student-plan", field: Literal["student", "teacher"] 
     return load_language_model(ModelSpec(path=f"builtin:tiny/models/{name}"), field, CPU, "float32")
 
 
-def write_random_model(folder: Path, seed: int, *, hidden: int = 16, vocabulary: int = WORDS, context: int = 256) -> None:
+def write_random_model(
+    folder: Path, seed: int, *, hidden: int = 16, vocabulary: int = WORDS, context: int = 256
+) -> None:
     """A small Llama with random weights as a Hugging Face folder; large weights make its distributions differ by context."""
     torch.manual_seed(seed)
     config = LlamaConfig(

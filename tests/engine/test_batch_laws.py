@@ -41,7 +41,9 @@ def eight_rollouts() -> list[Rollout]:
     return [rollout(1 + i % 5, 1 + (7 * i) % 11, i, ends=i % 2 == 0) for i in range(8)]
 
 
-def update(rollouts: list[Rollout], *, micro_batch: int = 16, model: LanguageModel | None = None) -> tuple[Update, Gradients]:
+def update(
+    rollouts: list[Rollout], *, micro_batch: int = 16, model: LanguageModel | None = None
+) -> tuple[Update, Gradients]:
     """One update of a fresh float64 student by plain gradient descent with rate 1, so that the change is the gradient."""
     spec = tiny_spec(
         micro_batch_rollouts=micro_batch,
@@ -66,7 +68,9 @@ def by_hand(rollouts: list[Rollout]) -> tuple[float, Gradients]:
         mine = model.module(input_ids=token_ids[:, :-1]).logits[0, start - 1 :]
         with torch.no_grad():
             theirs = TEACHER.module(input_ids=token_ids[:, :-1]).logits[0, start - 1 :]
-        total = total + ReverseKL().between(torch.log_softmax(mine / 0.7, -1), torch.log_softmax(theirs / 0.7, -1)).sum()
+        total = (
+            total + ReverseKL().between(torch.log_softmax(mine / 0.7, -1), torch.log_softmax(theirs / 0.7, -1)).sum()
+        )
     loss = total / sum(len(each.completion_token_ids) for each in rollouts)
     loss.backward()  # type: ignore[no-untyped-call]
     named = model.module.named_parameters()
@@ -76,7 +80,9 @@ def by_hand(rollouts: list[Rollout]) -> tuple[float, Gradients]:
 def assert_same(found: Gradients, expected: Gradients, tolerance: float = 1e-11) -> None:
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=0, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            found[name], gradient, rtol=0, atol=tolerance, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 def test_loss_and_gradients_are_those_of_one_mean_over_all_completion_tokens() -> None:

@@ -85,8 +85,12 @@ def test_jsd_tends_to_the_kls_at_its_ends(pair: tuple[Array, Array]) -> None:
     near_reverse = JSD(beta=1 - small).between(student, teacher) / small
     # The next term of the expansion is small · chi², below 1e-7 · e^5 where no log-ratio exceeds 5.
     moderate = (student - teacher).abs().amax(-1) < 5
-    torch.testing.assert_close(near_forward[moderate], ForwardKL().between(student, teacher)[moderate], rtol=0, atol=2e-4)
-    torch.testing.assert_close(near_reverse[moderate], ReverseKL().between(student, teacher)[moderate], rtol=0, atol=2e-4)
+    torch.testing.assert_close(
+        near_forward[moderate], ForwardKL().between(student, teacher)[moderate], rtol=0, atol=2e-4
+    )
+    torch.testing.assert_close(
+        near_reverse[moderate], ReverseKL().between(student, teacher)[moderate], rtol=0, atol=2e-4
+    )
 
 
 @every_divergence

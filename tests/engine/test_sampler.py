@@ -55,7 +55,9 @@ def test_greedy_tokens_are_those_of_generate(name: str, count: int, extra: bool)
     for request, rollout in zip(asked, found, strict=True):
         prompt = torch.tensor([request.prompt_token_ids])
         with torch.inference_mode():
-            row = model.module.generate(prompt, do_sample=False, max_new_tokens=224, attention_mask=torch.ones_like(prompt))
+            row = model.module.generate(
+                prompt, do_sample=False, max_new_tokens=224, attention_mask=torch.ones_like(prompt)
+            )
         assert rollout.completion_token_ids == row[0, len(request.prompt_token_ids) :].tolist()
         assert rollout.finish_reason == "eos"
 
