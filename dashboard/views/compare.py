@@ -15,6 +15,10 @@ from dashboard.quantities import flops_text
 _MAX_COMPARED = 10
 
 
+def _count(num_runs: int) -> str:
+    return f"{num_runs} run{'' if num_runs == 1 else 's'}"
+
+
 def choose_runs(client: ApiClient) -> list[RunSummary]:
     """Runs named in the URL by `runs=a,b`, or those of the experiment in `experiment=`, else of the newest one."""
     named = address.asked("runs")
@@ -28,9 +32,10 @@ def choose_runs(client: ApiClient) -> list[RunSummary]:
         if not experiments:
             return []
         ids = list(experiments)
+        first = next((at for at, one in enumerate(experiments.values()) if one.num_runs > 1), 0)
         chosen = st.selectbox(
-            "Experiment", ids, index=address.asked_index("experiment", ids), key="chosen-experiment",
-            format_func=lambda one: f"{experiments[one].name} · {experiments[one].num_runs} runs",
+            "Experiment", ids, index=address.asked_index("experiment", ids, first), key="chosen-experiment",
+            format_func=lambda one: f"{experiments[one].name} · {_count(experiments[one].num_runs)}",
         )  # fmt: skip
         address.keep("experiment", chosen)
         if chosen is None:
@@ -46,7 +51,7 @@ def choose_runs(client: ApiClient) -> list[RunSummary]:
     )  # fmt: skip
     waiting = len(listed) - len(begun)
     if waiting:
-        st.caption(f"{waiting} of {len(listed)} runs have not trained a step yet, or failed before one.")
+        st.caption(f"Left out: {_count(waiting)} of {len(listed)} without a step of training yet.")
     return [by_id[one] for one in kept]
 
 

@@ -130,7 +130,10 @@ def draw_experiment(form: DrawnForm) -> tuple[dict[str, Any] | None, str]:
     except ValueError as error:
         st.error(notices.plain(str(error)))
         return None, str(error)
-    name = left.text_input("Name of the experiment", state["title"] or title, key=f"experiment-{revision}")
+    # A single run's experiment is called like the run unless told otherwise.
+    name = left.text_input(
+        "Name of the experiment", state["title"] if arms else "", key=f"experiment-{mode}-{revision}", placeholder=title
+    )
     note = st.text_area("The question it asks (optional)", key=f"note-{revision}", height=80)
     if arms:
         times = f", each with {len(seeds)} seeds" if len(seeds) > 1 else ""
@@ -217,3 +220,5 @@ with notices.problems_shown():
             st.caption("The estimate follows when the fields are right.")
         else:
             estimate_card.show(cached.estimate(client, form.document), form.document)
+            if body and body["variants"]:
+                st.caption("The estimate is for one run of the spec as it stands, not for its arms.")
