@@ -21,6 +21,8 @@ class Arm(Frozen):
 
     run_id: str
     name: str
+    variant: str
+    seed: int
     note: str
     student: str
     prefix: str
@@ -108,6 +110,8 @@ def _arm(run: Run, evaluations: list[Evaluation], baseline: Run | None, target: 
     return Arm(
         run_id=run.id,
         name=run.name,
+        variant=run.variant,
+        seed=run.seed,
         note=run.note,
         student=run.spec.student.path,
         prefix=run.prefix,
@@ -156,7 +160,22 @@ def _sentences(
             if baseline.flops_to_target is not None and cheapest is not baseline:
                 line += f" ({baseline.name} needs {si(baseline.flops_to_target)}FLOP)"
             said.append(line + "; evaluations are some steps apart, so this is an upper bound.")
-    said.append("One seed for each arm: no interval over seeds. The brackets are over prompts only.")
+    return [*said, *_over_seeds(arms)]
+
+
+def _over_seeds(arms: list[Arm]) -> list[str]:
+    """Mean and range of each variant that ran with several seeds; a word of caution for the rest."""
+    by_variant: dict[str, list[float]] = {}
+    for arm in arms:
+        by_variant.setdefault(arm.variant or arm.name, []).append(arm.accuracy)
+    said = [
+        f"{variant} over {len(values)} seeds: mean {sum(values) / len(values):.3f}, "
+        f"from {min(values):.3f} to {max(values):.3f}."
+        for variant, values in by_variant.items()
+        if len(values) > 1
+    ]
+    if any(len(values) == 1 for values in by_variant.values()):
+        said.append("One seed for an arm gives no interval over seeds; the brackets are over prompts only.")
     return said
 
 

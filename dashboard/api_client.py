@@ -41,9 +41,14 @@ _READ_TRIES = 2
 class ApiClient:
     """One per process and address; safe to share between sessions. Every method raises ApiError."""
 
-    def __init__(self, base_url: str) -> None:
+    def __init__(self, base_url: str, *, token: str | None = None, public_url: str | None = None) -> None:
+        """`public_url` is where a browser reaches the API, when that differs from where this process does."""
         self.base_url = base_url.rstrip("/")
-        self._http = httpx.Client(timeout=_TIMEOUT, headers={"User-Agent": "incipit-dashboard"})
+        self.public_url = (public_url or base_url).rstrip("/")
+        headers = {"User-Agent": "incipit-dashboard"}
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        self._http = httpx.Client(timeout=_TIMEOUT, headers=headers)
 
     def __enter__(self) -> Self:
         return self
@@ -108,7 +113,7 @@ class ApiClient:
     def checkpoint_link(self, checkpoint_id: str) -> Link:
         """Signed addresses, made absolute so that a browser can follow them."""
         link = self._post(f"/api/v1/checkpoints/{checkpoint_id}/link", Link, None)
-        base = self.base_url + "/"
+        base = self.public_url + "/"
         files = {name: urljoin(base, url) for name, url in link.file_urls.items()}
         return link.model_copy(update={"archive_url": urljoin(base, link.archive_url), "file_urls": files})
 

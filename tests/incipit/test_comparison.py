@@ -139,6 +139,21 @@ def test_a_student_that_no_longer_ends_its_texts_is_named() -> None:
     assert "0% of its texts end by themselves" in next(s for s in sentences if s.startswith("prefix 8"))
 
 
+def test_seeds_of_a_variant_are_summed_up() -> None:
+    full = a_run("full", {"kind": "full"}, 8e11)
+    seeds = [
+        (
+            a_run(f"prefix 8 · seed {seed}", PREFIX_8, 5e10).model_copy(update={"variant": "prefix 8", "seed": seed}),
+            accuracy,
+        )
+        for seed, accuracy in enumerate((0.9, 0.8, 1.0))
+    ]
+    runs = [(full, an_arm(0.99, reached_at=1e11)), *((run, an_arm(a, reached_at=1e9)) for run, a in seeds)]
+    sentences = compare(runs).sentences
+    assert "prefix 8 over 3 seeds: mean 0.900, from 0.800 to 1.000." in sentences
+    assert sentences[-1].startswith("One seed for an arm"), "full ran once"
+
+
 def test_wilson_interval_matches_published_values() -> None:
     # Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662; 0 of 20 gives 0 to 0.1611.
     assert wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
