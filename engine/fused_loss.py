@@ -56,7 +56,7 @@ def fused_divergence(
     """The divergence of student and teacher at N positions, [N, Hs] and [N, Ht] hidden states to FusedLoss.
 
     `num_supervised_tokens` is that of the global batch: the micro-batches' totals add up to one mean over all tokens.
-    When the heads differ in padding rows only, the shared first min(Vs, Vt) entries are compared.
+    Both heads have one `vocabulary`, whatever the padding of their weights.
     """
     work = _Work(student_head, teacher_head, divergence, temperature, num_supervised_tokens)
     head = student_head
@@ -86,20 +86,19 @@ class _FusedDivergence(torch.autograd.Function):
         target_ids: Tensor,
         work: _Work,
     ) -> tuple[Tensor, ...]:
-        shared = min(weight.shape[0], work.teacher_head.weight.shape[0])
         # Under bf16 the products run in bf16 and their gradients are summed in float32.
         leaves = [p.detach().to(hidden.dtype).requires_grad_() for p in (weight, bias) if p is not None]
         head_grads = [torch.zeros_like(p) for p in (weight, bias) if p is not None]
         hidden_grad = torch.empty_like(hidden)
         columns: list[tuple[Tensor, ...]] = []
         total = torch.zeros((), dtype=torch.promote_types(torch.float32, hidden.dtype), device=hidden.device)
-        size = chunk_tokens(weight.shape[0])
+        size = chunk_tokens(work.student_head.vocabulary)
         for start in range(0, hidden.shape[0], size):
             part = slice(start, start + size)
             chunk = hidden[part].detach().requires_grad_()
-            teacher = _logprobs(work.teacher_head.logits(teacher_hidden[part]), work.temperature, shared)
+            teacher = _logprobs(work.teacher_head.logits(teacher_hidden[part]), work.temperature)
             with torch.enable_grad():
-                student = _logprobs(work.student_head.logits(chunk, *leaves), work.temperature, shared)
+                student = _logprobs(work.student_head.logits(chunk, *leaves), work.temperature)
                 per_token = work.divergence.per_token(TokenScores(student, teacher))
                 loss = per_token.sum() / work.num_supervised_tokens
             hidden_grad[part], *grads = torch.autograd.grad(loss, [chunk, *leaves])
@@ -121,8 +120,8 @@ class _FusedDivergence(torch.autograd.Function):
         return hidden_grad, weight_grad, bias_grad, None, None, None
 
 
-def _logprobs(logits: Tensor, temperature: float, vocabulary: int) -> Tensor:
-    return torch.log_softmax(logits[:, :vocabulary] / temperature, dim=-1)
+def _logprobs(logits: Tensor, temperature: float) -> Tensor:
+    return torch.log_softmax(logits / temperature, dim=-1)
 
 
 def _entropy(logprobs: Tensor) -> Tensor:

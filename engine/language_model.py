@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,15 +32,18 @@ class OutputHead:
     """The vocabulary projection: logits = softcap((hidden · weightᵀ + bias) · scale)."""
 
     weight: Tensor
-    """[V, H]"""
+    """[V or more, H]"""
     bias: Tensor | None
     scale: float
     softcap: float | None
+    vocabulary: int
+    """V: how many entries count. Rows of the weight behind them pad it to a round size."""
 
     def logits(self, hidden: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """[N, H] to logits [N, V] in float32 (or more); the fused loss passes leaves in place of weight and bias."""
-        used = self.weight if weight is None else weight
-        logits = nn.functional.linear(hidden.to(used.dtype), used, self.bias if bias is None else bias)
+        used = (self.weight if weight is None else weight)[: self.vocabulary]
+        added = self.bias if bias is None else bias
+        logits = nn.functional.linear(hidden.to(used.dtype), used, None if added is None else added[: self.vocabulary])
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.scale != 1.0:
             logits = logits * self.scale
@@ -75,6 +78,10 @@ class LanguageModel:
         if self.autocast_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast_dtype)
+
+    def limited_to(self, vocabulary: int) -> LanguageModel:
+        """The same model without the last rows of its head: it neither samples nor scores their tokens."""
+        return replace(self, head=replace(self.head, vocabulary=vocabulary))
 
     @property
     def num_parameters(self) -> int:
@@ -115,13 +122,23 @@ def load_language_model(
     low = precision == "bfloat16"
     weights = torch.bfloat16 if low and field == "teacher" else torch.float32
     try:
-        module = AutoModelForCausalLM.from_pretrained(
-            _checked_path(spec, field), revision=spec.revision, dtype=weights, use_safetensors=True
+        module, loading = AutoModelForCausalLM.from_pretrained(
+            _checked_path(spec, field),
+            revision=spec.revision,
+            dtype=weights,
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except Exception as error:
         raise _bad_model(
             field, f"{field}.path is {spec.path!r}, but the model cannot be opened: {_brief(error)}"
         ) from error
+    if loading["missing_keys"]:  # transformers would go on with random numbers in their place
+        missing = sorted(loading["missing_keys"])
+        raise _bad_model(
+            field,
+            f"{field}.path is {spec.path!r}, whose weights lack {len(missing)} tensors, {missing[0]} first; get a complete copy.",
+        )
     module = module.to(device).eval()
     eos = _eos_token_ids(module, tokenizer)
     if not eos:
@@ -154,11 +171,12 @@ def _checked_path(spec: ModelSpec, field: str) -> str:
         ) from None
     looks_local = spec.path.startswith(("builtin:", "home:", "/", "./", "../", "~"))
     folder = Path(path).expanduser()
-    if looks_local and not folder.is_dir():
+    is_folder = _is_folder(folder)
+    if looks_local and not is_folder:
         raise _bad_model(
             field, f"{field}.path is {spec.path!r}, but there is no such folder on this machine; correct the path."
         )
-    if folder.is_dir():
+    if is_folder:
         config = folder / "config.json"
         if not config.is_file():
             raise _bad_model(
@@ -170,6 +188,8 @@ def _checked_path(spec: ModelSpec, field: str) -> str:
             raise _bad_model(
                 field, f"{field}.path is {spec.path!r}, whose config.json is not JSON ({error})."
             ) from None
+        if not isinstance(values, dict):
+            raise _bad_model(field, f"{field}.path is {spec.path!r}, whose config.json is not an object.")
         asked = [key for key in _FORBIDDEN_CONFIG_KEYS if key in values]
         if asked or any(folder.glob("*.py")):
             raise _bad_model(
@@ -180,12 +200,20 @@ def _checked_path(spec: ModelSpec, field: str) -> str:
     return path
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that no file system takes
+        return False
+
+
 def _output_head(module: PreTrainedModel) -> OutputHead:
     projection = module.get_output_embeddings()
     config = module.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     softcap = getattr(config, "final_logit_softcapping", None)
-    return OutputHead(projection.weight, projection.bias, scale, float(softcap) if softcap else None)
+    weight = projection.weight
+    return OutputHead(weight, projection.bias, scale, float(softcap) if softcap else None, len(weight))
 
 
 def _check_head(model: LanguageModel, spec: ModelSpec, field: str) -> None:

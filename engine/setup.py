@@ -58,9 +58,9 @@ def load_data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase) -> RunData:
             evaluation.report_path, "evaluation.report_path", limit=evaluation.num_report_prompts, need_answer=True
         )
     return RunData(
-        train=_encoded(spec, tokenizer, read_prompts(spec.prompts.path, "prompts.path"), "prompts"),
-        dev=_encoded(spec, tokenizer, dev, "evaluation"),
-        report=_encoded(spec, tokenizer, report, "evaluation"),
+        train=_encoded(spec, tokenizer, read_prompts(spec.prompts.path, "prompts.path"), "prompts.path"),
+        dev=_encoded(spec, tokenizer, dev, "evaluation.path"),
+        report=_encoded(spec, tokenizer, report, "evaluation.report_path"),
     )
 
 
@@ -72,7 +72,9 @@ def load_models(spec: RunSpec, device: torch.device, precision: Precision) -> tu
     errors = [finding for finding in pair_findings(student, teacher) if finding.severity == "error"]
     if errors:
         raise RunError("bad_model", errors[0].message, errors)
-    return student, teacher
+    # Within one family, heads are padded to different sizes; a sampled padding row would be no token of the other model.
+    shared = min(student.head.vocabulary, teacher.head.vocabulary)
+    return student.limited_to(shared), teacher.limited_to(shared)
 
 
 def pair_findings(student: LanguageModel, teacher: LanguageModel) -> list[Finding]:
@@ -118,20 +120,42 @@ def student_tokenizer(spec: RunSpec) -> PreTrainedTokenizerBase:
 def _encoded(
     spec: RunSpec, tokenizer: PreTrainedTokenizerBase, rows: list[PromptRow], field: str
 ) -> list[EncodedPrompt]:
-    if spec.prompts.template == "plain":
-        token_ids = tokenizer([row.prompt for row in rows])["input_ids"] if rows else []
-    elif tokenizer.chat_template is None:
+    if spec.prompts.template == "chat" and tokenizer.chat_template is None:
         message = "prompts.template is 'chat' but the student's tokenizer has no chat template; set it to plain."
         raise RunError("bad_data", message, [Finding(field="prompts.template", message=message)])
-    else:
-        # transformers renders templates in jinja2's immutable sandbox.
-        conversations = [[{"role": "user", "content": row.prompt}] for row in rows]
-        token_ids = [
-            tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=True, return_dict=False)
-            for talk in conversations
-        ]
+    if not rows:
+        return []
+    try:
+        token_ids = _token_ids(spec, tokenizer, rows)
+    except Exception as error:  # whatever a tokenizer or a chat template raises, it is about a line
+        raise _bad_line(spec, tokenizer, rows, field) or error from error
     empty = [number for number, ids in enumerate(token_ids, start=1) if not ids]
     if empty:
-        message = f"{field}.path: line {empty[0]} has a prompt without any token; fill it in or remove the line."
-        raise RunError("bad_data", message, [Finding(field=f"{field}.path", message=message)])
-    return [EncodedPrompt(row, list(ids)) for row, ids in zip(rows, token_ids, strict=True)]
+        raise _bad_prompt(field, empty[0], "has a prompt without any token")
+    return [EncodedPrompt(row, ids) for row, ids in zip(rows, token_ids, strict=True)]
+
+
+def _token_ids(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, rows: list[PromptRow]) -> list[list[int]]:
+    if spec.prompts.template == "plain":
+        return [list(ids) for ids in tokenizer([row.prompt for row in rows])["input_ids"]]
+    # transformers renders templates in jinja2's immutable sandbox.
+    talks = [[{"role": "user", "content": row.prompt}] for row in rows]
+    return [
+        list(tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=True, return_dict=False))
+        for talk in talks
+    ]
+
+
+def _bad_line(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, rows: list[PromptRow], field: str) -> RunError | None:
+    """The first line that cannot be encoded alone."""
+    for number, row in enumerate(rows, start=1):
+        try:
+            _token_ids(spec, tokenizer, [row])
+        except Exception as error:
+            return _bad_prompt(field, number, f"has a prompt that the student's tokenizer cannot encode ({error})")
+    return None
+
+
+def _bad_prompt(field: str, number: int, problem: str) -> RunError:
+    message = f"{field}: line {number} {problem}; correct or remove it."
+    return RunError("bad_data", message, [Finding(field=field, message=message)])

@@ -47,13 +47,15 @@ class Case:
         def draw(*shape: int) -> Tensor:
             return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
+        self.shared = min(vocabulary, teacher_vocabulary)
         self.hidden = draw(num_tokens, 5).requires_grad_()
         self.weight = draw(vocabulary, 5).requires_grad_()
         self.bias = draw(vocabulary).requires_grad_() if bias else None
         self.teacher_hidden = draw(num_tokens, 7)
-        self.teacher_head = OutputHead(draw(teacher_vocabulary, 7), draw(teacher_vocabulary), scale, softcap)
-        self.student_head = OutputHead(self.weight, self.bias, scale, softcap)
-        self.shared = min(vocabulary, teacher_vocabulary)
+        self.teacher_head = OutputHead(
+            draw(teacher_vocabulary, 7), draw(teacher_vocabulary), scale, softcap, self.shared
+        )
+        self.student_head = OutputHead(self.weight, self.bias, scale, softcap, self.shared)
         self.target_ids = torch.randint(self.shared, (num_tokens,), generator=generator)
         self.leaves = [leaf for leaf in (self.hidden, self.weight, self.bias) if leaf is not None]
         self.scale, self.softcap = scale, softcap
@@ -95,7 +97,7 @@ class Case:
     temperature=st.sampled_from([0.3, 1.0, 4.0]),
     vocabularies=st.sampled_from([(13, 13), (13, 16), (16, 13)]),
     bias=st.booleans(),
-    shape=st.sampled_from([(1.0, None), (0.25, None), (1.0, 3.0), (2.0, 5.0)]),
+    shape=st.sampled_from([(1.0, None, 13), (0.25, None), (1.0, 3.0), (2.0, 5.0)]),
 )
 def test_value_and_gradients_are_those_of_the_plain_computation(
     num_tokens: int,
@@ -116,7 +118,7 @@ def test_value_and_gradients_are_those_of_the_plain_computation(
     )
     per_token, student, teacher = case.plain(divergence, temperature)
     expected = torch.autograd.grad(per_token.sum() / 100, case.leaves)
-    with chunks_of(chunk, vocabularies[0]):
+    with chunks_of(chunk, min(vocabularies)):
         found = case.fused(divergence, temperature)
         gradients = torch.autograd.grad(found.total, case.leaves)
     close = {"rtol": 1e-10, "atol": 1e-12}
@@ -149,7 +151,7 @@ def test_only_the_total_carries_a_gradient() -> None:
 def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient(divergence: Divergence) -> None:
     case = Case(40)
     case.teacher_hidden = case.hidden.detach()
-    case.teacher_head = OutputHead(case.weight.detach(), case.student_head.bias, 1.0, None)
+    case.teacher_head = OutputHead(case.weight.detach(), case.student_head.bias, 1.0, None, 13)
     found = case.fused(divergence)
     assert float(found.total.detach()) == pytest.approx(0, abs=1e-15)
     assert max(float(g.abs().max()) for g in torch.autograd.grad(found.total, case.leaves)) < 1e-15
@@ -158,10 +160,10 @@ def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient(divergence: 
 def test_one_temperature_divides_the_logits_of_both_models() -> None:
     case = Case(20, bias=False)
     cooled = Case(20, bias=False)
-    cooled.student_head = OutputHead(case.weight / 4, None, 1.0, None)
+    cooled.student_head = OutputHead(case.weight / 4, None, 1.0, None, 13)
     head = case.teacher_head
     assert head.bias is not None
-    cooled.teacher_head = OutputHead(head.weight / 4, head.bias / 4, 1.0, None)
+    cooled.teacher_head = OutputHead(head.weight / 4, head.bias / 4, 1.0, None, 13)
     at_four, divided = case.fused(ReverseKL(), 4.0), cooled.fused(ReverseKL(), 1.0)
     torch.testing.assert_close(at_four.per_token, divided.per_token, rtol=1e-12, atol=1e-14)
 
@@ -206,11 +208,11 @@ def test_low_precision_hidden_states_sum_their_head_gradient_in_float32() -> Non
     case = Case(4096, bias=False)
     (expected,) = torch.autograd.grad(case.plain(ReverseKL())[0].sum() / 100, [case.weight])
     weight = case.weight.detach().float().requires_grad_()
-    case.student_head = OutputHead(weight, None, 1.0, None)
+    case.student_head = OutputHead(weight, None, 1.0, None, 13)
     case.hidden = case.hidden.detach().to(torch.bfloat16).requires_grad_()
     head = case.teacher_head
     assert head.bias is not None
-    case.teacher_head = OutputHead(head.weight.to(torch.bfloat16), head.bias.to(torch.bfloat16), 1.0, None)
+    case.teacher_head = OutputHead(head.weight.to(torch.bfloat16), head.bias.to(torch.bfloat16), 1.0, None, 13)
     case.teacher_hidden = case.teacher_hidden.to(torch.bfloat16)
     with chunks_of(16, 13):
         (found,) = torch.autograd.grad(case.fused(ReverseKL()).total, [weight])
