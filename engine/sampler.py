@@ -150,7 +150,8 @@ class _Rows:
             inputs: dict[str, Tensor] = {}
             if mask is not None:
                 inputs = {"attention_mask": mask, "position_ids": (self.prompt_lengths + position)[:, None]}
-            hidden = self.model.hidden(self.chosen[:, None], past_key_values=self.cache, use_cache=True, **inputs)[:, -1]
+            states = self.model.hidden(self.chosen[:, None], past_key_values=self.cache, use_cache=True, **inputs)
+            hidden = states[:, -1]
         self.sampler.executed_tokens += len(self.chosen)
         self.logits = self.model.head.logits(hidden)
 
