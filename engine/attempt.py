@@ -65,8 +65,8 @@ def _checkpoint(folder: Path, resume: str | None) -> Path | None:
 def _emit_failure(journal: Journal, failure: RunError) -> None:
     try:
         journal.emit(Failed, failure=failure.failure, message=failure.message, findings=failure.findings)
-    except OSError:
-        _log.exception("the failure could not be written to the journal")  # a full disk: the exit status still tells
+    except OSError as error:  # a full disk: the exit status and stderr still tell
+        _log.warning("The failure could not be written to the journal (%s).", error.strerror)
 
 
 def _die_with_parent() -> None:

@@ -5,7 +5,6 @@ Only safetensors and JSON. Written beside, hashed, fsynced, renamed: a folder wi
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import shutil
@@ -16,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from engine.errors import RunError
+from engine.errors import RunError, is_out_of_space
 from engine.flops import FlopLedger
 from engine.frozen import Frozen
 from engine.prefixes import PrefixState
@@ -86,7 +85,7 @@ def save_checkpoint(folder: Path, student: Student, state: TrainerState) -> tupl
         _fsync(folder.parent)
     except OSError as error:
         shutil.rmtree(staging, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_out_of_space(error):
             raise RunError(
                 "no_space", f"No space left for a checkpoint in {folder.parent}; free some and resume."
             ) from error

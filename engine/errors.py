@@ -1,5 +1,7 @@
 """What can end a run, each with the sentence that a person reads."""
 
+import errno
+
 from engine.events import FailureKind
 from engine.findings import Finding
 
@@ -16,3 +18,8 @@ class RunError(Exception):
 
 class StopRequested(Exception):
     """Somebody asked the run to stop; raised where no training state is half-changed."""
+
+
+def is_out_of_space(error: BaseException) -> bool:
+    """Whether the operating system refused a write for want of space: disk, quota or limit on the size of files."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.errors import RunError
 from engine.flops import FlopLedger, rollout_flops
 from engine.language_model import LanguageModel
 from engine.prompts import PromptRow
@@ -83,6 +84,12 @@ class Evaluator:
             prompt, completion = len(sample.prompt_token_ids), len(sample.completion_token_ids)
             flops += model.shape.forward(prompt + completion, completion)
             flops += teacher.shape.forward(prompt + completion, completion)
+        if not all(bool(c.reverse_kl.isfinite().all() and c.forward_kl.isfinite().all()) for c in columns):
+            raise RunError(
+                "nan_loss",
+                "The divergence of student and teacher is not finite on full-length completions; "
+                "lower optimizer.learning_rate or set precision to float32.",
+            )
         metrics |= _divergence_metrics(columns, horizon)
         reverse = _by_position([c.reverse_kl for c in columns])
         return Evaluation(

@@ -1,7 +1,8 @@
-"""Where events go: one JSON line each, flushed at once."""
+"""Where events go: one JSON line each, whole or not at all."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,8 @@ class Journal:
 
     def __init__(self, path: Path, listener: Callable[[RunEvent], None] | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
+        # Unbuffered: what a full disk refused must not come again when the file is closed.
+        self._file = path.open("ab", buffering=0)
         self._listener = listener
 
     def __enter__(self) -> Self:
@@ -30,9 +32,15 @@ class Journal:
         self._file.close()
 
     def emit(self, kind: type[E], **values: Any) -> None:
-        """Write an event, stamped with the current time."""
+        """Write an event, stamped with the current time. OSError leaves the journal as it was."""
         event = kind(time=time.time(), **values)
-        self._file.write(event.model_dump_json() + "\n")
-        self._file.flush()
+        end = self._file.seek(0, os.SEEK_END)
+        line = memoryview(event.model_dump_json().encode() + b"\n")
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError:
+            self._file.truncate(end)  # half a line would spoil the next one
+            raise
         if self._listener is not None:
             self._listener(event)  # type: ignore[arg-type]

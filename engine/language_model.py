@@ -221,6 +221,8 @@ def _check_head(model: LanguageModel, spec: ModelSpec, field: str) -> None:
     with torch.no_grad(), model.autocast():
         expected = model.module(input_ids=token_ids).logits.float()
         found = model.head.logits(model.hidden(token_ids)[0])[None]
+    if not bool(expected.isfinite().all()):
+        raise _bad_model(field, f"{field}.path is {spec.path!r}, whose logits are not finite; its weights are damaged.")
     gap = float((expected - found).abs().max()) / max(1.0, float(expected.abs().max()))
     if not gap < _HEAD_TOLERANCE:
         raise _bad_model(

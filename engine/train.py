@@ -11,7 +11,7 @@ import torch
 
 from engine.checkpoint import TrainerState, load_trainer_state, restore_student
 from engine.control import Control
-from engine.errors import RunError, StopRequested
+from engine.errors import RunError, StopRequested, is_out_of_space
 from engine.events import Finished, PhaseChanged, Ready, Started, Stopped, Warned
 from engine.journal import Journal
 from engine.run import Run
@@ -112,6 +112,10 @@ def failure_of(error: BaseException) -> RunError:
         return RunError(
             "out_of_memory",
             f"Memory ran out ({_first_line(error)}); halve micro_batch_rollouts, shorten the prefix or max_completion_tokens.",
+        )
+    if is_out_of_space(error):
+        return RunError(
+            "no_space", f"No space is left for the files of the run ({_first_line(error)}); free some and resume."
         )
     return RunError("internal", f"{type(error).__name__}: {_first_line(error)} (a defect; the log has the traceback).")
 
