@@ -1,5 +1,4 @@
-"""The training engine: runs alone, knows no database and no web. Importing this package imports nothing heavy.
-"""
+"""The training engine: runs alone, knows no database and no web. Importing this package imports nothing heavy."""
 
 import os
 

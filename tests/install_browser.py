@@ -20,15 +20,23 @@ def main() -> int:
         return 0
     apt = shutil.which("apt-get")
     if apt is None:
-        print("Browser tests need Chromium and there is no apt-get to install it with; install Chromium or Chrome.", file=sys.stderr)
+        print(
+            "Browser tests need Chromium and there is no apt-get to install it with; install Chromium or Chrome.",
+            file=sys.stderr,
+        )
         return 1
     prefix = [] if os.geteuid() == 0 else ["sudo", "-n"]
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     print("Installing Chromium for the browser tests …", file=sys.stderr)
-    for command in (["update", "-q"], ["install", "-y", "-q", "--no-install-recommends", "chromium", "fonts-dejavu-core"]):
+    for command in (
+        ["update", "-q"],
+        ["install", "-y", "-q", "--no-install-recommends", "chromium", "fonts-dejavu-core"],
+    ):
         done = subprocess.run([*prefix, apt, *command], env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
-            print(f"Browser tests need Chromium and installing it failed: {done.stderr.strip()[-500:]}", file=sys.stderr)
+            print(
+                f"Browser tests need Chromium and installing it failed: {done.stderr.strip()[-500:]}", file=sys.stderr
+            )
             return 1
     return 0 if find_browser() else 1
 

@@ -1,0 +1,111 @@
+"""`make bench`: runs every benchmark and adds dated rows, with the commit, to the tables of docs/performance.md.
+
+    python -m benchmarks [--print]     (--print shows the rows and writes nothing)
+
+The tables are made by this command alone. Each row names the machine's load at its start, since a busy machine is slower.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).resolve().parent.parent
+_PAGE = _ROOT / "docs" / "performance.md"
+
+Row = list[str]
+
+
+def step_rate_rows(result: dict[str, Any]) -> list[Row]:
+    return [
+        [
+            str(one["horizon"]),
+            f"{one['ours_step_seconds'] * 1e3:.1f}",
+            f"{one['generate_step_seconds'] * 1e3:.1f}",
+            f"{one['step_ratio']:.2f}",
+            f"{one['sampling_ratio']:.2f}",
+        ]
+        for one in result["results"]
+    ]
+
+
+def run_list_rows(result: dict[str, Any]) -> list[Row]:
+    return [
+        [
+            result["database"],
+            f"{result['list_milliseconds_median']:.0f}",
+            f"{result['list_cpu_milliseconds']:.0f}",
+            f"{result['create_milliseconds']:.0f}",
+        ]
+    ]
+
+
+def memory_rows(result: dict[str, Any]) -> list[Row]:
+    return [
+        [str(one["tokens"]), f"{one['fused_bytes'] / 1e6:.0f}", f"{one['naive_bytes'] / 1e6:.0f}"]
+        for one in result["results"]
+    ]
+
+
+# Heading of the table in the page, the command, and how its JSON becomes rows.
+_BENCHMARKS: dict[str, tuple[list[str], Callable[[dict[str, Any]], list[Row]]]] = {
+    "Training step": (["-m", "benchmarks.step_rate", "--json"], step_rate_rows),
+    "Divergence memory": (["-m", "benchmarks.divergence_memory", "--json"], memory_rows),
+    "Run list": (["benchmarks/run_list.py"], run_list_rows),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--print", action="store_true", dest="only_print", help="show the rows, write nothing")
+    arguments = parser.parse_args()
+    page = _PAGE.read_text()
+    for heading, (command, rows_of) in _BENCHMARKS.items():
+        load = os.getloadavg()[0]
+        done = subprocess.run([sys.executable, *command], cwd=_ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            print(f"{heading}: the benchmark failed\n{done.stderr[-2000:]}", file=sys.stderr)
+            return 1
+        stamp = [f"{datetime.now(UTC):%Y-%m-%d}", _commit(), f"{load:.1f}"]
+        for row in rows_of(json.loads(done.stdout.strip().splitlines()[-1])):
+            line = f"| {' | '.join([*stamp, *row])} |"
+            print(f"{heading}: {line}")
+            page = _with_row(page, heading, line)
+    if not arguments.only_print:
+        _PAGE.write_text(page)
+    return 0
+
+
+def _with_row(page: str, heading: str, line: str) -> str:
+    """The page with a row behind the last one of the table below a heading."""
+    lines = page.splitlines()
+    at = lines.index(f"## {heading}")
+    last = max(i for i in range(at, len(lines)) if lines[i].startswith("|") and not _is_other_section(lines, at, i))
+    return "\n".join([*lines[: last + 1], line, *lines[last + 1 :]]) + "\n"
+
+
+def _is_other_section(lines: list[str], start: int, index: int) -> bool:
+    return any(line.startswith("## ") for line in lines[start + 1 : index])
+
+
+def _commit() -> str:
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=False
+        ).stdout.strip()
+
+    changed = (
+        "+" if git("status", "--porcelain", "--untracked-files=no", "--", "engine", "backend", "benchmarks") else ""
+    )
+    return (git("rev-parse", "--short", "HEAD") or "?") + changed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
