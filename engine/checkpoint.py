@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -24,6 +25,7 @@ from engine.student import Student
 MANIFEST = "manifest.json"
 _OPTIMIZER = "trainer/optimizer.safetensors"
 _STATE = "trainer/state.json"
+_CHECKPOINT_PATH = re.compile("attempts/(?P<attempt>[0-9]+)/checkpoints/step-(?P<step>[0-9]+)")
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -101,12 +103,17 @@ def save_checkpoint(folder: Path, student: Student, state: TrainerState) -> tupl
 def load_trainer_state(folder: Path) -> TrainerState:
     """The state in a checkpoint folder whose manifest verifies; RunError("bad_checkpoint") otherwise."""
     verify_checkpoint(folder)
-    return TrainerState.model_validate_json((folder / _STATE).read_text())
+    try:
+        return TrainerState.model_validate_json((folder / _STATE).read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(
+            "bad_checkpoint", f"{folder} has no {_STATE} that this version reads; use another checkpoint."
+        ) from error
 
 
 def restore_student(folder: Path, student: Student) -> None:
     """Put weights and optimizer state of a verified checkpoint into `student`."""
-    load_weights(folder, student)
+    _load_weights(folder, student)
     saved = load_file(folder / _OPTIMIZER)
     for parameter, name in student.parameter_names.items():
         if f"step.{name}" in saved:
@@ -118,17 +125,23 @@ def restore_student(folder: Path, student: Student) -> None:
 
 
 def load_weights(folder: Path, student: Student) -> None:
-    """Put the weights of a checkpoint into the student's module."""
+    """Verify a checkpoint and put its weights into the student's module; RunError("bad_checkpoint") if they do not fit."""
+    verify_checkpoint(folder)
+    _load_weights(folder, student)
+
+
+def _load_weights(folder: Path, student: Student) -> None:
     weights: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         weights |= load_file(path)
     module = student.model.module
-    missing, unexpected = module.load_state_dict(weights, strict=False)
+    wanted = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in weights.items()}
     tied = set(getattr(module, "all_tied_weights_keys", None) or {})
-    if unexpected or set(missing) - tied:
-        raise RunError(
-            "bad_checkpoint", f"{folder.name} does not fit the student: {(missing + unexpected)[:3]} differ."
-        )
+    differing = [name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)]
+    if set(differing) - (tied - found.keys()):
+        raise RunError("bad_checkpoint", f"{folder} does not fit the student: {sorted(differing)[:3]} differ.")
+    module.load_state_dict(weights, strict=False)
     module.tie_weights()
 
 
@@ -143,17 +156,20 @@ def verify_checkpoint(folder: Path) -> Manifest:
         ) from error
     for file in manifest.files:
         path = folder / file.name
-        if not path.is_file() or _hashed(path, folder) != file:
+        is_inside = path.resolve().is_relative_to(folder.resolve())
+        if not is_inside or not path.is_file() or _hashed(path, folder) != file:
             raise RunError("bad_checkpoint", f"{path} differs from its manifest; use another checkpoint.")
     return manifest
 
 
 def newest_checkpoint(run_folder: Path) -> Path | None:
     """The verified checkpoint with the most steps of any attempt, None when there is none; corrupt ones are passed over."""
-    folders = run_folder.glob("attempts/*/checkpoints/step-*")
-    complete = [folder for folder in folders if folder.name.removeprefix("step-").isdigit()]
-    by_step = sorted(complete, key=lambda f: (int(f.name.removeprefix("step-")), int(f.parts[-3])), reverse=True)
-    for folder in by_step:
+    matches = [
+        (match, folder)
+        for folder in run_folder.glob("attempts/*/checkpoints/step-*")
+        if (match := _CHECKPOINT_PATH.fullmatch(folder.relative_to(run_folder).as_posix()))
+    ]
+    for _, folder in sorted(matches, key=lambda m: (int(m[0]["step"]), int(m[0]["attempt"])), reverse=True):
         try:
             verify_checkpoint(folder)
         except RunError:
