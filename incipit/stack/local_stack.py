@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,6 +22,7 @@ from incipit.stack.home import opened_home
 from incipit.stack.ports import LOOPBACK, chosen_port
 from incipit.stack.service import Service, end_orphan, started_at
 from incipit.stack.state import ServiceState, StackState, only_stack, read_state, write_state
+from worker.identity import ProcessIdentity
 from worker.settings import WorkerSettings
 
 _READY_SECONDS = 90.0  # a cold disk on a busy 2-core laptop needs a third of this
@@ -81,10 +82,8 @@ class LocalStack:
         self.home = opened_home(self.home, needs_local_disk="INCIPIT_DATABASE_URL" not in os.environ)
         self._cleanup.enter_context(only_stack(self.home))
         earlier = read_state(self.home)
-        if earlier is not None:
-            write_state(self.home, earlier.model_copy(update={"is_ready": False}))
-            for service in earlier.services:
-                end_orphan(service.pid, service.started_at, _ORPHAN_SECONDS)
+        for service in earlier.services if earlier else []:
+            end_orphan(service.pid, service.started_at, _ORPHAN_SECONDS)
         self._choose_addresses(earlier)
         self._start_broker()
         self._migrate()
@@ -236,7 +235,9 @@ class LocalStack:
         if self._services and seconds is None:
             self._report("Stopping: runs at work write a checkpoint first. Ctrl-C again ends everything at once.")
         with self._restarting:  # none is started behind our back from here on
-            pass
+            if self._services:
+                with suppress(OSError):  # on a full disk everything must end all the same
+                    self._write_state(is_ready=False)
         for names in _STOP_ORDER:
             services = [self._services[name] for name in names if name in self._services]
             for service in services:
@@ -258,7 +259,7 @@ class LocalStack:
         ]
         state = StackState(
             is_ready=is_ready,
-            launcher_pid=os.getpid(),
+            launcher=ProcessIdentity.own().name,
             api_url=self.api_url,
             dashboard_url=self.dashboard_url,
             broker_url=self._broker_url,

@@ -1,8 +1,7 @@
-"""What a running local stack tells others: `stack.json` in its home, valid while the launcher holds `stack.lock`."""
+"""What a running local stack tells others: `stack.json` in its home, valid while the launcher that wrote it lives."""
 
 import fcntl
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import BinaryIO
 from pydantic import BaseModel, ValidationError
 
 from incipit.stack.errors import StackError
-
-_PROBE_SECONDS = 0.2
+from worker.identity import is_dead
 
 
 class ServiceState(BaseModel):
@@ -28,8 +26,9 @@ class StackState(BaseModel):
     """Where the services of a stack are."""
 
     is_ready: bool
-    """Whether all services have answered once."""
-    launcher_pid: int
+    """Whether all services have answered and the stack is not about to end."""
+    launcher: str
+    """The launcher's name as a process, see worker.identity."""
     api_url: str
     dashboard_url: str | None
     broker_url: str
@@ -53,23 +52,14 @@ def write_state(home: Path, state: StackState) -> None:
 
 def running_stack(home: Path) -> StackState | None:
     """The stack that is up and ready in this home; None when there is none."""
-    if not (home / "stack.lock").exists():
-        return None
-    lock = _lock(home)
-    if lock is not None:
-        lock.close()
-        return None
     state = read_state(home)
-    return state if state is not None and state.is_ready else None
+    return state if state is not None and state.is_ready and not is_dead(state.launcher) else None
 
 
 @contextmanager
 def only_stack(home: Path) -> Iterator[None]:
     """Hold the home for one launcher. Raises StackError with the address of the one that runs already."""
     lock = _lock(home)
-    if lock is None:
-        time.sleep(_PROBE_SECONDS)  # it may have been `running_stack` of another process that looked
-        lock = _lock(home)
     if lock is None:
         state = read_state(home)
         address = (state.dashboard_url or state.api_url) if state else "not known yet"

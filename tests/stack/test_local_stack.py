@@ -30,7 +30,7 @@ from tests.worker.runs import recorded_steps, run_row, short_spec
 
 _UP = [sys.executable, "-c", "from incipit.cli import app; app()", "up", "--no-dashboard"]
 _SECONDS = 120.0
-_NUM_STEPS = 400  # long enough to be interrupted on a fast machine
+_NUM_STEPS = 300  # long enough to be interrupted on a fast machine
 
 pytestmark = pytest.mark.timeout(400)
 

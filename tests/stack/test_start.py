@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,14 @@ from incipit.stack.home import filesystem_of, opened_home
 from incipit.stack.ports import LOOPBACK, chosen_port, is_free
 from incipit.stack.service import Service, end_orphan, started_at
 from incipit.stack.state import only_stack, write_state
+from worker.identity import ProcessIdentity
 
 _INCIPIT = [sys.executable, "-c", "from incipit.cli import app; app()"]
 
 
-def _state(*, is_ready: bool = True) -> StackState:
+def _state(*, is_ready: bool = True, launcher: str = ProcessIdentity.own().name) -> StackState:
     return StackState(
-        is_ready=is_ready, launcher_pid=os.getpid(), api_url="http://127.0.0.1:8123", dashboard_url=None, broker_url=""
+        is_ready=is_ready, launcher=launcher, api_url="http://127.0.0.1:8123", dashboard_url=None, broker_url=""
     )
 
 
@@ -74,7 +76,8 @@ def test_one_launcher_holds_a_home_and_a_second_is_told_the_address(home: Path) 
         assert found.api_url == "http://127.0.0.1:8123"
         write_state(home, _state(is_ready=False))
         assert running_stack(home) is None
-    assert running_stack(home) is None
+        write_state(home, _state(launcher=replace(ProcessIdentity.own(), started=1).name))
+        assert running_stack(home) is None, "its launcher was killed"
     with only_stack(home):
         pass
 

@@ -54,7 +54,7 @@ time.sleep(60)
     while not (tmp_path / "pid").exists():
         time.sleep(0.02)
     child = psutil.Process(int((tmp_path / "pid").read_text()))
-    while child.cmdline()[-1] != _SLEEP[-1] or "tether.py" in " ".join(child.cmdline()):
+    while child.cmdline() != _SLEEP:  # until the tether has become the command
         time.sleep(0.02)
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
