@@ -10,6 +10,7 @@ from backend.problems import Refusal, not_found
 from backend.queries import checkpoints as checkpoint_queries
 from backend.queries import history, rollouts
 from backend.queries import runs as queries
+from backend.queries.claims import cancel_queued
 from backend.schemas import (
     Cancel,
     Checkpoint,
@@ -59,6 +60,7 @@ def cancel_run(run_id: Id, database: Store, body: Cancel | None = None) -> Run:
     wanted = body or Cancel()
     with database.write() as session:
         is_asked = queries.ask_to_cancel(session, run_id, checkpoint=wanted.checkpoint)
+        cancel_queued(session)
         found = queries.run(session, run_id)
     if found is None:
         raise not_found("run", run_id)

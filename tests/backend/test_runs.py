@@ -69,9 +69,18 @@ def test_listing_takes_the_same_number_of_statements_for_any_number_of_runs(
     assert "spec" not in select
 
 
+def test_a_queued_run_is_cancelled_at_once(client: TestClient, run_ids: list[str]) -> None:
+    assert client.post(f"/api/v1/runs/{run_ids[0]}/cancel").json()["state"] == "cancelled"
+    kinds = [one["kind"] for one in client.get(f"/api/v1/runs/{run_ids[0]}/events").json()["items"]]
+    assert kinds, "the history tells of it"
+    others = [client.get(f"/api/v1/runs/{run_id}").json()["state"] for run_id in run_ids[1:]]
+    assert set(others) == {"queued"}
+
+
 def test_cancelling_only_asks_and_the_end_is_final(client: TestClient, run_ids: list[str], database: Database) -> None:
+    change_run(database, run_ids[0], state="running")
     run = client.post(f"/api/v1/runs/{run_ids[0]}/cancel", json={"checkpoint": False}).json()
-    assert (run["state"], run["desired_state"]) == ("queued", "cancel")
+    assert (run["state"], run["desired_state"]) == ("running", "cancel")
     assert client.post(f"/api/v1/runs/{run_ids[0]}/cancel").status_code == 200, "asking twice changes nothing"
     change_run(database, run_ids[1], state="succeeded")
     refused = client.post(f"/api/v1/runs/{run_ids[1]}/cancel")
