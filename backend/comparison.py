@@ -97,9 +97,9 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 def _arm(run: Run, evaluations: list[Evaluation], baseline: Run | None, target: float) -> Arm:
     students = [e for e in evaluations if e.subject == "student"]
-    final = next((e for e in students if e.split == "report"), None) or max(
-        students, key=lambda e: e.metrics.get("accuracy") or 0.0
-    )
+    # Each new best is marked; the last mark is on the checkpoint that is kept.
+    kept = [e for e in students if e.is_best] or students
+    final = next((e for e in students if e.split == "report"), None) or kept[-1]
     before = next((e for e in evaluations if e.subject == "base" and e.split == final.split), None)
     accuracy = final.metrics.get("accuracy") or 0.0
     low, high = wilson(accuracy, final.num_prompts)

@@ -139,6 +139,14 @@ def test_a_student_that_no_longer_ends_its_texts_is_named() -> None:
     assert "0% of its texts end by themselves" in next(s for s in sentences if s.startswith("prefix 8"))
 
 
+def test_without_a_report_split_the_kept_checkpoint_counts() -> None:
+    full = a_run("full", {"kind": "full"}, 1e9)
+    earlier, kept, later = (measured("student", "dev", 0.0, reverse_kl=kl) for kl in (0.5, 0.3, 0.4))
+    marked = [e.model_copy(update={"is_best": True}) for e in (earlier, kept)]
+    (arm,) = compare([(full, [*marked, later])]).arms
+    assert arm.reverse_kl == 0.3
+
+
 def test_seeds_of_a_variant_are_summed_up() -> None:
     full = a_run("full", {"kind": "full"}, 8e11)
     seeds = [
