@@ -60,10 +60,10 @@ def fused_divergence(
     """
     work = _Work(student_head, teacher_head, divergence, temperature, num_supervised_tokens)
     head = student_head
-    total, *rest = _FusedDivergence.apply(  # type: ignore[no-untyped-call]
+    total, columns = _FusedDivergence.apply(  # type: ignore[no-untyped-call]
         student_hidden, head.weight, head.bias, teacher_hidden, target_ids, work
     )
-    return FusedLoss(total, *rest)
+    return FusedLoss(total, *columns)
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,14 @@ class _FusedDivergence(torch.autograd.Function):
         teacher_hidden: Tensor,
         target_ids: Tensor,
         work: _Work,
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor, Tensor]:
         # Under bf16 the products run in bf16 and their gradients are summed in float32.
         leaves = [p.detach().to(hidden.dtype).requires_grad_() for p in (weight, bias) if p is not None]
         head_grads = [torch.zeros_like(p) for p in (weight, bias) if p is not None]
         hidden_grad = torch.empty_like(hidden)
-        columns: list[tuple[Tensor, ...]] = []
         total = torch.zeros((), dtype=torch.promote_types(torch.float32, hidden.dtype), device=hidden.device)
+        # Made beforehand: small tensors that outlive a chunk would each keep a block of its freed memory from being used again.
+        columns = total.new_empty(4, hidden.shape[0])
         size = chunk_tokens(work.student_head.vocabulary)
         for start in range(0, hidden.shape[0], size):
             part = slice(start, start + size)
@@ -106,12 +107,13 @@ class _FusedDivergence(torch.autograd.Function):
                 summed += grad
             total += loss.detach()
             student = student.detach()
-            entropies = (_entropy(student), _entropy(teacher))
-            columns.append((per_token.detach(), *entropies, _picked(student, target_ids[part])))
+            columns[0, part] = per_token.detach()
+            columns[1, part] = _entropy(student)
+            columns[2, part] = _entropy(teacher)
+            columns[3, part] = _picked(student, target_ids[part])
         ctx.save_for_backward(hidden_grad, *head_grads)
-        outputs = tuple(torch.cat(column) for column in zip(*columns, strict=True))
-        ctx.mark_non_differentiable(*outputs)
-        return (total, *outputs)
+        ctx.mark_non_differentiable(columns)
+        return total, columns
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
