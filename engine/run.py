@@ -51,6 +51,8 @@ class Run:
     state: TrainerState
     saved_steps: list[int] = field(default_factory=list)
     """Steps of this attempt's checkpoints on disk, oldest first."""
+    accuracies: dict[int, float | None] = field(default_factory=dict)
+    """Full-length dev accuracy by step, as measured by this attempt."""
 
     @property
     def attempt_folder(self) -> Path:
@@ -145,12 +147,13 @@ class Run:
         evaluation = evaluator.evaluate(self.student.model, self.teacher, horizon)
         is_best = self.state.best_score is None or evaluation.score > self.state.best_score
         self.change_state(evaluated_step=self.state.step)
+        self.accuracies[self.state.step] = evaluation.metrics["accuracy"]
         if is_best:
             self.change_state(best_step=self.state.step, best_score=evaluation.score)
         self._record(evaluation, "student", "dev", began, is_best=is_best)
         self._write_traces(evaluation, evaluator, "student")
         if is_best:
-            self.save_checkpoint(evaluation.metrics["accuracy"])
+            self.save_checkpoint()
 
     def checkpoint_is_due(self) -> bool:
         """Whether the current step has to be saved and is not yet."""
@@ -158,7 +161,7 @@ class Run:
         due = self.is_trained or step % self.spec.checkpoints.every_steps == 0 or self.control.take_checkpoint_wish()
         return due and step not in self.saved_steps
 
-    def save_checkpoint(self, accuracy: float | None = None) -> None:
+    def save_checkpoint(self) -> None:
         """Write a checkpoint of the current step, then drop those that are no longer kept."""
         step = self.state.step
         path = self.attempt_folder / "checkpoints" / f"step-{step}"
@@ -173,7 +176,7 @@ class Run:
             path=path.relative_to(self.attempt_folder).as_posix(),
             manifest_sha256=digest,
             num_bytes=manifest.num_bytes,
-            accuracy=accuracy,
+            accuracy=self.accuracies.get(step),
             is_best=is_best,
         )
         self._drop_old_checkpoints()
