@@ -42,7 +42,7 @@ def broker_service(home: Path, environment: Mapping[str, str]) -> tuple[Service,
     """The broker of a home folder, not yet started, and its socket. Ends a server that an earlier start left behind."""
     data = home / "broker"
     data.mkdir(exist_ok=True, mode=0o700)
-    socket = _private_folder() / f"{hashlib.sha256(str(home).encode()).hexdigest()[:12]}.sock"
+    socket = private_folder() / f"{hashlib.sha256(str(home).encode()).hexdigest()[:12]}.sock"
     if len(os.fsencode(socket)) > _MAX_SOCKET_PATH_BYTES:
         raise StackError(f"The path of the broker's socket is too long ({socket}); set TMPDIR to a shorter folder.")
     _end_left_behind(socket, data)
@@ -106,7 +106,7 @@ def _end_left_behind(socket: Path, data: Path) -> None:
         time.sleep(0.05)
 
 
-def _private_folder() -> Path:
+def private_folder() -> Path:
     """A short folder below the system's temporary one that belongs to this user alone."""
     folder = Path(tempfile.gettempdir()) / f"incipit-{os.getuid()}"
     folder.mkdir(exist_ok=True, mode=0o700)

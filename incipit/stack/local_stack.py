@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 import httpx
 
 from backend.settings import Settings
-from incipit.stack.broker import answers, broker_service, broker_url
+from incipit.stack.broker import answers, broker_service, broker_url, private_folder
 from incipit.stack.errors import StackError
 from incipit.stack.home import opened_home
-from incipit.stack.ports import LOOPBACK, chosen_port
+from incipit.stack.ports import LOOPBACK, choosing_ports, chosen_port
 from incipit.stack.service import Service, end_orphan, started_at
 from incipit.stack.state import ServiceState, StackState, only_stack, read_state, write_state
 from worker.identity import ProcessIdentity
@@ -84,17 +84,21 @@ class LocalStack:
         earlier = read_state(self.home)
         for service in earlier.services if earlier else []:
             end_orphan(service.pid, service.started_at, _ORPHAN_SECONDS)
-        self._choose_addresses(earlier)
-        self._start_broker()
-        self._migrate()
+        with choosing_ports(private_folder()):
+            self._choose_addresses(earlier)
+            self._start_broker()
+            self._migrate()
+            self._start_services()
+        self._watcher.start()
+        self._write_state(is_ready=True)
+
+    def _start_services(self) -> None:
         for name, command in self._commands().items():
             stop_seconds = WorkerSettings().longest_stop_seconds if name == "worker" else 10.0
             self._services[name] = self._service(name, command, stop_seconds)
             self._services[name].start()
         self._write_state(is_ready=False)
         self._await_services()
-        self._watcher.start()
-        self._write_state(is_ready=True)
 
     def _choose_addresses(self, earlier: StackState | None) -> None:
         """The same ports as last time if they are free, so that an open browser tab finds its page again."""

@@ -1,10 +1,22 @@
 """Ports on the loopback interface."""
 
+import fcntl
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from incipit.stack.errors import StackError
 
 LOOPBACK = "127.0.0.1"
+
+
+@contextmanager
+def choosing_ports(folder: Path) -> Iterator[None]:
+    """Held from the choice of ports until servers listen there: two stacks that start at once would choose the same."""
+    with (folder / "ports.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def is_free(port: int) -> bool:
