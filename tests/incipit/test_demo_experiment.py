@@ -8,6 +8,8 @@ from backend.expansion import planned_runs
 from engine.control import Control
 from engine.events import RunEvent, StepDone
 from engine.journal import Journal
+from engine.locations import resolve
+from engine.spec import RunSpec
 from engine.train import train
 from incipit.demo_experiment import demo_experiment, fixed_horizon_flops
 
@@ -26,6 +28,11 @@ def test_the_demo_has_the_arms_and_controls_that_make_a_saving_honest() -> None:
 def test_the_real_comparison_is_valid() -> None:
     arms = [planned.spec for planned in planned_runs(demo_experiment("smollm2-gsm"))]
     assert [arm.prefix.kind for arm in arms] == ["full", "linear", "constant"]
+
+
+@pytest.mark.parametrize("path", sorted(Path(resolve("builtin:")).glob("*.json")), ids=lambda path: path.stem)
+def test_ready_specs_are_valid(path: Path) -> None:
+    RunSpec.model_validate_json(path.read_text())
 
 
 def test_the_budget_equals_what_a_run_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
