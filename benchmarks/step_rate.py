@@ -3,7 +3,7 @@
     python -m benchmarks.step_rate [--horizons 8 32 224] [--rounds 12] [--json]
 
 Both steps train the shipped student on the same prompts with the same update; only the sampling differs. They alternate
-(A B A B …), so that a busy machine slows both; the medians are compared. Target: at least 2 times the rate.
+(A B A B …), so that a busy machine slows both; medians of CPU seconds are compared. Target: at least 2 times the rate.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers.utils import logging
@@ -45,12 +45,11 @@ def sampled(model: LanguageModel, requests: list[RolloutRequest], horizon: int) 
     return Sampler(model, SPEC.seed, SPEC.sampling.temperature).sample(requests, horizon)
 
 
-@torch.inference_mode()
 def generated(model: LanguageModel, requests: list[RolloutRequest], horizon: int) -> list[Rollout]:
-    """Rollouts by transformers' `generate`; the tiny pair's prompts have one length, so nothing is padded."""
+    """The same by transformers' `generate`: tokens and their log-probabilities. No prompt of the tiny pair is padded."""
     prompts = torch.tensor([request.prompt_token_ids for request in requests])
     module: Any = model.module
-    sequences = module.generate(
+    output = module.generate(
         prompts,
         attention_mask=torch.ones_like(prompts),
         do_sample=True,
@@ -58,19 +57,16 @@ def generated(model: LanguageModel, requests: list[RolloutRequest], horizon: int
         top_k=0,
         top_p=1.0,
         max_new_tokens=horizon,
+        return_dict_in_generate=True,
+        output_scores=True,
     )
+    logprobs = module.compute_transition_scores(output.sequences, output.scores, normalize_logits=True).tolist()
     rollouts = []
-    for request, row in zip(requests, sequences[:, prompts.shape[1] :].tolist(), strict=True):
-        end = next((i for i, token in enumerate(row) if token in model.eos_token_ids), None)
-        completion = row if end is None else row[: end + 1]
+    for i, row in enumerate(output.sequences[:, prompts.shape[1] :].tolist()):
+        end = next((at + 1 for at, token in enumerate(row) if token in model.eos_token_ids), None)
+        reason: Literal["eos", "length"] = "length" if end is None else "eos"
         rollouts.append(
-            Rollout(
-                request.prompt_index,
-                request.prompt_token_ids,
-                completion,
-                [0.0] * len(completion),
-                "length" if end is None else "eos",
-            )
+            Rollout(requests[i].prompt_index, requests[i].prompt_token_ids, row[:end], logprobs[i][:end], reason)
         )
     return rollouts
 
