@@ -46,10 +46,10 @@ class Control:
         self.stop = True
 
     def _read_commands(self) -> None:
-        for line in sys.stdin:
+        for line in sys.stdin.buffer:  # bytes: what is not UTF-8 is no command, and must not end this thread
             try:
                 command = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if not isinstance(command, dict):
                 continue

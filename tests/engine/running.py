@@ -90,7 +90,10 @@ class EngineProcess:
 
     def tell(self, command: object) -> None:
         """A line on its stdin."""
-        os.write(self._stdin.fileno(), (json.dumps(command) + "\n").encode())
+        self.tell_bytes(json.dumps(command).encode())
+
+    def tell_bytes(self, line: bytes) -> None:
+        os.write(self._stdin.fileno(), line + b"\n")
 
     def close_stdin(self) -> None:
         self._stdin.close()

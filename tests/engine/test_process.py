@@ -137,6 +137,8 @@ def test_a_checkpoint_is_written_when_asked_for_and_nonsense_is_ignored(tmp_path
     process.wait_for(stepping)
     for nonsense in ("no command", [1], {"command": "dance"}, {}):
         process.tell(nonsense)
+    for nonsense_bytes in (b"", b"\xff\xfe", b"[" * 100_000):
+        process.tell_bytes(nonsense_bytes)
     process.tell({"command": "checkpoint"})
     process.wait_for(lambda events: bool(checkpoint_steps(events)))
     (step,) = checkpoint_steps(process.wait_for(lambda events: steps_of(events)[-1] > checkpoint_steps(events)[0] + 1))
