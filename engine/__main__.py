@@ -28,11 +28,10 @@ def main() -> int:
 
         print(check(spec).model_dump_json())
         return 0
-    from engine.attempt import run_attempt
+    from engine.attempt import next_attempt, run_attempt
 
-    return run_attempt(
-        spec, arguments.out, attempt=arguments.attempt, resume=arguments.resume, supervised=arguments.supervised
-    )
+    attempt = next_attempt(arguments.out) if arguments.attempt is None else arguments.attempt
+    return run_attempt(spec, arguments.out, attempt=attempt, resume=arguments.resume, supervised=arguments.supervised)
 
 
 def read_spec(path: Path) -> RunSpec | None:
@@ -59,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train the student of a spec")
     train.add_argument("--spec", type=Path, required=True)
     train.add_argument("--out", type=Path, required=True, help="run folder")
-    train.add_argument("--attempt", type=int, default=1, help="fence of this attempt: it writes below attempts/N")
+    train.add_argument(
+        "--attempt", type=int, help="fence of this attempt: it writes below attempts/N; default the next free number"
+    )
     train.add_argument("--resume", help="checkpoint to go on from, relative to the run folder; `newest` finds it")
     train.add_argument("--supervised", action="store_true", help="read commands from stdin and end with it")
     check = commands.add_parser("check", help="open models and data of a spec and print findings as JSON")

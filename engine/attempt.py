@@ -56,6 +56,11 @@ def run_attempt(spec: RunSpec, folder: Path, *, attempt: int, resume: str | None
     return DONE if finished else STOPPED
 
 
+def next_attempt(folder: Path) -> int:
+    """The number behind the last attempt in a run folder; 1 for a fresh one."""
+    return 1 + max((int(path.name) for path in folder.glob("attempts/*") if path.name.isdecimal()), default=0)
+
+
 def _checkpoint(folder: Path, resume: str | None) -> Path | None:
     if resume is None:
         return None

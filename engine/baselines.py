@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import uuid
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from engine.frozen import Frozen
 from engine.language_model import LanguageModel
 from engine.locations import incipit_home
 from engine.spec import RunSpec
+
+_log = logging.getLogger("engine")
 
 
 class CachedBaseline(Frozen):
@@ -59,13 +63,17 @@ class BaselineCache:
         return Evaluation(**cached.model_dump(), sampled=[], flops=FlopLedger())
 
     def keep(self, subject: str, prompts: list[EncodedPrompt], horizon: int, evaluation: Evaluation) -> None:
-        """Store an evaluation for the next run."""
+        """Store an evaluation for the next run; a cache that cannot be written costs time, not the run."""
         path = self._path(subject, prompts, horizon)
-        path.parent.mkdir(parents=True, exist_ok=True)
         names = CachedBaseline.model_fields
-        staged = path.with_suffix(f".{torch.randint(2**62, ()).item()}.tmp")
-        staged.write_text(CachedBaseline(**{name: getattr(evaluation, name) for name in names}).model_dump_json())
-        staged.replace(path)
+        cached = CachedBaseline(**{name: getattr(evaluation, name) for name in names})
+        staged = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            staged.write_text(cached.model_dump_json())
+            staged.replace(path)
+        except OSError as error:
+            _log.warning("The baseline could not be kept in %s: %s", path.parent, error)
 
     def _path(self, subject: str, prompts: list[EncodedPrompt], horizon: int) -> Path:
         # The teacher's own figures have no inside and beyond.
@@ -80,5 +88,5 @@ def _weights_digest(model: LanguageModel) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import threading
 
 from engine.errors import StopRequested
@@ -46,17 +45,23 @@ class Control:
         self.stop = True
 
     def _read_commands(self) -> None:
-        for line in sys.stdin.buffer:  # bytes: what is not UTF-8 is no command, and must not end this thread
-            try:
-                command = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if not isinstance(command, dict):
-                continue
-            if command.get("command") == "checkpoint":
-                self._checkpoint.set()
-            elif command.get("command") == "stop":
-                self.stop_with_checkpoint = command.get("checkpoint") is not False
-                self.stop = True
+        # Bytes, since what is not UTF-8 is no command and must not end this thread. Unbuffered, since the interpreter
+        # aborts at its end when a thread still holds the lock of a buffered stdin.
+        with open(0, "rb", buffering=0, closefd=False) as stdin:
+            for line in stdin:
+                self._take(line)
         # The supervisor is dead and another may own the run already: nothing may be written any more.
         os._exit(_ORPHANED)
+
+    def _take(self, line: bytes) -> None:
+        try:
+            command = json.loads(line)
+        except (ValueError, RecursionError):
+            return
+        if not isinstance(command, dict):
+            return
+        if command.get("command") == "checkpoint":
+            self._checkpoint.set()
+        elif command.get("command") == "stop":
+            self.stop_with_checkpoint = command.get("checkpoint") is not False
+            self.stop = True

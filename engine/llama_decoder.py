@@ -96,7 +96,9 @@ class LlamaDecoder:
             else:
                 query, key, value = qkv.split_with_sizes([heads, kv_heads, kv_heads], dim=1)
                 qk = torch.cat([layer.query_norm(query), layer.key_norm(key)], dim=1)
-            query, key = torch.addcmul(qk * cos, qk.roll(width // 2, -1), sin).split_with_sizes([heads, kv_heads], dim=1)
+            query, key = torch.addcmul(qk * cos, qk.roll(width // 2, -1), sin).split_with_sizes(
+                [heads, kv_heads], dim=1
+            )
             keys, values = kept.update(key.unsqueeze(2), value.unsqueeze(2))
             # The query heads that share a key/value head stand as its queries: nothing is repeated.
             query = query.reshape(rows, kv_heads, -1, width).to(keys.dtype)

@@ -51,6 +51,8 @@ class Run:
     state: TrainerState
     saved_steps: list[int] = field(default_factory=list)
     """Steps of this attempt's checkpoints on disk, oldest first."""
+    resumed_step: int | None = None
+    """Step of the checkpoint that this attempt started from; it is not saved again."""
     accuracies: dict[int, float | None] = field(default_factory=dict)
     """Full-length dev accuracy by step, as measured by this attempt."""
 
@@ -159,7 +161,7 @@ class Run:
         """Whether the current step has to be saved and is not yet."""
         step = self.state.step
         due = self.is_trained or step % self.spec.checkpoints.every_steps == 0 or self.control.take_checkpoint_wish()
-        return due and step not in self.saved_steps
+        return due and step not in self.saved_steps and step != self.resumed_step
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint of the current step, then drop those that are no longer kept."""
@@ -197,12 +199,12 @@ class Run:
 
     def _sample(self, step: int, horizon: int) -> tuple[list[Rollout], FlopLedger, float]:
         """The rollouts of a step, their useful FLOPs and those spent on padding and ended rows."""
-        spec, model = self.spec, self.student.model
-        epoch = step * spec.prompts_per_step // len(self.data.train)
+        spec, model, prompts = self.spec, self.student.model, self.data.train
+        first = step * spec.prompts_per_step
         requests = [
-            # Visit 0 belongs to evaluation.
-            RolloutRequest(index, self.data.train[index].token_ids, spec.rollouts_per_prompt, epoch + 1)
-            for index in prompts_of_step(len(self.data.train), spec.seed, step, spec.prompts_per_step)
+            # Visit 0 belongs to evaluation; a step may reach into the next epochs and visit a prompt again.
+            RolloutRequest(index, prompts[index].token_ids, spec.rollouts_per_prompt, 1 + draw // len(prompts))
+            for draw, index in enumerate(prompts_of_step(len(prompts), spec.seed, step, spec.prompts_per_step), first)
         ]
         sampler = Sampler(model, spec.seed, spec.sampling.temperature, self.control.raise_if_stopped)
         rollouts = sampler.sample(requests, horizon)

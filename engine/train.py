@@ -89,13 +89,14 @@ def _open_run(
         teacher_parameters=teacher.num_parameters,
         seconds=time.monotonic() - began,
     )
-    return Run(spec, folder, attempt, journal, control, student, teacher, data, state)
+    resumed_step = state.step if resume is not None else None
+    return Run(spec, folder, attempt, journal, control, student, teacher, data, state, resumed_step=resumed_step)
 
 
 def _stopped(run: Run) -> bool:
     """Save what is done when that was asked for, and say so."""
     step = run.state.step
-    saved = step in run.saved_steps
+    saved = step in run.saved_steps or step == run.resumed_step
     if run.control.stop_with_checkpoint and step and not saved:
         run.enter("saving")
         run.save_checkpoint()

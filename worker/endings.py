@@ -4,7 +4,7 @@ import signal
 
 from backend.queries.claims import Claim, Ending, Wish
 from engine.events import Failed, Finished
-from engine.exit_codes import DONE, FAILURE_OF, OF_FAILURE, STOPPED
+from engine.exit_codes import FAILURE_OF, OF_FAILURE, STOPPED
 
 _NAMES = {number.value: number.name for number in signal.Signals}
 _OOM_HINT = "often the system's memory ran out: lower micro_batch_rollouts or run fewer slots"
@@ -14,7 +14,7 @@ def ending_of(
     claim: Claim, exit_code: int, last_word: Finished | Failed | None, *, wish: Wish, is_shutdown: bool, log_tail: str
 ) -> Ending:
     """What becomes of the run. `is_shutdown` is whether the worker is about to end."""
-    if isinstance(last_word, Finished) and exit_code == DONE:
+    if isinstance(last_word, Finished):  # its last word, behind the last checkpoint: what came after cannot undo it
         return finished(last_word, exit_code)
     if isinstance(last_word, Failed):
         return failed(last_word, exit_code)

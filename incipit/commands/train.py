@@ -24,19 +24,18 @@ def train(
     Events, checkpoints and token traces land below OUT/attempts/N. Ctrl-C stops with a checkpoint; --resume goes on.
     """
     from engine.__main__ import read_spec
-    from engine.attempt import run_attempt
+    from engine.attempt import next_attempt, run_attempt
     from engine.exit_codes import OF_FAILURE
 
     run_spec = read_spec(spec)
     if run_spec is None:
         raise typer.Exit(OF_FAILURE["bad_spec"])
-    attempts = [int(path.name) for path in out.glob("attempts/*") if path.name.isdigit()]
-    if attempts and not resume:
+    attempt = next_attempt(out)
+    if attempt > 1 and not resume:
         typer.echo(
-            f"{out} already holds {len(attempts)} attempt(s); add --resume to go on or choose another --out.", err=True
+            f"{out} already holds {attempt - 1} attempt(s); add --resume to go on or choose another --out.", err=True
         )
         raise typer.Exit(OF_FAILURE["bad_spec"])
-    attempt = max(attempts, default=0) + 1
     status = run_attempt(run_spec, out, attempt=attempt, resume="newest" if resume else None, supervised=False)
     if status == 0:
         typer.echo(f"Checkpoints are in {out / 'attempts' / str(attempt) / 'checkpoints'}.")

@@ -210,6 +210,24 @@ def test_the_same_spec_gives_the_same_run_and_another_seed_another(tmp_path: Pat
     assert losses("one again") != losses("three", seed=1)
 
 
+def test_visits_of_a_prompt_within_a_step_have_noise_of_their_own(tmp_path: Path) -> None:
+    """With one prompt, a step of four visits it four times; equal rollouts would have the loss of a single one."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "k3 k2 c2 c3 c3 5 N14 |"}\n')
+
+    def first_loss(prompts_per_step: int) -> float:
+        spec = quick_spec(
+            prompts={"path": str(prompts)},
+            prompts_per_step=prompts_per_step,
+            num_steps=2,
+            sampling={"temperature": 3.0},
+        )
+        steps = of_kind(train_here(spec, tmp_path / f"run-{prompts_per_step}"), StepDone)
+        return float(steps[0].metrics["loss"])
+
+    assert first_loss(4) != pytest.approx(first_loss(1), abs=1e-4)
+
+
 def test_best_and_newest_checkpoints_stay_and_the_others_go(tmp_path: Path) -> None:
     document = quick_document(num_steps=9, checkpoints={"every_steps": 1, "keep_last": 2})
     evaluation = document["evaluation"]
