@@ -12,8 +12,9 @@ from backend.schemas import Estimate, PhaseSeconds
 from engine.findings import Finding
 from engine.flops import FlopLedger, ModelShape, rollout_flops, update_flops
 from engine.locations import resolve
+from engine.model_spec import ModelSpec
 from engine.prefixes import PrefixSignals
-from engine.spec import ModelSpec, RunSpec
+from engine.spec import RunSpec
 
 _MAX_CONFIG_BYTES = 1024 * 1024
 _MAX_ENTRIES = 10**15  # of any product of sizes in a config.json; beyond it the arithmetic would only mislead

@@ -17,10 +17,11 @@ import torch
 from transformers.utils import logging
 
 from engine.language_model import LanguageModel, load_language_model
+from engine.model_spec import ModelSpec
 from engine.prompts import prompts_of_step, read_prompts
 from engine.rollout import Rollout, RolloutRequest
 from engine.sampler import Sampler
-from engine.spec import ModelSpec, RunSpec
+from engine.spec import RunSpec
 from engine.student import Student
 
 TARGET = 2.0

@@ -32,20 +32,19 @@ class RolloutBatch:
 
     @classmethod
     def collate(cls, rollouts: list[Rollout], pad_token_id: int, device: torch.device) -> RolloutBatch:
-        """All completion tokens are supervised, those of rows cut at the horizon too; the prompt is not."""
+        """The tokens at `Rollout.supervised` are: all of a completion as a rule, also of one cut at the horizon; never the prompt."""
         sequences = [rollout.prompt_token_ids + rollout.completion_token_ids for rollout in rollouts]
         width = max(len(sequence) for sequence in sequences)
         token_ids = torch.full((len(rollouts), width), pad_token_id)
         hidden_index, target_ids, position, row = [], [], [], []
         for i, (rollout, sequence) in enumerate(zip(rollouts, sequences, strict=True)):
             token_ids[i, : len(sequence)] = torch.tensor(sequence)
-            count = len(rollout.completion_token_ids)
+            supervised = torch.tensor(rollout.supervised, dtype=torch.long)
             # The first completion token is predicted by the last prompt token, hence the -1.
-            first = i * width + len(rollout.prompt_token_ids) - 1
-            hidden_index.append(torch.arange(first, first + count))
-            target_ids.append(torch.tensor(rollout.completion_token_ids))
-            position.append(torch.arange(count))
-            row.append(torch.full((count,), i))
+            hidden_index.append(i * width + len(rollout.prompt_token_ids) - 1 + supervised)
+            target_ids.append(torch.tensor(rollout.completion_token_ids)[supervised])
+            position.append(supervised)
+            row.append(torch.full_like(supervised, i))
         return cls(
             token_ids=token_ids.to(device),
             hidden_index=torch.cat(hidden_index).to(device),

@@ -106,12 +106,23 @@ def rollout_flops(student: ModelShape, prompt_tokens: int, completion_tokens: li
     return student.prefill(prompt_tokens) + sum(student.decode(prompt_tokens, count) for count in completion_tokens)
 
 
-def update_flops(student: ModelShape, teacher: ModelShape, prompt_tokens: int, completion_tokens: int) -> FlopLedger:
-    """FLOPs of scoring one rollout with the teacher and training the student on all its completion tokens."""
+def update_flops(
+    student: ModelShape,
+    teacher: ModelShape,
+    prompt_tokens: int,
+    completion_tokens: int,
+    *,
+    num_supervised: int | None = None,
+) -> FlopLedger:
+    """FLOPs of scoring one rollout with the teacher and training the student on it.
+
+    Both models read the whole rollout and project `num_supervised` of its completion tokens (None: all).
+    """
     num_tokens = prompt_tokens + completion_tokens
-    forward = student.forward(num_tokens, completion_tokens)
+    projected = completion_tokens if num_supervised is None else num_supervised
+    forward = student.forward(num_tokens, projected)
     return FlopLedger(
-        teacher=teacher.forward(num_tokens, completion_tokens),
+        teacher=teacher.forward(num_tokens, projected),
         student_forward=forward,
         student_backward=2.0 * forward,
     )

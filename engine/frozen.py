@@ -1,6 +1,8 @@
-"""The base of every record that leaves or enters the engine as JSON."""
+"""The base of every record that leaves or enters the engine as JSON, and the types that many of them share."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Frozen(BaseModel):
@@ -9,3 +11,9 @@ class Frozen(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
     )
+
+
+Reference = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f]+$")]
+"""A path, a hub id, `builtin:…` or `home:…`; see engine/locations.py."""
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+"""How many of something, or how often."""

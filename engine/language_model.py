@@ -20,7 +20,7 @@ from engine.findings import Finding
 from engine.flops import ModelShape
 from engine.llama_decoder import is_llama_shaped
 from engine.locations import resolve
-from engine.spec import ModelSpec
+from engine.model_spec import ModelSpec
 
 # Difference between head(hidden) and the model's own logits above which the head is not what we take it for.
 _HEAD_TOLERANCE = 1e-2

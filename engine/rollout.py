@@ -28,6 +28,17 @@ class Rollout:
     completion_logprobs: list[float]
     """Log-probability of each sampled token under the student at the sampling temperature; 0 when greedy."""
     finish_reason: Literal["eos", "length"]
+    supervised_start: int = 0
+    """First completion position that carries loss."""
+    supervised_end: int | None = None
+    """The position behind the last that carries loss; None is the end of the completion."""
+
+    @property
+    def supervised(self) -> range:
+        """Completion positions that carry loss; empty when the completion ended before them."""
+        count = len(self.completion_token_ids)
+        end = count if self.supervised_end is None else min(self.supervised_end, count)
+        return range(min(self.supervised_start, end), end)
 
 
 def uniforms(seed: int, request: RolloutRequest, rollout: int, count: int) -> np.ndarray:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from engine.baselines import BaselineCache
-from engine.checkpoint import TrainerState, load_weights, save_checkpoint
+from engine.checkpoint import TrainerState, load_weights
+from engine.checkpoint_shelf import CheckpointShelf
+from engine.collect import collect_rollouts
 from engine.control import Control
 from engine.evaluate import Evaluation, Evaluator
 from engine.events import (
-    CheckpointRemoved,
-    CheckpointSaved,
     Evaluated,
     PhaseChanged,
     Split,
@@ -22,13 +21,9 @@ from engine.events import (
     Subject,
     TracesWritten,
 )
-from engine.flops import FlopLedger, rollout_flops
 from engine.journal import Journal
 from engine.language_model import LanguageModel
 from engine.prefixes import PrefixSignals
-from engine.prompts import prompts_of_step
-from engine.rollout import Rollout, RolloutRequest
-from engine.sampler import Sampler
 from engine.setup import RunData
 from engine.spec import RunSpec
 from engine.student import Student
@@ -49,12 +44,13 @@ class Run:
     teacher: LanguageModel
     data: RunData
     state: TrainerState
-    saved_steps: list[int] = field(default_factory=list)
-    """Steps of this attempt's checkpoints on disk, oldest first."""
     resumed_step: int | None = None
     """Step of the checkpoint that this attempt started from; it is not saved again."""
     accuracies: dict[int, float | None] = field(default_factory=dict)
     """Full-length dev accuracy by step, as measured by this attempt."""
+
+    def __post_init__(self) -> None:
+        self.shelf = CheckpointShelf(self.attempt_folder, self.spec.checkpoints.keep_last, self.journal)
 
     @property
     def attempt_folder(self) -> Path:
@@ -112,22 +108,32 @@ class Run:
         began = time.monotonic()
         step = self.state.step
         horizon = self.spec.horizon_at(step, self.state.prefix)
-        rollouts, flops, wasted = self._sample(step, horizon)
+        collected = collect_rollouts(
+            self.spec,
+            self.student.model,
+            self.data.train,
+            step=step,
+            horizon=horizon,
+            on_token=self.control.raise_if_stopped,
+        )
         sampled = time.monotonic()
-        update = self.student.update(rollouts, self.teacher, step)
+        update = self.student.update(collected.rollouts, self.teacher, step)
         done = time.monotonic()
         self.change_state(
             step=step + 1,
             prefix=self.spec.prefix.advance(self.state.prefix, PrefixSignals(step=step)),
-            flops=self.state.flops + flops + update.flops,
-            executed_flops=self.state.executed_flops + flops.rollout + wasted + update.executed_flops,
+            flops=self.state.flops + collected.flops + update.flops,
+            executed_flops=self.state.executed_flops
+            + collected.flops.training
+            + collected.wasted_flops
+            + update.executed_flops,
             training_seconds=self.state.training_seconds + done - began,
         )
         self.journal.emit(
             StepDone,
             step=step + 1,
             horizon=horizon,
-            metrics=update.metrics(rollouts),
+            metrics=update.metrics(collected.rollouts),
             position_loss=update.position_loss,
             position_count=update.position_count,
             flops=self.state.flops,
@@ -161,27 +167,14 @@ class Run:
         """Whether the current step has to be saved and is not yet."""
         step = self.state.step
         due = self.is_trained or step % self.spec.checkpoints.every_steps == 0 or self.control.take_checkpoint_wish()
-        return due and step not in self.saved_steps and step != self.resumed_step
+        return due and step not in self.shelf.steps and step != self.resumed_step
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint of the current step, then drop those that are no longer kept."""
         step = self.state.step
-        path = self.attempt_folder / "checkpoints" / f"step-{step}"
-        is_best = self.state.best_step == step
-        if is_best:
-            self.change_state(best_path=path.relative_to(self.folder).as_posix())
-        manifest, digest = save_checkpoint(path, self.student, self.state)
-        self.saved_steps.append(step)
-        self.journal.emit(
-            CheckpointSaved,
-            step=step,
-            path=path.relative_to(self.attempt_folder).as_posix(),
-            manifest_sha256=digest,
-            num_bytes=manifest.num_bytes,
-            accuracy=self.accuracies.get(step),
-            is_best=is_best,
-        )
-        self._drop_old_checkpoints()
+        if self.state.best_step == step:
+            self.change_state(best_path=self.shelf.path_of(step).relative_to(self.folder).as_posix())
+        self.shelf.save(self.student, self.state, accuracy=self.accuracies.get(step))
 
     def report(self) -> None:
         """The best checkpoint on the report split."""
@@ -196,25 +189,6 @@ class Run:
         horizon = self.measured_horizon(self.state.best_step)
         evaluation = self._evaluator("report").evaluate(self.student.model, self.teacher, horizon)
         self._record(evaluation, "student", "report", began, is_best=True, step=self.state.best_step)
-
-    def _sample(self, step: int, horizon: int) -> tuple[list[Rollout], FlopLedger, float]:
-        """The rollouts of a step, their useful FLOPs and those spent on padding and ended rows."""
-        spec, model, prompts = self.spec, self.student.model, self.data.train
-        first = step * spec.prompts_per_step
-        requests = [
-            # Visit 0 belongs to evaluation; a step may reach into the next epochs and visit a prompt again.
-            RolloutRequest(index, prompts[index].token_ids, spec.rollouts_per_prompt, 1 + draw // len(prompts))
-            for draw, index in enumerate(prompts_of_step(len(prompts), spec.seed, step, spec.prompts_per_step), first)
-        ]
-        sampler = Sampler(model, spec.seed, spec.sampling.temperature, self.control.raise_if_stopped)
-        rollouts = sampler.sample(requests, horizon)
-        flops, positions, n = 0.0, 0, spec.rollouts_per_prompt
-        for i, request in enumerate(requests):
-            lengths = [len(rollout.completion_token_ids) for rollout in rollouts[i * n : (i + 1) * n]]
-            flops += rollout_flops(model.shape, len(request.prompt_token_ids), lengths)
-            positions += len(request.prompt_token_ids) + sum(lengths) - n
-        wasted = 2.0 * model.shape.block_parameters * max(sampler.executed_tokens - positions, 0)
-        return rollouts, FlopLedger(rollout=flops), wasted
 
     def _evaluator(self, split: Split) -> Evaluator:
         prompts = self.data.dev if split == "dev" else self.data.report
@@ -284,15 +258,6 @@ class Run:
                 for index, (columns, row) in enumerate(zip(traced, rows, strict=True))
             ],
         )
-
-    def _drop_old_checkpoints(self) -> None:
-        kept = {*self.saved_steps[-self.spec.checkpoints.keep_last :], self.state.best_step}
-        for step in [step for step in self.saved_steps if step not in kept]:
-            path = f"checkpoints/step-{step}"
-            # Told first: a row that is gone while the folder still stands misleads nobody.
-            self.journal.emit(CheckpointRemoved, step=step, path=path)
-            shutil.rmtree(self.attempt_folder / path, ignore_errors=True)
-            self.saved_steps.remove(step)
 
 
 def _splits(data: RunData) -> list[Split]:

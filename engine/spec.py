@@ -9,43 +9,17 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from engine.divergences import Divergence, ReverseKL
-from engine.findings import misfit
-from engine.frozen import Frozen
-from engine.prefixes import (
-    Anchoring,
-    ConstantPrefix,
-    FullPrefix,
-    LinearPrefix,
-    NoAnchoring,
-    PrefixSchedule,
-    PrefixState,
-    Tokens,
-)
-from engine.scorers import FinalNumber, Scorer
+from engine.evaluation_spec import EvaluationSpec
+from engine.frozen import Count, Frozen
+from engine.model_spec import ModelSpec
+from engine.optimizer_spec import OptimizerSpec
+from engine.prefixes import Anchoring, ConstantPrefix, NoAnchoring, PrefixSchedule, PrefixState, Tokens
+from engine.prompt_spec import PromptSpec
+from engine.spec_rules import RULES
 
 SPEC_VERSION = 1
 
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^\S(.*\S)?$")]
-Reference = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f]+$")]
-Count = Annotated[int, Field(ge=1, le=1_000_000)]
-
-
-class ModelSpec(Frozen):
-    """A causal language model in Hugging Face format."""
-
-    path: Reference
-    """A model folder on the worker, a hub id, `builtin:…` (comes with Incipit) or `home:…` (below INCIPIT_HOME)."""
-    revision: Annotated[str, Field(pattern=r"^[\w./-]{1,128}$")] | None = None
-    """Branch, tag or commit of a hub model; leave empty for a folder."""
-
-
-class PromptSpec(Frozen):
-    """The prompts that the student answers during training."""
-
-    path: Reference
-    """A JSONL file with one object per line and a `prompt` in each; `builtin:…` and `home:…` work too."""
-    template: Literal["plain", "chat"] = "plain"
-    """`plain` sends the prompt as it is; `chat` wraps it as a user message in the student's chat template."""
 
 
 class SamplingSpec(Frozen):
@@ -53,46 +27,6 @@ class SamplingSpec(Frozen):
 
     temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
     """Softmax temperature of sampling and of both models in the divergence; 1 is what all published recipes use."""
-
-
-class OptimizerSpec(Frozen):
-    """AdamW with linear warm-up and an optional linear decay at the end."""
-
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-5
-    """Peak learning rate."""
-    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 5
-    """Steps in which the learning rate rises linearly to its peak."""
-    decay_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of all steps, at the end, in which the learning rate falls linearly to zero; 0 keeps it constant."""
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Decay of AdamW's first moment."""
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """Decay of AdamW's second moment."""
-    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
-    """AdamW's denominator constant; 1e-4 kept tiny students from drifting on tokens that the prefix never shows."""
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Decoupled weight decay."""
-    max_grad_norm: Annotated[float, Field(gt=0, le=1e6)] = 1.0
-    """The gradient is scaled down to this norm when it is larger."""
-
-
-class EvaluationSpec(Frozen):
-    """Full-length evaluation: its length never depends on the horizon."""
-
-    path: Reference
-    """JSONL with `prompt` and `answer` (and `completion`, where the whole text can be compared): chooses the best checkpoint."""
-    num_prompts: Annotated[int, Field(ge=1, le=100_000)] = 100
-    """Prompts taken from the start of the file."""
-    report_path: Reference | None = None
-    """A second file that is evaluated once, at the end, with the best checkpoint; its figures are the ones to report."""
-    num_report_prompts: Annotated[int, Field(ge=1, le=100_000)] = 300
-    """Prompts taken from the start of the report file."""
-    every_steps: Count = 20
-    """Steps between evaluations; there is always one at the end."""
-    scorer: Scorer = FinalNumber()
-    """How a completion is marked right or wrong."""
-    num_sampled: Annotated[int, Field(ge=1, le=4096)] = 16
-    """Prompts on which full-length samples at the training temperature measure divergence, length, EOS rate and repetition."""
 
 
 class TraceSpec(Frozen):
@@ -163,31 +97,8 @@ class RunSpec(Frozen):
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
-        limit = self.max_completion_tokens
-        if isinstance(self.prefix, ConstantPrefix) and self.prefix.tokens > limit:
-            raise misfit(
-                "prefix.tokens",
-                f"prefix.tokens is {self.prefix.tokens} but max_completion_tokens is {limit}; "
-                "shorten the prefix or raise max_completion_tokens.",
-            )
-        if isinstance(self.prefix, LinearPrefix) and self.prefix.start_tokens > limit:
-            raise misfit(
-                "prefix.start_tokens",
-                f"prefix.start_tokens is {self.prefix.start_tokens} but max_completion_tokens is {limit}; "
-                "start shorter or raise max_completion_tokens.",
-            )
-        if self.optimizer.warmup_steps > self.num_steps:
-            raise misfit(
-                "optimizer.warmup_steps",
-                f"optimizer.warmup_steps is {self.optimizer.warmup_steps} but num_steps is {self.num_steps}; "
-                "shorten the warm-up or train longer.",
-            )
-        if isinstance(self.prefix, FullPrefix) and not isinstance(self.anchoring, NoAnchoring):
-            raise misfit(
-                "anchoring",
-                "anchoring is set but a full prefix already runs every step to the full length; "
-                "set anchoring to none or choose another prefix.",
-            )
+        for rule in RULES:
+            rule(self)
         return self
 
     @property

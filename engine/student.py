@@ -12,8 +12,9 @@ from engine.errors import RunError
 from engine.flops import FlopLedger, update_flops
 from engine.fused_loss import fused_divergence
 from engine.language_model import LanguageModel
+from engine.optimizer_spec import OptimizerSpec
 from engine.rollout import Rollout
-from engine.spec import OptimizerSpec, RunSpec
+from engine.spec import RunSpec
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Student:
 
         Raises RunError("nan_loss") before the weights change when loss or gradient is not finite.
         """
-        num_supervised = sum(len(rollout.completion_token_ids) for rollout in rollouts)
+        num_supervised = sum(len(rollout.supervised) for rollout in rollouts)
         sums = _Sums(max(len(rollout.completion_token_ids) for rollout in rollouts))
         for group in micro_batches(rollouts, self.spec.micro_batch_rollouts):
             self._backward(group, teacher, num_supervised, sums)
@@ -122,14 +123,18 @@ class Student:
         sums.loss += float(loss.total.detach())
         sums.student_entropy += float(loss.student_entropy.sum())
         sums.teacher_entropy += float(loss.teacher_entropy.sum())
-        sampled = torch.tensor([value for rollout in group for value in rollout.completion_logprobs])
+        sampled = torch.tensor([rollout.completion_logprobs[at] for rollout in group for at in rollout.supervised])
         sums.logprob_gap += float((loss.student_logprob.cpu().float() - sampled).abs().sum())
         sums.position_loss.index_add_(0, batch.position, loss.per_token.cpu().double())
         sums.position_count.index_add_(0, batch.position, torch.ones(len(batch.position), dtype=torch.long))
         padding = batch.token_ids.numel() - batch.num_real_tokens
         for rollout in group:
             sums.flops += update_flops(
-                model.shape, teacher.shape, len(rollout.prompt_token_ids), len(rollout.completion_token_ids)
+                model.shape,
+                teacher.shape,
+                len(rollout.prompt_token_ids),
+                len(rollout.completion_token_ids),
+                num_supervised=len(rollout.supervised),
             )
         # Padded positions run through the blocks of both models, three passes in the student.
         sums.padding_flops += 2.0 * padding * (teacher.shape.block_parameters + 3 * model.shape.block_parameters)

@@ -96,7 +96,7 @@ def _open_run(
 def _stopped(run: Run) -> bool:
     """Save what is done when that was asked for, and say so."""
     step = run.state.step
-    saved = step in run.saved_steps or step == run.resumed_step
+    saved = step in run.shelf.steps or step == run.resumed_step
     if run.control.stop_with_checkpoint and step and not saved:
         run.enter("saving")
         run.save_checkpoint()

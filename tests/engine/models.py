@@ -10,7 +10,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from engine.language_model import LanguageModel, load_language_model
 from engine.locations import resolve
-from engine.spec import ModelSpec, RunSpec
+from engine.model_spec import ModelSpec
+from engine.spec import RunSpec
 
 TINY = Path(resolve("builtin:tiny"))
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from engine.flops import FlopLedger, ModelShape, rollout_flops, update_flops
 from engine.language_model import load_language_model
-from engine.spec import ModelSpec
+from engine.model_spec import ModelSpec
 from tests.engine.models import CPU
 
 

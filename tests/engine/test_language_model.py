@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from engine.check import check
 from engine.errors import RunError
 from engine.language_model import load_language_model
+from engine.model_spec import ModelSpec
 from engine.rollout import RolloutRequest
 from engine.sampler import Sampler
 from engine.scoring import score_rollouts
 from engine.setup import check_lengths, load_data, load_models, pair_findings
-from engine.spec import ModelSpec
 from engine.student import Student
 from tests.engine.models import CPU, TINY, random_model, tiny_document, tiny_model, tiny_spec, write_random_model
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from engine.errors import RunError
+from engine.optimizer_spec import OptimizerSpec
 from engine.rollout import RolloutRequest
 from engine.sampler import Sampler
-from engine.spec import OptimizerSpec
 from engine.student import Student, Update, learning_rate_at
 from tests.engine.models import tiny_model, tiny_spec
 

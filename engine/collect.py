@@ -1,0 +1,52 @@
+"""The rollouts of one step: which prompts, who writes the completions, how long they become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from engine.evaluate import EncodedPrompt
+from engine.flops import FlopLedger, rollout_flops
+from engine.language_model import LanguageModel
+from engine.prompts import prompts_of_step
+from engine.rollout import Rollout, RolloutRequest
+from engine.sampler import Sampler
+from engine.spec import RunSpec
+
+
+@dataclass(frozen=True)
+class StepRollouts:
+    """What a step trains on, and what it cost to get it."""
+
+    rollouts: list[Rollout]
+    flops: FlopLedger
+    """Useful FLOPs."""
+    wasted_flops: float
+    """FLOPs spent on padding and on rows that had ended."""
+
+
+def collect_rollouts(
+    spec: RunSpec,
+    student: LanguageModel,
+    prompts: list[EncodedPrompt],
+    *,
+    step: int,
+    horizon: int,
+    on_token: Callable[[], None],
+) -> StepRollouts:
+    """The rollouts of `step` (counted from 0), at most `horizon` tokens each."""
+    first = step * spec.prompts_per_step
+    requests = [
+        # Visit 0 belongs to evaluation; a step may reach into the next epochs and visit a prompt again.
+        RolloutRequest(index, prompts[index].token_ids, spec.rollouts_per_prompt, 1 + draw // len(prompts))
+        for draw, index in enumerate(prompts_of_step(len(prompts), spec.seed, step, spec.prompts_per_step), first)
+    ]
+    sampler = Sampler(student, spec.seed, spec.sampling.temperature, on_token)
+    rollouts = sampler.sample(requests, horizon)
+    flops, positions, n = 0.0, 0, spec.rollouts_per_prompt
+    for i, request in enumerate(requests):
+        lengths = [len(rollout.completion_token_ids) for rollout in rollouts[i * n : (i + 1) * n]]
+        flops += rollout_flops(student.shape, len(request.prompt_token_ids), lengths)
+        positions += len(request.prompt_token_ids) + sum(lengths) - n
+    wasted = 2.0 * student.shape.block_parameters * max(sampler.executed_tokens - positions, 0)
+    return StepRollouts(rollouts, FlopLedger(rollout=flops), wasted)

@@ -1,0 +1,53 @@
+"""Rules that look at several fields of a spec at once. Each raises `misfit` with the field, the value, the limit and the fix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from engine.findings import misfit
+from engine.prefixes import ConstantPrefix, FullPrefix, LinearPrefix, NoAnchoring
+
+if TYPE_CHECKING:
+    from engine.spec import RunSpec
+
+
+def _prefix_is_within_the_completion(spec: RunSpec) -> None:
+    limit = spec.max_completion_tokens
+    if isinstance(spec.prefix, ConstantPrefix) and spec.prefix.tokens > limit:
+        raise misfit(
+            "prefix.tokens",
+            f"prefix.tokens is {spec.prefix.tokens} but max_completion_tokens is {limit}; "
+            "shorten the prefix or raise max_completion_tokens.",
+        )
+    if isinstance(spec.prefix, LinearPrefix) and spec.prefix.start_tokens > limit:
+        raise misfit(
+            "prefix.start_tokens",
+            f"prefix.start_tokens is {spec.prefix.start_tokens} but max_completion_tokens is {limit}; "
+            "start shorter or raise max_completion_tokens.",
+        )
+
+
+def _warmup_is_within_the_run(spec: RunSpec) -> None:
+    if spec.optimizer.warmup_steps > spec.num_steps:
+        raise misfit(
+            "optimizer.warmup_steps",
+            f"optimizer.warmup_steps is {spec.optimizer.warmup_steps} but num_steps is {spec.num_steps}; "
+            "shorten the warm-up or train longer.",
+        )
+
+
+def _anchoring_has_something_to_anchor(spec: RunSpec) -> None:
+    if isinstance(spec.prefix, FullPrefix) and not isinstance(spec.anchoring, NoAnchoring):
+        raise misfit(
+            "anchoring",
+            "anchoring is set but a full prefix already runs every step to the full length; "
+            "set anchoring to none or choose another prefix.",
+        )
+
+
+RULES: list[Callable[[RunSpec], None]] = [
+    _prefix_is_within_the_completion,
+    _warmup_is_within_the_run,
+    _anchoring_has_something_to_anchor,
+]
