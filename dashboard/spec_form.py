@@ -6,10 +6,11 @@ sent. Widgets have no limits of their own: what is wrong is said by the server, 
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
@@ -113,8 +114,11 @@ def _is_changed(leaf: FormField, preset: Mapping[str, Any], key: str) -> bool:
     """Whether a widget that was drawn before holds something else than the preset does."""
     if key not in st.session_state or not preset:
         return False
+    if leaf.kind == "table":  # a data editor keeps its edits, not its rows
+        return any(st.session_state[key].values())
     before = value_at(preset, leaf.path)
     before = before.get("kind") if isinstance(before, Mapping) else before
+    before = words_of(before) if leaf.kind == "list" else before
     return (st.session_state[key] or None) != (before or None)
 
 
@@ -162,12 +166,24 @@ def _draw_union(form: DrawnForm, union: FormField, seed: Mapping[str, Any], key:
     form.notes[union.path] = st.empty()
     form.labels[union.path] = _label(union)
     for inner in member.fields:
-        # The kind is part of the key: the `tokens` of one kind are not those of another.
-        _draw(form, inner, seed if kind == given else {}, f"{key}-{kind}")
+        for leaf in inner.leaves():
+            # The kind is part of the key: the `tokens` of one kind are not those of another.
+            _draw(form, leaf, seed if kind == given else {}, f"{key}-{kind}")
 
 
 def _widget(leaf: FormField, given: Any, key: str) -> Any:
     label, said = _label(leaf), _help(leaf)
+    if leaf.kind == "flag" and not leaf.is_nullable:
+        return st.checkbox(label, value=bool(given), key=key, help=said)
+    if leaf.kind == "flag":
+        return st.selectbox(
+            label, (True, False), index=None if given is None else int(not given), key=key, help=said,
+            format_func=lambda value: "yes" if value else "no", placeholder="empty",
+        )  # fmt: skip
+    if leaf.kind == "list":
+        return list_of(st.text_input(label, words_of(given), key=key, help=f"{said} Separate entries by commas."), leaf)
+    if leaf.kind == "table":
+        return _table(leaf, label, said, given or [], key)
     if leaf.kind == "choice":
         return st.selectbox(
             label, leaf.choices, index=leaf.choices.index(given) if given in leaf.choices else 0, key=key, help=said
@@ -184,6 +200,49 @@ def _widget(leaf: FormField, given: Any, key: str) -> Any:
     return st.number_input(
         label, value=None if given is None else float(given), step=_step(given), format="%g", key=key, help=said
     )
+
+
+def words_of(values: Any) -> str:
+    """A list as a person types it: `16, 64, 256`."""
+    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values or ())
+
+
+def list_of(text: str, leaf: FormField) -> list[Any] | None:
+    """What a person typed, as a list; an entry that is no number stays text, and the server says what is wrong with it."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words and leaf.is_nullable:
+        return None
+    reader = {"whole": int, "number": float}.get(leaf.item.kind if leaf.item else "text", str)
+    return [_read(word, reader) for word in words]
+
+
+def _read(word: str, reader: Callable[[str], Any]) -> Any:
+    try:
+        return reader(word)
+    except ValueError:
+        return word
+
+
+def _table(leaf: FormField, label: str, said: str, given: list[Any], key: str) -> list[dict[str, Any]]:
+    """A list of small objects as rows that can be added, changed and removed."""
+    st.markdown(label, help=said)
+    names = {column.path.rpartition(".")[2]: column for column in leaf.fields}
+    rows = pd.DataFrame(given, columns=list(names))
+    edited = st.data_editor(
+        rows, key=key, num_rows="dynamic", hide_index=True, width="stretch",
+        column_config={
+            name: st.column_config.NumberColumn(column.label, help=_help(column), step=1 if column.kind == "whole" else None)
+            if column.kind in ("whole", "number") else st.column_config.TextColumn(column.label, help=_help(column))
+            for name, column in names.items()
+        },
+    )  # fmt: skip
+    records = edited.to_dict("records")
+    return [{str(name): _cell(value) for name, value in row.items() if not pd.isna(value)} for row in records]
+
+
+def _cell(value: Any) -> Any:
+    """A number without the fraction that pandas gives whole numbers beside an empty cell."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _step(value: Any) -> float:

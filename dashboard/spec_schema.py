@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Schema = Mapping[str, Any]
-Kind = Literal["text", "whole", "number", "choice", "group", "union"]
-_KINDS: dict[str, Kind] = {"string": "text", "integer": "whole", "number": "number"}
+Kind = Literal["text", "whole", "number", "choice", "flag", "list", "table", "group", "union"]
+_KINDS: dict[str, Kind] = {"string": "text", "integer": "whole", "number": "number", "boolean": "flag"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,9 @@ class FormField:
     """The allowed range in words, such as `at least 1, at most 64`."""
     choices: tuple[str, ...] = ()
     fields: tuple["FormField", ...] = ()
-    """Of a group."""
+    """Of a group, and the columns of a table."""
+    item: "FormField | None" = None
+    """Of a list: one of its entries."""
     members: Mapping[str, "FormField"] = field(default_factory=dict)
     """Of a union: a group for each value of its `kind`."""
 
@@ -78,6 +80,10 @@ def _field(schema: Schema, definitions: Schema, path: str, *, is_required: bool)
         return FormField(path, "group", help_text, default, is_required, fields=inner)
     if "enum" in described:
         return FormField(path, "choice", help_text, default, is_required, choices=tuple(described["enum"]))
+    if described["type"] == "array":
+        item = _field(described["items"], definitions, path, is_required=True)
+        rows: Kind = "table" if item.kind == "group" else "list"
+        return FormField(path, rows, help_text, default, is_required, is_nullable, fields=item.fields, item=item)
     kind = _KINDS[described["type"]]
     return FormField(path, kind, help_text, default, is_required, is_nullable, _limits(described))
 

@@ -1,0 +1,59 @@
+"""The widgets of flags, lists and tables, which unions and groups of the spec are free to use."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from dashboard.spec_form import list_of
+from dashboard.spec_schema import FormField
+
+PAGE = str(Path(__file__).with_name("form_page.py"))
+WHOLE = FormField("n", "whole", "")
+
+
+@pytest.fixture
+def page() -> AppTest:
+    app = AppTest.from_file(PAGE, default_timeout=60).run()
+    assert not app.exception
+    return app
+
+
+def document(app: AppTest) -> dict[str, Any]:
+    found: dict[str, Any] = app.session_state["document"]
+    return found
+
+
+def test_an_untouched_form_says_what_it_was_given(page: AppTest) -> None:
+    assert document(page) == {
+        "flag": True,
+        "wish": None,
+        "lengths": [16, 64],
+        "modules": None,
+        "stages": [{"steps": 2, "tokens": 8}],
+    }
+
+
+def test_flags_lists_and_wishes_follow_their_widgets(page: AppTest) -> None:
+    page.checkbox[0].uncheck()
+    page.selectbox[0].set_value(False)
+    next(one for one in page.text_input if one.label == "Lengths").set_value("8, 32, x")
+    next(one for one in page.text_input if one.label == "Modules").set_value("q_proj")
+    page.run()
+    found = document(page)
+    assert (found["flag"], found["wish"], found["lengths"], found["modules"]) == (
+        False,
+        False,
+        [8, 32, "x"],
+        ["q_proj"],
+    )
+
+
+@pytest.mark.parametrize(("text", "values"), [("", []), ("1", [1]), (" 1 ,2,", [1, 2]), ("1.5", ["1.5"])])
+def test_a_list_is_read_as_it_was_typed(text: str, values: list[Any]) -> None:
+    assert list_of(text, FormField("n", "list", "", item=WHOLE)) == values
+
+
+def test_an_empty_list_of_a_field_that_may_be_empty_is_none() -> None:
+    assert list_of(" , ", FormField("n", "list", "", is_nullable=True, item=WHOLE)) is None
