@@ -26,7 +26,8 @@ class FlopLedger(Frozen):
     student_backward: float = 0.0
     """The student's backward pass: twice the forward pass."""
     recompute: float = 0.0
-    """Forward work done twice to save memory; 0, the fused loss takes its gradient in the forward pass."""
+    """Forward work done twice to save memory: the student's blocks under gradient checkpointing. The fused loss takes its
+    gradient in the forward pass and recomputes nothing."""
     evaluation: float = 0.0
     """Everything that only measures. Never part of the training total."""
 
@@ -54,6 +55,8 @@ class ModelShape(Frozen):
     layers: int
     kv_width: int
     """layers × key/value heads × head dimension."""
+    last_product_parameters: int = 0
+    """Weights of the last matrix product of all blocks: recomputing a block stops before it."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelShape:
@@ -80,12 +83,17 @@ class ModelShape(Frozen):
             vocabulary=vocabulary,
             layers=layers,
             kv_width=layers * kv_heads * head_dim,
+            last_product_parameters=layers * hidden * intermediate,
         )
 
     def forward(self, num_tokens: int, num_projected: int) -> float:
         """FLOPs of a causal forward pass over `num_tokens` that projects `num_projected` of them to the vocabulary."""
         attention = 2.0 * self.attention_width * num_tokens * (num_tokens + 1)
         return 2.0 * self.block_parameters * num_tokens + attention + 2.0 * self.head_parameters * num_projected
+
+    def recompute(self, num_tokens: int) -> float:
+        """FLOPs of running the blocks again in the backward pass, up to what it needs: the last product's result it does not."""
+        return self.forward(num_tokens, 0) - 2.0 * self.last_product_parameters * num_tokens
 
     def decode(self, prompt_tokens: int, completion_tokens: int) -> float:
         """FLOPs of sampling `completion_tokens` behind a prompt whose prefill is already done.
@@ -113,10 +121,12 @@ def update_flops(
     completion_tokens: int,
     *,
     num_supervised: int | None = None,
+    recomputes_blocks: bool = False,
 ) -> FlopLedger:
     """FLOPs of scoring one rollout with the teacher and training the student on it.
 
-    Both models read the whole rollout and project `num_supervised` of its completion tokens (None: all).
+    Both models read the whole rollout and project `num_supervised` of its completion tokens (None: all). Gradient
+    checkpointing (`recomputes_blocks`) runs the student's blocks once more.
     """
     num_tokens = prompt_tokens + completion_tokens
     projected = completion_tokens if num_supervised is None else num_supervised
@@ -125,4 +135,5 @@ def update_flops(
         teacher=teacher.forward(num_tokens, projected),
         student_forward=forward,
         student_backward=2.0 * forward,
+        recompute=student.recompute(num_tokens) if recomputes_blocks else 0.0,
     )

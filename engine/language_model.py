@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from engine.errors import RunError
 from engine.findings import Finding
 from engine.flops import ModelShape
+from engine.gradient_checkpointing import last_product_parameters
 from engine.llama_decoder import is_llama_shaped
 from engine.locations import resolve
 from engine.model_spec import ModelSpec
@@ -248,6 +249,7 @@ def _shape(module: PreTrainedModel) -> ModelShape:
         vocabulary=head.shape[0],
         layers=layers,
         kv_width=layers * kv_heads * head_dim,
+        last_product_parameters=last_product_parameters(module),
     )
 
 

@@ -80,6 +80,8 @@ class RunSpec(Frozen):
     """Completions sampled for each prompt of a step; they share the prompt's prefill."""
     micro_batch_rollouts: Annotated[int, Field(ge=1, le=65_536)] = 16
     """Rollouts in one forward and backward pass; lower it when memory is short, the result stays the same."""
+    gradient_checkpointing: Literal["never", "always"] = "never"
+    """Whether the student's blocks forget their activations and recompute them: memory for one more forward pass."""
     sampling: SamplingSpec = SamplingSpec()
     """How the student samples."""
     optimizer: OptimizerSpec = OptimizerSpec()
@@ -105,6 +107,11 @@ class RunSpec(Frozen):
     def rollouts_per_step(self) -> int:
         """Rollouts in the global batch of one step."""
         return self.prompts_per_step * self.rollouts_per_prompt
+
+    @property
+    def recomputes_blocks(self) -> bool:
+        """Whether the backward pass runs the student's blocks a second time."""
+        return self.gradient_checkpointing == "always"
 
     def prefix_state(self) -> PrefixState:
         """The schedule's state before the first step."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from engine.findings import misfit
+from engine.optimizer_spec import ConstantWithDecay
 from engine.prefixes import ConstantPrefix, FullPrefix, LinearPrefix, NoAnchoring
 
 if TYPE_CHECKING:
@@ -37,6 +38,15 @@ def _warmup_is_within_the_run(spec: RunSpec) -> None:
         )
 
 
+def _only_one_decay_is_set(spec: RunSpec) -> None:
+    if spec.optimizer.decay_fraction and not isinstance(spec.optimizer.schedule, ConstantWithDecay):
+        raise misfit(
+            "optimizer.decay_fraction",
+            f"optimizer.decay_fraction is {spec.optimizer.decay_fraction} but optimizer.schedule is "
+            f"{spec.optimizer.schedule.kind}, which falls by itself; set decay_fraction to 0 or schedule to constant_with_decay.",
+        )
+
+
 def _anchoring_has_something_to_anchor(spec: RunSpec) -> None:
     if isinstance(spec.prefix, FullPrefix) and not isinstance(spec.anchoring, NoAnchoring):
         raise misfit(
@@ -49,5 +59,6 @@ def _anchoring_has_something_to_anchor(spec: RunSpec) -> None:
 RULES: list[Callable[[RunSpec], None]] = [
     _prefix_is_within_the_completion,
     _warmup_is_within_the_run,
+    _only_one_decay_is_set,
     _anchoring_has_something_to_anchor,
 ]

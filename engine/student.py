@@ -11,8 +11,8 @@ from engine.batch import RolloutBatch, micro_batches
 from engine.errors import RunError
 from engine.flops import FlopLedger, update_flops
 from engine.fused_loss import fused_divergence
+from engine.gradient_checkpointing import checkpoint_blocks
 from engine.language_model import LanguageModel
-from engine.optimizer_spec import OptimizerSpec
 from engine.rollout import Rollout
 from engine.spec import RunSpec
 
@@ -50,20 +50,14 @@ class Update:
         }
 
 
-def learning_rate_at(spec: OptimizerSpec, step: int, num_steps: int) -> float:
-    """Learning rate of a step counted from 0: linear warm-up, flat, linear decay to zero behind the last step."""
-    warmup = min(1.0, (step + 1) / spec.warmup_steps) if spec.warmup_steps else 1.0
-    decay_steps = round(spec.decay_fraction * num_steps)
-    decay = min(1.0, (num_steps - step) / decay_steps) if decay_steps else 1.0
-    return spec.learning_rate * warmup * decay
-
-
 class Student:
     """A language model with its AdamW state. Weights are float32."""
 
     def __init__(self, model: LanguageModel, spec: RunSpec) -> None:
         self.model = model
         self.spec = spec
+        if spec.recomputes_blocks:
+            checkpoint_blocks(model.module)
         # Norms and biases are not decayed, as is usual; they are the parameters with fewer than two axes.
         named = [(name, p) for name, p in model.module.named_parameters() if p.requires_grad]
         groups = [
@@ -95,7 +89,7 @@ class Student:
                 f"Step {step + 1}: loss {sums.loss:.4g}, gradient norm {float(norm):.4g} are not finite; "
                 "lower optimizer.learning_rate, lengthen warmup_steps or set precision to float32.",
             )
-        rate = learning_rate_at(self.spec.optimizer, step, self.spec.num_steps)
+        rate = self.spec.optimizer.learning_rate_at(step, self.spec.num_steps)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
         self.optimizer.step()
@@ -108,7 +102,7 @@ class Student:
         with torch.inference_mode():
             teacher_hidden = teacher.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index]
         with model.autocast():
-            hidden = model.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index]
+            hidden = model.hidden(batch.token_ids, use_cache=False).flatten(0, 1)[batch.hidden_index]
         loss = fused_divergence(
             hidden,
             teacher_hidden,
@@ -135,9 +129,11 @@ class Student:
                 len(rollout.prompt_token_ids),
                 len(rollout.completion_token_ids),
                 num_supervised=len(rollout.supervised),
+                recomputes_blocks=self.spec.recomputes_blocks,
             )
-        # Padded positions run through the blocks of both models, three passes in the student.
-        sums.padding_flops += 2.0 * padding * (teacher.shape.block_parameters + 3 * model.shape.block_parameters)
+        # Padded positions run through the blocks of both models, three passes in the student, a fourth where it recomputes.
+        passes = 4 if self.spec.recomputes_blocks else 3
+        sums.padding_flops += 2.0 * padding * (teacher.shape.block_parameters + passes * model.shape.block_parameters)
 
 
 class _Sums:

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from engine.errors import RunError
-from engine.optimizer_spec import OptimizerSpec
 from engine.rollout import RolloutRequest
 from engine.sampler import Sampler
-from engine.student import Student, Update, learning_rate_at
+from engine.student import Student, Update
 from tests.engine.models import tiny_model, tiny_spec
 
 TEACHER = tiny_model("teacher", "teacher")
@@ -19,26 +18,6 @@ def update(student: Student, *, horizon: int = 8, step: int = 0) -> Update:
     ids = student.model.tokenizer("k3 k2 c2 c3 c3 5 N14 |")["input_ids"]
     rollouts = Sampler(student.model, 0, 1.0).sample([RolloutRequest(0, ids, 8, 1)], horizon)
     return student.update(rollouts, TEACHER, step)
-
-
-@pytest.mark.parametrize(
-    ("warmup", "decay", "expected"),
-    [
-        (0, 0.0, [1.0] * 8),
-        (4, 0.0, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
-        (2, 0.5, [0.5, 1, 1, 1, 1, 0.75, 0.5, 0.25]),
-        (0, 1.0, [1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),
-    ],
-)
-def test_learning_rates_of_eight_steps(warmup: int, decay: float, expected: list[float]) -> None:
-    spec = OptimizerSpec(learning_rate=1.0, warmup_steps=warmup, decay_fraction=decay)
-    assert [learning_rate_at(spec, step, 8) for step in range(8)] == pytest.approx(expected)
-
-
-def test_no_rate_exceeds_the_peak_or_falls_to_zero_before_the_end() -> None:
-    spec = OptimizerSpec(learning_rate=0.3, warmup_steps=7, decay_fraction=0.9)
-    rates = [learning_rate_at(spec, step, 50) for step in range(50)]
-    assert 0 < min(rates) <= max(rates) <= 0.3
 
 
 def test_the_logprobs_of_sampler_and_training_pass_agree() -> None:
