@@ -10,8 +10,8 @@ import math
 from backend.schemas import Evaluation, Run
 from engine.flops import FlopLedger
 from engine.frozen import Frozen
+from engine.intervals import wilson
 
-_Z95 = 1.959964  # two-sided 95 % of the normal distribution
 _TELLING_ACCURACY = 0.1  # a teacher below this cannot show by accuracy whether a student follows it
 _EOS_GAP = 0.1  # a difference in EOS rate that is worth a word
 
@@ -85,14 +85,6 @@ def compare(runs: list[tuple[Run, list[Evaluation]]], target: float = 0.95) -> C
         teacher_eos_rate=teacher_eos,
         sentences=_sentences(arms, base, target, teacher, teacher_eos),
     )
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """95 % interval of a share of `count` independent trials (Wilson 1927)."""
-    spread = _Z95**2 / count
-    centre = (share + spread / 2) / (1 + spread)
-    half = _Z95 / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _arm(run: Run, evaluations: list[Evaluation], baseline: Run | None, target: float) -> Arm:

@@ -1,4 +1,4 @@
-"""`python -m engine train | check | schema`: the engine without anything around it."""
+"""`python -m engine train | check | analyze | schema`: the engine without anything around it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import json
 import logging
 import sys
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
 from engine.findings import findings_of
+from engine.frozen import Frozen
 from engine.spec import RunSpec
+
+D = TypeVar("D", bound=Frozen)
 
 
 def main() -> int:
@@ -20,6 +24,8 @@ def main() -> int:
     if arguments.command == "schema":
         json.dump(RunSpec.model_json_schema(), sys.stdout, indent=1)
         return 0
+    if arguments.command == "analyze":
+        return _analyze(arguments.spec)
     spec = read_spec(arguments.spec)
     if spec is None:
         return 11
@@ -34,8 +40,39 @@ def main() -> int:
     return run_attempt(spec, arguments.out, attempt=attempt, resume=arguments.resume, supervised=arguments.supervised)
 
 
+def _analyze(path: Path) -> int:
+    """Print progress and then the result, one JSON object a line: {"progress": …}, {"result": …} or {"findings": […]}."""
+    from engine.analysis_spec import AnalysisProgress, AnalysisSpec
+    from engine.analyze import analyze
+    from engine.errors import RunError
+    from engine.exit_codes import OF_FAILURE
+    from engine.findings import Finding
+
+    asked = read_document(path, AnalysisSpec)
+    if asked is None:
+        return OF_FAILURE["bad_spec"]
+
+    def report(done: float, detail: str) -> None:
+        line = AnalysisProgress(done=done, detail=detail).model_dump(mode="json")
+        print(json.dumps({"progress": line}), flush=True)
+
+    try:
+        result = analyze(asked, report)
+    except RunError as error:
+        findings = error.findings or [Finding(field="", message=error.message)]
+        print(json.dumps({"findings": [finding.model_dump(mode="json") for finding in findings]}), flush=True)
+        return OF_FAILURE[error.failure]
+    print(json.dumps({"result": result.model_dump(mode="json")}), flush=True)
+    return 0
+
+
 def read_spec(path: Path) -> RunSpec | None:
     """The spec in a JSON file; None after its findings were printed, one sentence a line."""
+    return read_document(path, RunSpec)
+
+
+def read_document(path: Path, model: type[D]) -> D | None:
+    """A JSON file as a record; None after its findings were printed, one sentence a line."""
     try:
         document = json.loads(path.read_text())
     except OSError as error:
@@ -45,7 +82,7 @@ def read_spec(path: Path) -> RunSpec | None:
         print(f"The spec {path} is not JSON ({error}); correct it.", file=sys.stderr)
         return None
     try:
-        return RunSpec.model_validate(document)
+        return model.model_validate(document)
     except ValidationError as error:
         for finding in findings_of(error, document):
             print(finding.message, file=sys.stderr)
@@ -65,6 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--supervised", action="store_true", help="read commands from stdin and end with it")
     check = commands.add_parser("check", help="open models and data of a spec and print findings as JSON")
     check.add_argument("--spec", type=Path, required=True)
+    analyze = commands.add_parser("analyze", help="answer a question about a pair of models without training")
+    analyze.add_argument("--spec", type=Path, required=True, help="an AnalysisSpec as JSON")
     commands.add_parser("schema", help="print the JSON schema of a spec")
     return parser
 

@@ -79,9 +79,7 @@ class Student:
         Raises RunError("nan_loss") before the weights change when loss or gradient is not finite.
         """
         num_supervised = sum(len(rollout.supervised) for rollout in rollouts)
-        sums = _Sums(max(len(rollout.completion_token_ids) for rollout in rollouts))
-        for group in micro_batches(rollouts, self.spec.micro_batch_rollouts):
-            self._backward(group, teacher, num_supervised, sums)
+        sums = self.accumulate(rollouts, teacher)
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameter_names), self.spec.optimizer.max_grad_norm)
         if not (torch.isfinite(norm) and torch.isfinite(torch.tensor(sums.loss))):
             raise RunError(
@@ -95,6 +93,14 @@ class Student:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return sums.update(float(norm), rate, num_supervised)
+
+    def accumulate(self, rollouts: list[Rollout], teacher: LanguageModel) -> _Sums:
+        """Add the gradient of the mean loss on all supervised tokens of `rollouts` (one at least) to the parameters'."""
+        num_supervised = sum(len(rollout.supervised) for rollout in rollouts)
+        sums = _Sums(max(len(rollout.completion_token_ids) for rollout in rollouts))
+        for group in micro_batches(rollouts, self.spec.micro_batch_rollouts):
+            self._backward(group, teacher, num_supervised, sums)
+        return sums
 
     def _backward(self, group: list[Rollout], teacher: LanguageModel, num_supervised: int, sums: _Sums) -> None:
         model = self.model
