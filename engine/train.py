@@ -1,4 +1,4 @@
-"""The loop. Read it first; engine/run.py has the steps that it names."""
+"""The loop. Read it first; engine/run.py and engine/measuring.py have the steps that it names."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from engine.control import Control
 from engine.errors import RunError, StopRequested, is_out_of_space
 from engine.events import Finished, PhaseChanged, Ready, Started, Stopped, Warned
 from engine.journal import Journal
+from engine.measuring import evaluate_student, measure_baselines, report
 from engine.run import Run
 from engine.setup import check_lengths, choose_device, choose_precision, load_data, load_models, pair_findings
 from engine.spec import RunSpec
@@ -31,18 +32,18 @@ def train(
     run = _open_run(spec, folder, attempt, journal, control, resume)
     try:
         if run.state.evaluated_step is None:
-            run.measure_baselines()
+            measure_baselines(run)
         run.enter("training")
         while True:
             if run.state.step and run.evaluation_is_due():
-                run.evaluate_student()
+                evaluate_student(run)
             if run.state.step and run.checkpoint_is_due():
                 run.save_checkpoint()
             if run.is_trained:
                 break
             control.raise_if_stopped()
             run.train_step()
-        run.report()
+        report(run)
     except StopRequested:
         return _stopped(run)
     journal.emit(

@@ -1,0 +1,150 @@
+"""What a run measures at full length: base student and teacher, the student as it trains, the best one at the end."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from engine.baselines import BaselineCache
+from engine.checkpoint import load_weights
+from engine.evaluate import Evaluation, Evaluator
+from engine.events import Evaluated, Split, Subject, TracesWritten
+from engine.language_model import LanguageModel
+from engine.setup import RunData
+from engine.token_trace import write_traces
+from engine.trace import rollout_summary, token_trace
+
+if TYPE_CHECKING:
+    from engine.run import Run
+
+
+def measure_baselines(run: Run) -> None:
+    """Base student and teacher at full length, on the dev and the report split, before the first step.
+
+    The base student on the dev split is measured every time, since its rollouts are traced.
+    """
+    cache = BaselineCache(run.spec, run.student.model, run.teacher)
+    horizon = run.measured_horizon(0)
+    for split in _splits(run.data):
+        evaluator = _evaluator(run, split)
+        models: list[tuple[Subject, LanguageModel]] = [("base", run.student.model), ("teacher", run.teacher)]
+        for subject, model in models:
+            run.enter("baseline", f"{subject} on {split}")
+            began = time.monotonic()
+            is_traced = split == "dev" and subject == "base"
+            known = None if is_traced else cache.find(subject, evaluator.prompts, horizon)
+            evaluation = known or evaluator.evaluate(model, run.teacher, horizon)
+            _record(run, evaluation, subject, split, began, is_cached=known is not None)
+            if is_traced:
+                _write_traces(run, evaluation, evaluator, "base")
+            elif known is None:
+                cache.keep(subject, evaluator.prompts, horizon, evaluation)
+    run.change_state(evaluated_step=0)
+
+
+def evaluate_student(run: Run) -> None:
+    """Full-length evaluation on the dev split; a new best is saved at once."""
+    began = time.monotonic()
+    evaluator = _evaluator(run, "dev")
+    horizon = run.measured_horizon(run.state.step)
+    evaluation = evaluator.evaluate(run.student.model, run.teacher, horizon)
+    is_best = run.state.best_score is None or evaluation.score > run.state.best_score
+    run.change_state(evaluated_step=run.state.step)
+    run.accuracies[run.state.step] = evaluation.metrics["accuracy"]
+    if is_best:
+        run.change_state(best_step=run.state.step, best_score=evaluation.score)
+    _record(run, evaluation, "student", "dev", began, is_best=is_best)
+    _write_traces(run, evaluation, evaluator, "student")
+    if is_best:
+        run.save_checkpoint()
+
+
+def report(run: Run) -> None:
+    """The best checkpoint on the report split."""
+    assert run.state.best_step is not None, "training ends with an evaluation"
+    if run.state.best_step != run.state.step:
+        assert run.state.best_path is not None, "a new best is saved at once"
+        load_weights(run.folder / run.state.best_path, run.student)
+    if not run.data.report:
+        return
+    run.enter("report", f"student of step {run.state.best_step} on report")
+    began = time.monotonic()
+    horizon = run.measured_horizon(run.state.best_step)
+    evaluation = _evaluator(run, "report").evaluate(run.student.model, run.teacher, horizon)
+    _record(run, evaluation, "student", "report", began, is_best=True, step=run.state.best_step)
+
+
+def _evaluator(run: Run, split: Split) -> Evaluator:
+    prompts = run.data.dev if split == "dev" else run.data.report
+    return Evaluator(run.spec, prompts, run.control.raise_if_stopped)
+
+
+def _record(
+    run: Run,
+    evaluation: Evaluation,
+    subject: Subject,
+    split: Split,
+    began: float,
+    *,
+    is_best: bool = False,
+    is_cached: bool = False,
+    step: int | None = None,
+) -> None:
+    run.change_state(
+        flops=run.state.flops + evaluation.flops,
+        executed_flops=run.state.executed_flops + evaluation.flops.evaluation,
+    )
+    at = run.state.step if step is None else step
+    run.journal.emit(
+        Evaluated,
+        step=at,
+        subject=subject,
+        split=split,
+        num_prompts=len(run.data.dev if split == "dev" else run.data.report),
+        horizon=run.measured_horizon(at),
+        metrics=evaluation.metrics,
+        position_reverse_kl=evaluation.position_reverse_kl,
+        position_p90=evaluation.position_p90,
+        position_teacher_entropy=evaluation.position_teacher_entropy,
+        position_count=evaluation.position_count,
+        is_best=is_best,
+        is_cached=is_cached,
+        flops=run.state.flops,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _write_traces(run: Run, evaluation: Evaluation, evaluator: Evaluator, subject: Subject) -> None:
+    traced = evaluation.sampled[: run.spec.traces.num_rollouts]
+    if not traced:
+        return
+    model, step = run.student.model, run.state.step
+    path = run.attempt_folder / "traces" / f"step-{step}.parquet"
+    path.parent.mkdir(exist_ok=True)
+    write_traces(path, [token_trace(columns, model.tokenizer) for columns in traced])
+    horizon = run.measured_horizon(step)
+    rows = [run.data.dev[columns.rollout.prompt_index].row for columns in traced]
+    run.journal.emit(
+        TracesWritten,
+        step=step,
+        subject=subject,
+        horizon=horizon,
+        path=path.relative_to(run.attempt_folder).as_posix(),
+        top_k=run.spec.traces.top_k,
+        rollouts=[
+            rollout_summary(
+                columns,
+                row=index,
+                horizon=horizon,
+                model=model,
+                prompt=row.prompt,
+                answer=row.answer,
+                is_right=evaluator.is_right(model, columns.rollout),
+            )
+            for index, (columns, row) in enumerate(zip(traced, rows, strict=True))
+        ],
+    )
+
+
+def _splits(data: RunData) -> list[Split]:
+    return ["dev", "report"] if data.report else ["dev"]
