@@ -10,7 +10,7 @@ from backend.memory import Model, memory_bytes
 from backend.problems import invalid
 from backend.schemas import Estimate, PhaseSeconds
 from engine.findings import Finding
-from engine.flops import FlopLedger, ModelShape, rollout_flops, update_flops
+from engine.flops import FlopLedger, ModelShape, rollout_flops, rollout_ledger, update_flops
 from engine.locations import resolve
 from engine.model_spec import ModelSpec
 from engine.prefixes import PrefixSignals
@@ -62,19 +62,14 @@ class _StepCosts(dict[int, FlopLedger]):
 
     def __missing__(self, horizon: int) -> FlopLedger:
         spec = self._spec
-        sampling = rollout_flops(self._student, self._prompt_tokens, [horizon] * spec.rollouts_per_prompt)
+        sampling = rollout_ledger(self._student, self._prompt_tokens, [horizon] * spec.rollouts_per_prompt)
         update = update_flops(self._student, self._teacher, self._prompt_tokens, horizon)
-        rollout = FlopLedger(rollout=sampling * spec.prompts_per_step)
-        self[horizon] = rollout + _times(update, spec.rollouts_per_step)
+        self[horizon] = sampling * spec.prompts_per_step + update * spec.rollouts_per_step
         return self[horizon]
 
 
-def _times(ledger: FlopLedger, factor: float) -> FlopLedger:
-    return FlopLedger(**{phase: flops * factor for phase, flops in ledger.model_dump().items()})
-
-
 def _total(horizons: Sequence[int], of_step: _StepCosts) -> FlopLedger:
-    return sum((_times(of_step[horizon], count) for horizon, count in Counter(horizons).items()), FlopLedger())
+    return sum((of_step[horizon] * count for horizon, count in Counter(horizons).items()), FlopLedger())
 
 
 def _horizons(spec: RunSpec) -> list[int]:
@@ -132,7 +127,7 @@ def _model(model: ModelSpec, field: str) -> Model:
             raise ValueError(f"config.json is larger than {_MAX_CONFIG_BYTES} bytes.")
         config = json.loads(path.read_bytes())
         shape = ModelShape.from_config(config)
-        if not all(1 <= value <= _MAX_ENTRIES for value in shape.model_dump().values()):
+        if not all(1 <= value <= _MAX_ENTRIES for value in shape.model_dump(exclude={"adapter"}).values()):
             raise ValueError("config.json has sizes that no model has.")
     except OSError:
         message = f"{field} is {model.path!r}, which has no config.json on the API's machine; {remedy}"

@@ -7,7 +7,7 @@ from fastapi.testclient import TestClient
 
 from backend.database import Database
 from backend.estimate import estimate
-from engine.flops import ModelShape, rollout_flops, update_flops
+from engine.flops import FlopLedger, ModelShape, rollout_flops, update_flops
 from engine.spec import RunSpec
 from tests.backend.recorded import change_run
 
@@ -48,6 +48,7 @@ def test_an_estimate_adds_up_by_hand(base: Document) -> None:
         vocabulary=81,
         layers=2,
         kv_width=2 * 64,
+        last_product_parameters=2 * 64 * 192,
     )
     teacher = ModelShape(
         block_parameters=3 * (4 * 96 * 96 + 3 * 96 * 288),
@@ -57,6 +58,7 @@ def test_an_estimate_adds_up_by_hand(base: Document) -> None:
         vocabulary=81,
         layers=3,
         kv_width=3 * 96,
+        last_product_parameters=3 * 96 * 288,
     )
     found = estimate(spec, [])
     prompt_tokens = 11  # 8 words
@@ -95,7 +97,7 @@ def test_time_comes_from_earlier_runs_of_the_same_models(
     for run_id, seconds in zip(run_ids, (10.0, 20.0), strict=False):
         change_run(database, run_id, state="succeeded", training_flops=1e9, training_seconds=seconds)
     found = client.post("/api/v1/estimate", json=base).json()
-    training = sum(value for phase, value in found["flops"].items() if phase != "evaluation")
+    training = FlopLedger.model_validate(found["flops"]).training
     assert found["seconds"] == pytest.approx({"low": training / 1e8, "high": training / 5e7})
     other = base | {"student": {"path": "builtin:tiny/models/base"}}
     assert client.post("/api/v1/estimate", json=other).json()["seconds"] is None
