@@ -6,6 +6,7 @@ The terminal table of `incipit demo` and the dashboard's Compare page show the s
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from backend.schemas import Evaluation, Run
 from engine.flops import FlopLedger
@@ -26,6 +27,8 @@ class Arm(Frozen):
     note: str
     student: str
     prefix: str
+    region: Literal["prefix", "window", "suffix"]
+    """Where its loss applies."""
     num_prompts: int
     """Prompts behind accuracy and exact."""
     accuracy: float
@@ -41,7 +44,7 @@ class Arm(Frozen):
     reverse_kl: float | None
     """The same after training, at the best checkpoint."""
     share_inside: float | None
-    """Share of the base student's reverse KL inside the arm's first horizon; None for a full prefix."""
+    """Share of the base student's reverse KL where the arm's first step applies its loss; None for whole completions."""
     tail_before: float | None
     """Reverse KL beyond the horizon before training, nats per token."""
     tail_after: float | None
@@ -70,7 +73,7 @@ class Comparison(Frozen):
 def compare(runs: list[tuple[Run, list[Evaluation]]], target: float = 0.95) -> Comparison:
     """The comparison of those runs that have succeeded; `target` is the accuracy for "compute to reach"."""
     done = [(run, evaluations) for run, evaluations in runs if run.state == "succeeded" and run.flops is not None]
-    full = [run for run, _ in done if run.spec.prefix.kind == "full" and run.spec.training_flops_budget is None]
+    full = [run for run, _ in done if run.spec.trains_whole_completions and run.spec.training_flops_budget is None]
     baseline = max(full, key=lambda run: run.flops.training if run.flops else 0.0, default=None)
     arms = [_arm(run, evaluations, baseline, target) for run, evaluations in done]
     arms.sort(key=lambda arm: (not arm.is_baseline, arm.saving is None))
@@ -96,7 +99,7 @@ def _arm(run: Run, evaluations: list[Evaluation], baseline: Run | None, target: 
     accuracy = final.metrics.get("accuracy") or 0.0
     low, high = wilson(accuracy, final.num_prompts)
     reached = [e.training_flops for e in students if e.split == "dev" and (e.metrics.get("accuracy") or 0.0) >= target]
-    is_full = run.spec.prefix.kind == "full"
+    is_full = run.spec.trains_whole_completions
     comparable = baseline is not None and baseline.spec.student == run.spec.student
     assert run.flops is not None
     return Arm(
@@ -107,6 +110,7 @@ def _arm(run: Run, evaluations: list[Evaluation], baseline: Run | None, target: 
         note=run.note,
         student=run.spec.student.path,
         prefix=run.prefix,
+        region="prefix" if run.spec.loss_region.kind == "whole" else run.spec.loss_region.kind,
         num_prompts=final.num_prompts,
         accuracy=accuracy,
         accuracy_low=low,
@@ -182,7 +186,7 @@ def _about(arm: Arm, baseline: Arm | None, before: float | None, teacher_eos: fl
         verdict = "level with" if overlap else "above" if gap > 0 else "below"
         parts.append(f"{verdict} {baseline.name} ({baseline.accuracy:.3f}) at {times} training FLOPs")
     if arm.share_inside is not None:
-        parts.append(f"{arm.share_inside:.0%} of the divergence lay inside the prefix at the start")
+        parts.append(f"{arm.share_inside:.0%} of the divergence lay inside the {arm.region} at the start")
     if arm.tail_before is not None and arm.tail_after is not None:
         parts.append(f"divergence beyond it went from {arm.tail_before:.3f} to {arm.tail_after:.3f} nats per token")
     if arm.reverse_kl_before is not None and arm.reverse_kl is not None:

@@ -55,7 +55,10 @@ def evaluations_frame(evaluations: Sequence[Evaluation], arm: str = "") -> pd.Da
 
 
 def positions_frame(positions: Positions, series: str) -> pd.DataFrame:
-    """series, position (counted from 1), mean, p90, teacher_entropy, count; long completions averaged in bins."""
+    """series, position (counted from 1), mean, p90, teacher_entropy, count; long completions averaged in bins.
+
+    Positions that no rollout supervises are left out: they have no mean.
+    """
     frame = pd.DataFrame(
         {
             "series": series,
@@ -66,6 +69,7 @@ def positions_frame(positions: Positions, series: str) -> pd.DataFrame:
             "count": _padded(positions.count, len(positions.mean)),
         }
     )
+    frame = frame[frame["count"] != 0].reset_index(drop=True)
     if len(frame) <= MAX_POSITIONS:
         return frame
     width = -(-len(frame) // MAX_POSITIONS)

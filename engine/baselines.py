@@ -47,6 +47,7 @@ class BaselineCache:
             "seed": spec.seed,
             "temperature": spec.sampling.temperature,
             "max_completion_tokens": spec.max_completion_tokens,
+            "loss_region": spec.loss_region.model_dump(),
             "num_sampled": spec.evaluation.num_sampled,
             "scorer": spec.evaluation.scorer.model_dump(),
         }

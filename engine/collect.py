@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.evaluate import EncodedPrompt
 from engine.flops import FlopLedger, rollout_flops
@@ -42,7 +42,7 @@ def collect_rollouts(
         for draw, index in enumerate(prompts_of_step(len(prompts), spec.seed, step, spec.prompts_per_step), first)
     ]
     sampler = Sampler(student, spec.seed, spec.sampling.temperature, on_token)
-    rollouts = sampler.sample(requests, horizon)
+    rollouts = [_supervised(rollout, spec, step) for rollout in sampler.sample(requests, horizon)]
     flops, positions, n = 0.0, 0, spec.rollouts_per_prompt
     for i, request in enumerate(requests):
         lengths = [len(rollout.completion_token_ids) for rollout in rollouts[i * n : (i + 1) * n]]
@@ -50,3 +50,9 @@ def collect_rollouts(
         positions += len(request.prompt_token_ids) + sum(lengths) - n
     wasted = 2.0 * student.shape.block_parameters * max(sampler.executed_tokens - positions, 0)
     return StepRollouts(rollouts, FlopLedger(rollout=flops), wasted)
+
+
+def _supervised(rollout: Rollout, spec: RunSpec, step: int) -> Rollout:
+    """The rollout, with loss where the spec's region lies."""
+    span = spec.region_at(step).span(len(rollout.completion_token_ids))
+    return replace(rollout, supervised_start=span.start, supervised_end=span.stop)

@@ -15,6 +15,7 @@ from torch import Tensor
 from engine.errors import RunError
 from engine.flops import FlopLedger, rollout_flops
 from engine.language_model import LanguageModel
+from engine.loss_region import LossRegion
 from engine.prompts import PromptRow
 from engine.rollout import Rollout, RolloutRequest
 from engine.sampler import Sampler
@@ -90,7 +91,7 @@ class Evaluator:
                 "The divergence of student and teacher is not finite on full-length completions; "
                 "lower optimizer.learning_rate or set precision to float32.",
             )
-        metrics |= _divergence_metrics(columns, horizon)
+        metrics |= _divergence_metrics(columns, horizon, self.spec.loss_region)
         reverse = _by_position([c.reverse_kl for c in columns])
         return Evaluation(
             metrics=metrics,
@@ -132,23 +133,35 @@ def completion_text(model: LanguageModel, rollout: Rollout) -> str:
 
 
 _DIVERGENCE_METRICS = (
-    "reverse_kl", "forward_kl", "reverse_kl_inside", "reverse_kl_beyond", "share_inside", "top1_agreement",
+    "reverse_kl", "forward_kl", "reverse_kl_inside", "reverse_kl_before", "reverse_kl_beyond", "share_inside",
+    "top1_agreement",
 )  # fmt: skip
 
 
-def _divergence_metrics(columns: list[TokenColumns], horizon: int) -> dict[str, float | None]:
+def _divergence_metrics(columns: list[TokenColumns], horizon: int, region: LossRegion) -> dict[str, float | None]:
+    """Inside is what training would supervise of a sample cut at the horizon; beyond is what the cut takes away."""
     reverse = torch.cat([c.reverse_kl for c in columns])
-    position = torch.cat([torch.arange(len(c.reverse_kl)) for c in columns])
-    inside = position < horizon
+    beyond = torch.cat([torch.arange(len(c.reverse_kl)) >= horizon for c in columns])
+    inside = torch.zeros_like(beyond)
+    start = 0
+    for c in columns:
+        span = region.span(min(len(c.reverse_kl), horizon))
+        inside[start + span.start : start + span.stop] = True
+        start += len(c.reverse_kl)
     total = float(reverse.sum())
     return {
         "reverse_kl": float(reverse.mean()),
         "forward_kl": float(torch.cat([c.forward_kl for c in columns]).mean()),
-        "reverse_kl_inside": float(reverse[inside].mean()),
-        "reverse_kl_beyond": float(reverse[~inside].mean()) if bool((~inside).any()) else None,
+        "reverse_kl_inside": _tensor_mean(reverse[inside]),
+        "reverse_kl_before": _tensor_mean(reverse[~inside & ~beyond]),
+        "reverse_kl_beyond": _tensor_mean(reverse[beyond]),
         "share_inside": float(reverse[inside].sum()) / total if total > 0 else None,
         "top1_agreement": float(torch.cat([c.top1_agrees for c in columns]).float().mean()),
     }
+
+
+def _tensor_mean(values: Tensor) -> float | None:
+    return float(values.mean()) if len(values) else None
 
 
 def _text_metrics(rollouts: list[Rollout]) -> dict[str, float | None]:

@@ -71,14 +71,16 @@ class StepDone(EventBase):
     step: int
     """Updates done, this one included: 1 after the first."""
     horizon: int
-    """Tokens after which sampling stopped at this step."""
+    """Tokens after which sampling stopped at this step: the schedule's horizon, or the end of the window if that comes
+    first; the full length at a step that is anchored as a whole."""
     metrics: dict[str, float | None]
-    """loss (nats per token), grad_norm, learning_rate, rollout_tokens, mean_tokens, natural_stop_rate, student_entropy,
-    teacher_entropy, sampled_logprob_gap; None where it does not exist."""
+    """loss (nats per token), grad_norm, learning_rate, rollout_tokens, supervised_tokens, mean_tokens, natural_stop_rate,
+    student_entropy, teacher_entropy, sampled_logprob_gap; None where it does not exist: a step without a supervised token
+    has no loss and changes no weight."""
     position_loss: list[float] = []
-    """Mean divergence at each completion position of this step, in nats."""
+    """Mean divergence at each completion position of this step, in nats; 0 where no rollout is supervised."""
     position_count: list[int] = []
-    """Rollouts behind each mean."""
+    """Supervised rollouts behind each mean."""
     flops: FlopLedger
     """Useful training and evaluation FLOPs of the run so far, by phase."""
     executed_flops: float
@@ -97,11 +99,12 @@ class Evaluated(EventBase):
     split: Split
     num_prompts: int
     horizon: int
-    """The schedule's horizon at that step, anchored steps apart, in tokens: what `inside` and `beyond` refer to."""
+    """Tokens after which sampling stopped at that step, anchoring left out: where `beyond` begins."""
     metrics: dict[str, float | None]
     """accuracy, exact (share of completions equal to the reference text), mean_tokens, eos_rate, repetition (share of
     repeated 4-grams): greedy; sampled_mean_tokens, sampled_eos_rate, sampled_repetition, reverse_kl, forward_kl,
-    reverse_kl_inside, reverse_kl_beyond, share_inside, top1_agreement: on full-length samples. None where it does not
+    reverse_kl_inside (where the loss applies), reverse_kl_before (sampled but left out by a window or suffix),
+    reverse_kl_beyond (behind the horizon), share_inside, top1_agreement: on full-length samples. None where it does not
     exist (no reference text, nothing beyond the horizon, the teacher against itself)."""
     position_reverse_kl: list[float] = []
     """Mean reverse KL by completion position on the samples, in nats."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from engine.events import EventBase, RunEvent
+from engine.events import EventBase, RunEvent, Warned
 
 E = TypeVar("E", bound=EventBase)
 
@@ -22,6 +22,7 @@ class Journal:
         # Unbuffered: what a full disk refused must not come again when the file is closed.
         self._file = path.open("ab", buffering=0)
         self._listener = listener
+        self._warned: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -30,6 +31,12 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._file.close()
+
+    def warn_once(self, code: str, message: str) -> None:
+        """Write a warning unless this attempt has written one with the same code."""
+        if code not in self._warned:
+            self._warned.add(code)
+            self.emit(Warned, code=code, message=message)
 
     def emit(self, kind: type[E], **values: Any) -> None:
         """Write an event, stamped with the current time. OSError leaves the journal as it was."""

@@ -87,6 +87,10 @@ class NoAnchoring(Frozen):
         """The schedule's own horizon."""
         return horizon
 
+    def is_anchored(self, step: int) -> bool:
+        """Never."""
+        return False
+
 
 class EveryNthStep(Frozen):
     """Every n-th step runs and trains to the full length, so that the tail of the completion is not forgotten (ours)."""
@@ -97,7 +101,11 @@ class EveryNthStep(Frozen):
 
     def horizon_at(self, step: int, horizon: int, state: PrefixState) -> int:
         """The full length at an anchored step, else the schedule's horizon; `step` counts from 0."""
-        return state.max_completion_tokens if (step + 1) % self.n == 0 else horizon
+        return state.max_completion_tokens if self.is_anchored(step) else horizon
+
+    def is_anchored(self, step: int) -> bool:
+        """Whether this step runs to the full length; `step` counts from 0."""
+        return (step + 1) % self.n == 0
 
 
 PrefixSchedule = Annotated[ConstantPrefix | LinearPrefix | FullPrefix, Field(discriminator="kind")]

@@ -51,11 +51,11 @@ class TerminalProgress:
                 )
                 say(f"loaded in {event.seconds:.1f} s: {millions} parameters")
             case StepDone():
-                loss = event.metrics["loss"] or 0.0
+                loss = event.metrics["loss"]
                 self._progress.update(
                     self._task,
                     completed=event.step,
-                    description=f"loss {loss:.4f} nats, horizon {event.horizon}",
+                    description=f"{'no loss' if loss is None else f'loss {loss:.4f} nats'}, horizon {event.horizon}",
                 )
             case Evaluated():
                 say(_evaluation_line(event))

@@ -14,6 +14,7 @@ from engine.control import Control
 from engine.events import PhaseChanged, StepDone
 from engine.journal import Journal
 from engine.language_model import LanguageModel
+from engine.loss_region import nothing_supervised
 from engine.prefixes import PrefixSignals
 from engine.setup import RunData
 from engine.spec import RunSpec
@@ -58,8 +59,8 @@ class Run:
         return budget is not None and self.state.flops.training >= budget
 
     def measured_horizon(self, step: int) -> int:
-        """What "inside" and "beyond" mean for the student of `step` updates: the schedule's horizon, anchors left out."""
-        return self.spec.prefix.horizon_at(max(step - 1, 0), self.state.prefix)
+        """Where "beyond" begins for the student of `step` updates: the horizon of its last step, anchors left out."""
+        return self.spec.prefix_horizon_at(max(step - 1, 0), self.state.prefix)
 
     def change_state(self, **values: object) -> None:
         """Replace fields of the state."""
@@ -85,6 +86,8 @@ class Run:
         sampled = time.monotonic()
         update = self.student.update(collected.rollouts, self.teacher, step)
         done = time.monotonic()
+        if update.loss is None:
+            self.journal.warn_once("nothing_supervised", nothing_supervised(step + 1, horizon))
         self.change_state(
             step=step + 1,
             prefix=self.spec.prefix.advance(self.state.prefix, PrefixSignals(step=step)),

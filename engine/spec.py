@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from engine.divergences import Divergence, ReverseKL
 from engine.evaluation_spec import EvaluationSpec
 from engine.frozen import Count, Frozen
+from engine.loss_region import LossRegion, WholeRegion
 from engine.model_spec import ModelSpec
 from engine.optimizer_spec import OptimizerSpec
 from engine.prefixes import Anchoring, ConstantPrefix, NoAnchoring, PrefixSchedule, PrefixState, Tokens
@@ -66,8 +67,10 @@ class RunSpec(Frozen):
     """Full completion length, in tokens: of evaluation, of full-length steps and the cap of every horizon."""
     prefix: PrefixSchedule = ConstantPrefix()
     """How many completion tokens are sampled and trained on at each step."""
+    loss_region: LossRegion = WholeRegion()
+    """Which of the sampled tokens are trained on."""
     anchoring: Anchoring = NoAnchoring()
-    """Whether some steps leave the schedule and run to the full length."""
+    """Whether some steps leave the schedule and run to the full length, where every token is trained on."""
     divergence: Divergence = ReverseKL()
     """What is minimised on each token of the prefix."""
     num_steps: Count = 100
@@ -113,10 +116,23 @@ class RunSpec(Frozen):
         """Whether the backward pass runs the student's blocks a second time."""
         return self.gradient_checkpointing == "always"
 
+    @property
+    def trains_whole_completions(self) -> bool:
+        """Whether every step samples and trains to the full length: ordinary distillation, the baseline of all savings."""
+        return self.prefix.kind == "full" and self.loss_region.kind == "whole"
+
     def prefix_state(self) -> PrefixState:
         """The schedule's state before the first step."""
         return PrefixState(max_completion_tokens=self.max_completion_tokens)
 
+    def prefix_horizon_at(self, step: int, state: PrefixState) -> int:
+        """Tokens that a rollout of a step may have, anchoring left out; `step` counts from 0."""
+        return self.loss_region.sampled_tokens(self.prefix.horizon_at(step, state))
+
     def horizon_at(self, step: int, state: PrefixState) -> int:
         """Horizon of a step in tokens, anchoring included; `step` counts from 0."""
-        return self.anchoring.horizon_at(step, self.prefix.horizon_at(step, state), state)
+        return self.anchoring.horizon_at(step, self.prefix_horizon_at(step, state), state)
+
+    def region_at(self, step: int) -> LossRegion:
+        """Where the loss applies at a step: an anchored step is trained whole."""
+        return WholeRegion() if self.anchoring.is_anchored(step) else self.loss_region

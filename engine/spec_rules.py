@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from engine.findings import misfit
+from engine.loss_region import SuffixRegion, WindowRegion
 from engine.optimizer_spec import ConstantWithDecay
-from engine.prefixes import ConstantPrefix, FullPrefix, LinearPrefix, NoAnchoring
+from engine.prefixes import ConstantPrefix, LinearPrefix, NoAnchoring
 
 if TYPE_CHECKING:
     from engine.spec import RunSpec
@@ -48,11 +49,41 @@ def _only_one_decay_is_set(spec: RunSpec) -> None:
 
 
 def _anchoring_has_something_to_anchor(spec: RunSpec) -> None:
-    if isinstance(spec.prefix, FullPrefix) and not isinstance(spec.anchoring, NoAnchoring):
+    if spec.trains_whole_completions and not isinstance(spec.anchoring, NoAnchoring):
         raise misfit(
             "anchoring",
             "anchoring is set but a full prefix already runs every step to the full length; "
             "set anchoring to none or choose another prefix.",
+        )
+
+
+def _loss_region_is_within_the_rollouts(spec: RunSpec) -> None:
+    region, limit = spec.loss_region, spec.max_completion_tokens
+    if isinstance(region, SuffixRegion) and region.tokens > limit:
+        raise misfit(
+            "loss_region.tokens",
+            f"loss_region.tokens is {region.tokens} but max_completion_tokens is {limit}; "
+            "shorten the suffix or raise max_completion_tokens.",
+        )
+    if not isinstance(region, WindowRegion):
+        return
+    if region.start >= region.end:
+        raise misfit(
+            "loss_region.start",
+            f"loss_region.start is {region.start} but the window ends at {region.end}; start earlier or raise loss_region.end.",
+        )
+    if region.end > limit:
+        raise misfit(
+            "loss_region.end",
+            f"loss_region.end is {region.end} but max_completion_tokens is {limit}; "
+            "end the window earlier or raise max_completion_tokens.",
+        )
+    shortest = spec.prefix.horizon_at(0, spec.prefix_state())
+    if region.start >= shortest:
+        raise misfit(
+            "loss_region.start",
+            f"loss_region.start is {region.start} but the prefix has only {shortest} tokens at its shortest, "
+            "so the window would be empty; start the window earlier or lengthen the prefix.",
         )
 
 
@@ -61,4 +92,5 @@ RULES: list[Callable[[RunSpec], None]] = [
     _warmup_is_within_the_run,
     _only_one_decay_is_set,
     _anchoring_has_something_to_anchor,
+    _loss_region_is_within_the_rollouts,
 ]

@@ -19,30 +19,34 @@ from engine.spec import RunSpec
 
 @dataclass(frozen=True)
 class Update:
-    """What one optimizer update did; [T] by completion position, nats."""
+    """What one optimizer update did; [T] by completion position, nats. Means over no token at all are None."""
 
-    loss: float
-    """Mean divergence over all supervised tokens of the global batch, nats."""
-    grad_norm: float
+    loss: float | None
+    """Mean divergence over all supervised tokens of the global batch, nats; None when there was none, and no update."""
+    grad_norm: float | None
     learning_rate: float
-    student_entropy: float
-    teacher_entropy: float
-    logprob_gap: float
-    """Mean |sampler's log-prob − training pass's log-prob| of the sampled tokens, nats: 0 but for rounding."""
+    student_entropy: float | None
+    teacher_entropy: float | None
+    logprob_gap: float | None
+    """Mean |sampler's log-prob − training pass's log-prob| of the supervised tokens, nats: 0 but for rounding."""
     position_loss: list[float]
+    """Mean divergence by position up to the last supervised one; 0 where no rollout has a supervised token."""
     position_count: list[int]
     num_tokens: int
+    """Supervised tokens of the global batch."""
     flops: FlopLedger
     executed_flops: float
 
     def metrics(self, rollouts: list[Rollout]) -> dict[str, float | None]:
         """The figures of a step event, see engine.events.StepDone."""
+        rollout_tokens = sum(len(rollout.completion_token_ids) for rollout in rollouts)
         return {
             "loss": self.loss,
             "grad_norm": self.grad_norm,
             "learning_rate": self.learning_rate,
-            "rollout_tokens": self.num_tokens,
-            "mean_tokens": self.num_tokens / len(rollouts),
+            "rollout_tokens": rollout_tokens,
+            "supervised_tokens": self.num_tokens,
+            "mean_tokens": rollout_tokens / len(rollouts),
             "natural_stop_rate": sum(rollout.finish_reason == "eos" for rollout in rollouts) / len(rollouts),
             "student_entropy": self.student_entropy,
             "teacher_entropy": self.teacher_entropy,
@@ -74,12 +78,17 @@ class Student:
         )
 
     def update(self, rollouts: list[Rollout], teacher: LanguageModel, step: int) -> Update:
-        """One optimizer update on all completion tokens of `rollouts`; `step` counts from 0.
+        """One optimizer update on the supervised tokens of `rollouts`, none when there are none; `step` counts from 0.
 
         Raises RunError("nan_loss") before the weights change when loss or gradient is not finite.
         """
-        num_supervised = sum(len(rollout.supervised) for rollout in rollouts)
-        sums = self.accumulate(rollouts, teacher)
+        # A rollout without a supervised token has no gradient: neither model reads it.
+        trained = [rollout for rollout in rollouts if rollout.supervised]
+        rate = self.spec.optimizer.learning_rate_at(step, self.spec.num_steps)
+        if not trained:
+            return _Sums(0).update(None, rate, 0)
+        num_supervised = sum(len(rollout.supervised) for rollout in trained)
+        sums = self.accumulate(trained, teacher)
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameter_names), self.spec.optimizer.max_grad_norm)
         if not (torch.isfinite(norm) and torch.isfinite(torch.tensor(sums.loss))):
             raise RunError(
@@ -87,7 +96,6 @@ class Student:
                 f"Step {step + 1}: loss {sums.loss:.4g}, gradient norm {float(norm):.4g} are not finite; "
                 "lower optimizer.learning_rate, lengthen warmup_steps or set precision to float32.",
             )
-        rate = self.spec.optimizer.learning_rate_at(step, self.spec.num_steps)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
         self.optimizer.step()
@@ -97,7 +105,7 @@ class Student:
     def accumulate(self, rollouts: list[Rollout], teacher: LanguageModel) -> _Sums:
         """Add the gradient of the mean loss on all supervised tokens of `rollouts` (one at least) to the parameters'."""
         num_supervised = sum(len(rollout.supervised) for rollout in rollouts)
-        sums = _Sums(max(len(rollout.completion_token_ids) for rollout in rollouts))
+        sums = _Sums(max(rollout.supervised.stop for rollout in rollouts))
         for group in micro_batches(rollouts, self.spec.micro_batch_rollouts):
             self._backward(group, teacher, num_supervised, sums)
         return sums
@@ -151,15 +159,18 @@ class _Sums:
         self.position_count: Tensor = torch.zeros(num_positions, dtype=torch.long)
         self.flops = FlopLedger()
 
-    def update(self, norm: float, rate: float, num_tokens: int) -> Update:
+    def update(self, norm: float | None, rate: float, num_tokens: int) -> Update:
+        def mean(total: float) -> float | None:
+            return total / num_tokens if num_tokens else None
+
         return Update(
-            loss=self.loss,
+            loss=self.loss if num_tokens else None,
             grad_norm=norm,
             learning_rate=rate,
-            student_entropy=self.student_entropy / num_tokens,
-            teacher_entropy=self.teacher_entropy / num_tokens,
-            logprob_gap=self.logprob_gap / num_tokens,
-            position_loss=(self.position_loss / self.position_count).tolist(),
+            student_entropy=mean(self.student_entropy),
+            teacher_entropy=mean(self.teacher_entropy),
+            logprob_gap=mean(self.logprob_gap),
+            position_loss=(self.position_loss / self.position_count.clamp(min=1)).tolist(),
             position_count=self.position_count.tolist(),
             num_tokens=num_tokens,
             flops=self.flops,
