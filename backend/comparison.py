@@ -9,9 +9,9 @@ import math
 from typing import Literal
 
 from backend.schemas import Evaluation, Run
+from engine.estimators import wilson
 from engine.flops import FlopLedger
 from engine.frozen import Frozen
-from engine.intervals import wilson
 
 _TELLING_ACCURACY = 0.1  # a teacher below this cannot show by accuracy whether a student follows it
 _EOS_GAP = 0.1  # a difference in EOS rate that is worth a word

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.analyses.setup import Subjects
 from engine.analysis_spec import AnalysisRow, TeacherContinues, TeacherPrefix
-from engine.intervals import wilson
+from engine.estimators import wilson
 
 
 def continuation(asked: TeacherPrefix | TeacherContinues, subjects: Subjects) -> tuple[list[AnalysisRow], list[str]]:

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from backend.comparison import compare, si, wilson
+from backend.comparison import compare, si
 from backend.schemas import Evaluation, Run
 from engine.flops import FlopLedger
 from engine.spec import RunSpec
@@ -160,12 +160,6 @@ def test_seeds_of_a_variant_are_summed_up() -> None:
     sentences = compare(runs).sentences
     assert "prefix 8 over 3 seeds: mean 0.900, from 0.800 to 1.000." in sentences
     assert sentences[-1].startswith("One seed for an arm"), "full ran once"
-
-
-def test_wilson_interval_matches_published_values() -> None:
-    # Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662; 0 of 20 gives 0 to 0.1611.
-    assert wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert wilson(0.0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
 
 
 @pytest.mark.parametrize(
