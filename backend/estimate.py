@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from backend.memory import Model, memory_bytes
 from backend.problems import invalid
@@ -12,8 +12,8 @@ from backend.schemas import Estimate, PhaseSeconds
 from engine.findings import Finding
 from engine.flops import FlopLedger, ModelShape, rollout_flops, rollout_ledger, update_flops
 from engine.locations import resolve
+from engine.loss_region import LossRegion, WholeRegion
 from engine.model_spec import ModelSpec
-from engine.prefixes import PrefixSignals
 from engine.spec import RunSpec
 
 _MAX_CONFIG_BYTES = 1024 * 1024
@@ -32,66 +32,94 @@ def estimate(spec: RunSpec, rates: Sequence[float]) -> Estimate:
     """
     student, teacher = _model(spec.student, "student.path"), _model(spec.teacher, "teacher.path")
     prompt_tokens, assumptions = _prompt_tokens(spec)
-    horizons = _horizons(spec)
+    shortest, longest = _batches(spec)
     of_step = _StepCosts(spec, student.shape, teacher.shape, prompt_tokens)
-    num_steps = _steps_within_budget(spec, horizons, of_step)
+    num_steps = _steps_within_budget(spec, shortest, of_step)
     evaluation = _evaluation_flops(spec, num_steps, student.shape, teacher.shape, prompt_tokens)
-    flops = _total(horizons[:num_steps], of_step) + evaluation
-    full = _total([spec.max_completion_tokens] * num_steps, of_step) + evaluation
-    memory = memory_bytes(spec, student, teacher, prompt_tokens, max(horizons))
-    shown = sorted({round(i * (len(horizons) - 1) / (_MAX_SHOWN - 1)) for i in range(_MAX_SHOWN)})
+    flops = _total(shortest[:num_steps], of_step) + evaluation
+    is_adaptive = shortest != longest
+    full = _total([_Batch(spec.max_completion_tokens, spec.prompts_per_step)] * num_steps, of_step) + evaluation
+    has_anchors = any(batch.num_anchored for batch in shortest)
+    longest_horizon = spec.max_completion_tokens if has_anchors else max(batch.horizon for batch in longest)
+    memory = memory_bytes(spec, student, teacher, prompt_tokens, longest_horizon)
+    shown = sorted({round(i * (spec.num_steps - 1) / (_MAX_SHOWN - 1)) for i in range(_MAX_SHOWN)})
+    previews = [spec.preview_at(step) for step in shown]
     return Estimate(
         flops=flops,
         full_length_flops=full,
+        flops_at_fastest_growth=_total(longest[:num_steps], of_step) + evaluation if is_adaptive else None,
         saving=full.training / flops.training,
         memory_bytes=memory,
         memory_total_bytes=sum(memory.values()),
         seconds=PhaseSeconds(low=flops.training / max(rates), high=flops.training / min(rates)) if rates else None,
-        horizons=[horizons[step] for step in shown],
+        horizons=[low for low, _ in previews],
+        longest_horizons=[high for _, high in previews] if is_adaptive else [],
         horizon_steps=shown,
-        assumptions=assumptions + _assumptions(spec, num_steps, rates),
+        assumptions=assumptions + _assumptions(spec, num_steps, rates, is_adaptive=is_adaptive),
     )
 
 
-class _StepCosts(dict[int, FlopLedger]):
-    """FLOPs of one step by its horizon, if no rollout ends before it."""
+class _Batch(NamedTuple):
+    """What the cost of a step depends on."""
+
+    horizon: int
+    """Of the rollouts that are not anchored."""
+    num_anchored: int
+    """Prompts whose rollouts run to the full length."""
+
+
+class _StepCosts(dict[_Batch, FlopLedger]):
+    """FLOPs of one step, if no rollout ends before its horizon."""
 
     def __init__(self, spec: RunSpec, student: ModelShape, teacher: ModelShape, prompt_tokens: int) -> None:
         super().__init__()
         self._spec, self._student, self._teacher, self._prompt_tokens = spec, student, teacher, prompt_tokens
 
-    def __missing__(self, horizon: int) -> FlopLedger:
-        spec = self._spec
-        sampling = rollout_ledger(self._student, self._prompt_tokens, [horizon] * spec.rollouts_per_prompt)
-        update = update_flops(self._student, self._teacher, self._prompt_tokens, horizon)
-        self[horizon] = sampling * spec.prompts_per_step + update * spec.rollouts_per_step
-        return self[horizon]
+    def __missing__(self, batch: _Batch) -> FlopLedger:
+        spec, anchored = self._spec, batch.num_anchored
+        self[batch] = (
+            self._of_prompt(batch.horizon, spec.loss_region) * (spec.prompts_per_step - anchored)
+            + self._of_prompt(spec.max_completion_tokens, WholeRegion()) * anchored
+        )
+        return self[batch]
+
+    def _of_prompt(self, num_tokens: int, region: LossRegion) -> FlopLedger:
+        each = self._spec.rollouts_per_prompt
+        num_supervised = len(region.span(num_tokens))
+        sampling = rollout_ledger(self._student, self._prompt_tokens, [num_tokens] * each)
+        if not num_supervised:
+            return sampling
+        update = update_flops(
+            self._student, self._teacher, self._prompt_tokens, num_tokens, num_supervised=num_supervised
+        )
+        return sampling + update * each
 
 
-def _total(horizons: Sequence[int], of_step: _StepCosts) -> FlopLedger:
-    return sum((of_step[horizon] * count for horizon, count in Counter(horizons).items()), FlopLedger())
+def _total(batches: Sequence[_Batch], of_step: _StepCosts) -> FlopLedger:
+    return sum((of_step[batch] * count for batch, count in Counter(batches).items()), FlopLedger())
 
 
-def _horizons(spec: RunSpec) -> list[int]:
-    """The horizon of each step."""
-    state = spec.prefix_state()
-    horizons = []
+def _batches(spec: RunSpec) -> tuple[list[_Batch], list[_Batch]]:
+    """Each step with the shortest and with the longest horizon that it may have."""
+    state, shortest, longest = spec.prefix_state(), [], []
     for step in range(spec.num_steps):
-        horizons.append(spec.horizon_at(step, state))
-        state = spec.prefix.advance(state, PrefixSignals.model_construct(step=step))
-    return horizons
+        anchored = spec.anchoring.num_anchored(step, spec.prompts_per_step)
+        shortest.append(_Batch(spec.prefix_horizon_at(step, state), anchored))
+        high = spec.prefix.longest_at(step, state, spec.evaluation.every_steps)
+        longest.append(_Batch(spec.loss_region.sampled_tokens(high), anchored))
+    return shortest, longest
 
 
-def _steps_within_budget(spec: RunSpec, horizons: list[int], of_step: _StepCosts) -> int:
+def _steps_within_budget(spec: RunSpec, batches: list[_Batch], of_step: _StepCosts) -> int:
     if spec.training_flops_budget is None:
-        return len(horizons)
-    training = {horizon: of_step[horizon].training for horizon in set(horizons)}
+        return len(batches)
+    training = {batch: of_step[batch].training for batch in set(batches)}
     spent = 0.0
-    for step, horizon in enumerate(horizons, start=1):
-        spent += training[horizon]
+    for step, batch in enumerate(batches, start=1):
+        spent += training[batch]
         if spent >= spec.training_flops_budget:
             return step
-    return len(horizons)
+    return len(batches)
 
 
 def _evaluation_flops(
@@ -166,13 +194,18 @@ def _words_per_prompt(path: Path) -> list[int]:
     return words
 
 
-def _assumptions(spec: RunSpec, num_steps: int, rates: Sequence[float]) -> list[str]:
+def _assumptions(spec: RunSpec, num_steps: int, rates: Sequence[float], *, is_adaptive: bool) -> list[str]:
     stated = [
         "No completion ends before its horizon; evaluation runs every completion to the full length.",
         "Memory is for one process; activations are 34 bytes × hidden per token and layer in bf16 (2205.05198).",
     ]
     if spec.device == "auto" and spec.precision == "auto":
         stated.append("Memory is for float32, as on a CPU; on a GPU `auto` is bfloat16 and needs less.")
+    if is_adaptive:
+        stated.append(
+            "How the prefix grows is known only in training: FLOPs and time are for one that stays at its start, memory is "
+            "for one that grows as fast as it may."
+        )
     if num_steps < spec.num_steps:
         stated.append(f"The FLOPs budget ends the run after step {num_steps} of {spec.num_steps}.")
     if rates:

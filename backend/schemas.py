@@ -230,6 +230,8 @@ class Estimate(Frozen):
 
     flops: FlopLedger
     """By phase, if no rollout ends before its horizon."""
+    flops_at_fastest_growth: FlopLedger | None = None
+    """The same if an adaptive prefix grows as fast as it may; None for the schedules that are known beforehand."""
     full_length_flops: FlopLedger
     """The same run with every step at full length."""
     saving: float
@@ -240,7 +242,9 @@ class Estimate(Frozen):
     seconds: PhaseSeconds | None
     """Range from earlier runs on this installation; None when there is none to go by."""
     horizons: list[int]
-    """Horizon at each of at most 200 evenly spaced steps."""
+    """Horizon at each of at most 200 evenly spaced steps; of an adaptive prefix the shortest, that it never grows."""
+    longest_horizons: list[int] = []
+    """Horizon of an adaptive prefix that grows as fast as it may, at the same steps; empty for the other schedules."""
     horizon_steps: list[int]
     assumptions: list[str]
     """In words, shown beside the figures."""

@@ -1,27 +1,66 @@
 """Values of a spec in a few words, for lists and charts."""
 
+from engine.adaptive_prefixes import DivergenceSharePrefix, PlateauPrefix, ValidationPrefix
+from engine.anchoring import EveryNthStep, FractionOfBatch
 from engine.divergences import JSD, Divergence, ForwardKL
 from engine.loss_region import SuffixRegion, WindowRegion
-from engine.prefixes import ConstantPrefix, EveryNthStep, LinearPrefix
+from engine.prefixes import (
+    ConstantPrefix,
+    CosinePrefix,
+    FullPrefix,
+    LinearPrefix,
+    PrefixSchedule,
+    RatioPrefix,
+    StagesPrefix,
+    StaircasePrefix,
+)
 from engine.spec import RunSpec
+
+_MAX_STAGES = 3  # said one by one
 
 
 def prefix_in_words(spec: RunSpec) -> str:
     """The horizons of a run, such as `8`, `16 + 1/step`, `full`, `8, every 8th full` or `full, loss on [32, 64)`."""
-    if isinstance(spec.prefix, ConstantPrefix):
-        schedule = str(spec.prefix.tokens)
-    elif isinstance(spec.prefix, LinearPrefix):
-        schedule = f"{spec.prefix.start_tokens} + {spec.prefix.increment_tokens:g}/step"
-    else:
-        schedule = "full"
-    parts = [schedule]
+    parts = [schedule_in_words(spec.prefix)]
+    cap = getattr(spec.prefix, "cap_tokens", None)
+    if cap is not None:
+        parts.append(f"at most {cap}")
     if isinstance(spec.loss_region, WindowRegion):
         parts.append(f"loss on [{spec.loss_region.start}, {spec.loss_region.end})")
     elif isinstance(spec.loss_region, SuffixRegion):
         parts.append(f"loss on the last {spec.loss_region.tokens}")
     if isinstance(spec.anchoring, EveryNthStep):
         parts.append(f"every {_ordinal(spec.anchoring.n)} full")
+    elif isinstance(spec.anchoring, FractionOfBatch):
+        parts.append(f"{spec.anchoring.share:.3g} of each batch full")
     return ", ".join(parts)
+
+
+def schedule_in_words(prefix: PrefixSchedule) -> str:
+    """The schedule alone, such as `16 + 16 every 20 steps` or `16 + 16 at plateaus`."""
+    match prefix:
+        case ConstantPrefix():
+            return str(prefix.tokens)
+        case RatioPrefix():
+            return f"{prefix.share:.3g} of full"
+        case FullPrefix():
+            return "full"
+        case LinearPrefix():
+            return f"{prefix.start_tokens} + {prefix.increment_tokens:g}/step"
+        case StaircasePrefix():
+            return f"{prefix.start_tokens} + {prefix.increment_tokens} every {prefix.every_steps} steps"
+        case CosinePrefix():
+            return f"{prefix.start_tokens} to {prefix.end_tokens} along a cosine"
+        case StagesPrefix():
+            lengths = [str(stage.tokens) for stage in prefix.stages]
+            return ", then ".join(lengths[:_MAX_STAGES]) + (", …" if len(lengths) > _MAX_STAGES else "")
+        case PlateauPrefix():
+            when = "at plateaus"
+        case DivergenceSharePrefix():
+            when = "while the outer part diverges"
+        case ValidationPrefix():
+            when = "when validation stalls"
+    return f"{prefix.start_tokens} + {prefix.increment_tokens} {when}"
 
 
 def divergence_in_words(divergence: Divergence) -> str:

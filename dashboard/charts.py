@@ -159,16 +159,12 @@ def flops_bars(frame: pd.DataFrame) -> alt.Chart:
     return chart
 
 
-def horizon_chart(frame: pd.DataFrame) -> alt.Chart:
-    """The horizon by step, as the schedule will set it. Frame: step, horizon."""
-    chart: alt.Chart = (
-        alt.Chart(frame)
-        .mark_line(interpolate="step-after")
-        .encode(
-            x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1, tickCount=5)),
-            y=alt.Y("horizon:Q", title="horizon (tokens)", scale=alt.Scale(domainMin=0)),
-            tooltip=["step:Q", "horizon:Q"],
-        )
-        .properties(height=130)
+def horizon_chart(frame: pd.DataFrame) -> Layers:
+    """The horizon by step, as the schedule will set it; a band to `longest` where training decides. Frame: step, horizon, longest."""
+    base = alt.Chart(frame).encode(
+        x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1, tickCount=5)),
+        y=alt.Y("horizon:Q", title="horizon (tokens)", scale=alt.Scale(domainMin=0)),
+        tooltip=["step:Q", "horizon:Q", "longest:Q"],
     )
-    return chart
+    band = base.mark_area(interpolate="step-after", opacity=0.25).encode(y2="longest:Q")
+    return alt.layer(band, base.mark_line(interpolate="step-after")).properties(height=130)

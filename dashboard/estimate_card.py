@@ -24,15 +24,7 @@ def show(estimate: Estimate, document: Mapping[str, Any]) -> None:
         )
         st.markdown(known)
         st.markdown(f"Memory about **{bytes_text(estimate.memory_total_bytes)}**")
-        if len(set(estimate.horizons)) > 1:
-            st.caption("Horizon by step")
-            frame = pd.DataFrame({"step": estimate.horizon_steps, "horizon": estimate.horizons})
-            st.altair_chart(charts.horizon_chart(frame), key="horizon", alt="Horizon by step, as the schedule sets it")
-        else:
-            of_full = f" of {document.get('max_completion_tokens', '')}" if estimate.horizons else ""
-            st.caption(
-                f"Every step samples and trains the first {estimate.horizons[0] if estimate.horizons else '–'}{of_full} tokens."
-            )
+        show_horizons(estimate, document)
         with st.expander("By phase and part", icon=":material/table:"):
             phases = estimate.flops.model_dump()
             full = estimate.full_length_flops.model_dump()
@@ -49,3 +41,28 @@ def show(estimate: Estimate, document: Mapping[str, Any]) -> None:
             )
         for assumption in estimate.assumptions:
             st.caption(notices.plain(assumption))
+
+
+def show_horizons(estimate: Estimate, document: Mapping[str, Any]) -> None:
+    """The horizon by step: a line, a band where training itself decides, a sentence where it never changes."""
+    if estimate.longest_horizons:
+        st.caption("Horizon by step: between never growing and growing as fast as it may")
+    elif len(set(estimate.horizons)) > 1:
+        st.caption("Horizon by step")
+    else:
+        of_full = f" of {document.get('max_completion_tokens', '')}" if estimate.horizons else ""
+        tokens = estimate.horizons[0] if estimate.horizons else "–"
+        is_whole = (document.get("loss_region") or {}).get("kind", "whole") == "whole"
+        st.caption(f"Every step samples {'and trains ' if is_whole else ''}the first {tokens}{of_full} tokens.")
+        return
+    frame = horizon_frame(estimate)
+    st.altair_chart(charts.horizon_chart(frame), key="horizon", alt="Horizon by step, as the schedule sets it")
+    if estimate.flops_at_fastest_growth is not None:
+        most = flops_text(estimate.flops_at_fastest_growth.training)
+        st.caption(f"What training shows decides when the prefix grows; at the fastest growth training takes {most}.")
+
+
+def horizon_frame(estimate: Estimate) -> pd.DataFrame:
+    """step, horizon, longest; longest is the horizon where that is known beforehand."""
+    longest = estimate.longest_horizons or estimate.horizons
+    return pd.DataFrame({"step": estimate.horizon_steps, "horizon": estimate.horizons, "longest": longest})

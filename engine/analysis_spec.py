@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from engine.frozen import Frozen
-from engine.prefixes import Tokens
+from engine.prefix_state import Tokens
 from engine.spec import RunSpec
 
 Prompts = Annotated[int, Field(ge=1, le=10_000)]

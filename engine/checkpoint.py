@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from engine.errors import RunError, is_out_of_space
 from engine.flops import FlopLedger
 from engine.frozen import Frozen
-from engine.prefixes import PrefixState
+from engine.prefix_state import PrefixState
 from engine.student import Student
 
 MANIFEST = "manifest.json"

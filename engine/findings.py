@@ -40,7 +40,9 @@ def _finding(details: ErrorDetails, document: object) -> Finding:
     say = _SENTENCES.get(details["type"])
     shown = _shown(details["input"])
     message = say(shown, context) if say else f"is {shown}: {details['msg'][:1].lower()}{details['msg'][1:]}."
-    return Finding(field=field, message=f"{field or 'The spec'} {message}")
+    # A key that nobody knows may hold anything, line breaks too.
+    shown_field = field if field.isprintable() else repr(field)
+    return Finding(field=field, message=f"{shown_field or 'The spec'} {message}")
 
 
 def _path(location: Sequence[str | int], document: object) -> list[str]:

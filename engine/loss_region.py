@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from engine.frozen import Frozen
-from engine.prefixes import MAX_TOKENS, Tokens
+from engine.prefix_state import MAX_TOKENS, Tokens
 
 
 class WholeRegion(Frozen):

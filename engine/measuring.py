@@ -10,6 +10,7 @@ from engine.checkpoint import load_weights
 from engine.evaluate import Evaluation, Evaluator
 from engine.events import Evaluated, Split, Subject, TracesWritten
 from engine.language_model import LanguageModel
+from engine.prefix_state import PrefixSignals
 from engine.setup import RunData
 from engine.token_trace import write_traces
 from engine.trace import rollout_summary, token_trace
@@ -49,7 +50,8 @@ def evaluate_student(run: Run) -> None:
     horizon = run.measured_horizon(run.state.step)
     evaluation = evaluator.evaluate(run.student.model, run.teacher, horizon)
     is_best = run.state.best_score is None or evaluation.score > run.state.best_score
-    run.change_state(evaluated_step=run.state.step)
+    signals = PrefixSignals(step=run.state.step - 1, score=evaluation.score[0])
+    run.change_state(evaluated_step=run.state.step, prefix=run.spec.prefix.advance(run.state.prefix, signals))
     run.accuracies[run.state.step] = evaluation.metrics["accuracy"]
     if is_best:
         run.change_state(best_step=run.state.step, best_score=evaluation.score)

@@ -16,6 +16,8 @@ class RolloutRequest:
     num_rollouts: int
     stream: int
     """Which of the prompt's visits this is (the step in training); 0 in evaluation, so that samples share their noise."""
+    max_tokens: int | None = None
+    """Where these rollouts stop, if that is before the horizon of the others; None: at the horizon."""
 
 
 @dataclass(frozen=True)

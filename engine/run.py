@@ -15,10 +15,11 @@ from engine.events import PhaseChanged, StepDone
 from engine.journal import Journal
 from engine.language_model import LanguageModel
 from engine.loss_region import nothing_supervised
-from engine.prefixes import PrefixSignals
+from engine.prefix_state import PrefixSignals, PrefixState
+from engine.rollout import Rollout
 from engine.setup import RunData
 from engine.spec import RunSpec
-from engine.student import Student
+from engine.student import Student, Update
 
 
 @dataclass
@@ -80,7 +81,7 @@ class Run:
             self.student.model,
             self.data.train,
             step=step,
-            horizon=horizon,
+            horizons=self.spec.horizons_at(step, self.state.prefix),
             on_token=self.control.raise_if_stopped,
         )
         sampled = time.monotonic()
@@ -90,7 +91,7 @@ class Run:
             self.journal.warn_once("nothing_supervised", nothing_supervised(step + 1, horizon))
         self.change_state(
             step=step + 1,
-            prefix=self.spec.prefix.advance(self.state.prefix, PrefixSignals(step=step)),
+            prefix=self._prefix_after(step, collected.rollouts, update),
             flops=self.state.flops + collected.flops + update.flops,
             executed_flops=self.state.executed_flops
             + collected.flops.training
@@ -109,6 +110,17 @@ class Run:
             executed_flops=self.state.executed_flops,
             seconds={"rollout": sampled - began, "update": done - sampled, "total": done - began},
         )
+
+    def _prefix_after(self, step: int, rollouts: list[Rollout], update: Update) -> PrefixState:
+        schedule, state = self.spec.prefix, self.state.prefix
+        signals = PrefixSignals.of_step(
+            step,
+            schedule.horizon_at(step, state),
+            ends=[len(r.completion_token_ids) if r.finish_reason == "eos" else None for r in rollouts],
+            position_loss=update.position_loss,
+            position_count=update.position_count,
+        )
+        return schedule.advance(state, signals)
 
     def evaluation_is_due(self) -> bool:
         """Whether the student of the current step still has to be evaluated."""

@@ -37,8 +37,10 @@ class Sampler:
 
     @torch.inference_mode()
     def sample(self, requests: list[RolloutRequest], horizon: int) -> list[Rollout]:
-        """The rollouts of all requests, in their order, at most `horizon` tokens each (>= 1)."""
-        by_length = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_token_ids))
+        """The rollouts of all requests, in their order, at most `horizon` tokens each (>= 1), or their own `max_tokens`."""
+        # Equal limits stay together: one row that runs on decodes nearly as slowly as many.
+        limits = [_limit(request, horizon) for request in requests]
+        by_length = sorted(range(len(requests)), key=lambda i: (limits[i], len(requests[i].prompt_token_ids)))
         rollouts: dict[int, list[Rollout]] = {}
         with self.model.autocast():
             for batch in _batches(by_length, requests):
@@ -47,6 +49,7 @@ class Sampler:
         return [rollout for index in range(len(requests)) for rollout in rollouts[index]]
 
     def _decode(self, requests: list[RolloutRequest], horizon: int) -> list[list[Rollout]]:
+        horizon = max(_limit(request, horizon) for request in requests)
         rows = _Rows(self, requests, horizon)
         for position in range(horizon):
             rows.choose(position)
@@ -64,6 +67,7 @@ class _Rows:
         """Prefill each prompt once and repeat its cache for its rollouts."""
         self.sampler = sampler
         self.model = sampler.model
+        self.horizon = horizon
         device = self.model.device
         lengths = torch.tensor([len(request.prompt_token_ids) for request in requests])
         width = int(lengths.max())
@@ -96,6 +100,10 @@ class _Rows:
         self.total = len(requests) * repeats
         self.alive = torch.arange(self.total, device=device)
         self.eos = torch.tensor(sorted(self.model.eos_token_ids), device=device)
+        limits = torch.tensor([_limit(request, horizon) for request in requests], device=device)
+        self.limits = limits.repeat_interleave(repeats, 0)
+        """[B] tokens after which a row is cut."""
+        self.has_own_limits = bool((limits < horizon).any())
         self.has_ended = torch.zeros(self.total, dtype=torch.bool, device=device)
         """[B], kept on a GPU between two compactions."""
         self.chosen = self.alive
@@ -127,14 +135,17 @@ class _Rows:
         keep = torch.tensor([row for row, flag in enumerate(ended) if not flag], device=self.chosen.device)
         self.cache.batch_select_indices(keep)
         self.alive, self.chosen, self.prompt_lengths = self.alive[keep], self.chosen[keep], self.prompt_lengths[keep]
-        self.noise, self.has_ended = self.noise[:, keep], self.has_ended[keep]
+        self.noise, self.has_ended, self.limits = self.noise[:, keep], self.has_ended[keep], self.limits[keep]
         self.pad_mask = None if self.pad_mask is None else self.pad_mask[keep]
         return True
 
     def _ended(self, position: int) -> list[bool]:
         if not self.chosen.is_cuda:
-            return [token in self.model.eos_token_ids for token in self.chosen.tolist()]
-        self.has_ended |= torch.isin(self.chosen, self.eos)
+            ended = [token in self.model.eos_token_ids for token in self.chosen.tolist()]
+            if self.has_own_limits:
+                ended = [flag or limit <= position + 1 for flag, limit in zip(ended, self.limits.tolist(), strict=True)]
+            return ended
+        self.has_ended |= torch.isin(self.chosen, self.eos) | (self.limits <= position + 1)
         return self.has_ended.tolist() if position % _CUDA_COMPACT_EVERY == 0 else []
 
     def advance(self, position: int) -> None:
@@ -160,9 +171,12 @@ class _Rows:
         tokens: list[list[int]] = [[] for _ in range(self.total)]
         logprobs: list[list[float]] = [[] for _ in range(self.total)]
         ended = [False] * self.total
+        limits = [_limit(request, self.horizon) for request in requests for _ in range(request.num_rollouts)]
         for alive, chosen, picked in self.columns:
             for row, token, logprob in zip(alive.tolist(), chosen.tolist(), picked.tolist(), strict=True):
-                if not ended[row]:  # on a GPU, rows decode on until the next compaction
+                if (
+                    not ended[row] and len(tokens[row]) < limits[row]
+                ):  # on a GPU, rows decode on until the next compaction
                     tokens[row].append(token)
                     logprobs[row].append(logprob)
                     ended[row] = token in self.model.eos_token_ids
@@ -180,6 +194,10 @@ class _Rows:
             ]
             for request in requests
         ]
+
+
+def _limit(request: RolloutRequest, horizon: int) -> int:
+    return horizon if request.max_tokens is None else min(request.max_tokens, horizon)
 
 
 def _batches(order: list[int], requests: list[RolloutRequest]) -> list[list[int]]:

@@ -8,13 +8,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from engine.anchoring import Anchoring, NoAnchoring
 from engine.divergences import Divergence, ReverseKL
 from engine.evaluation_spec import EvaluationSpec
 from engine.frozen import Count, Frozen
 from engine.loss_region import LossRegion, WholeRegion
 from engine.model_spec import ModelSpec
 from engine.optimizer_spec import OptimizerSpec
-from engine.prefixes import Anchoring, ConstantPrefix, NoAnchoring, PrefixSchedule, PrefixState, Tokens
+from engine.prefix_state import PrefixState, Tokens
+from engine.prefixes import ConstantPrefix, PrefixSchedule
 from engine.prompt_spec import PromptSpec
 from engine.spec_rules import RULES
 
@@ -70,7 +72,7 @@ class RunSpec(Frozen):
     loss_region: LossRegion = WholeRegion()
     """Which of the sampled tokens are trained on."""
     anchoring: Anchoring = NoAnchoring()
-    """Whether some steps leave the schedule and run to the full length, where every token is trained on."""
+    """Whether some rollouts leave the schedule and run to the full length, where every token is trained on."""
     divergence: Divergence = ReverseKL()
     """What is minimised on each token of the prefix."""
     num_steps: Count = 100
@@ -130,9 +132,25 @@ class RunSpec(Frozen):
         return self.loss_region.sampled_tokens(self.prefix.horizon_at(step, state))
 
     def horizon_at(self, step: int, state: PrefixState) -> int:
-        """Horizon of a step in tokens, anchoring included; `step` counts from 0."""
-        return self.anchoring.horizon_at(step, self.prefix_horizon_at(step, state), state)
+        """Horizon of a step in tokens: the full length where all of its rollouts are anchored, else that of the others."""
+        is_whole = self.anchoring.num_anchored(step, self.prompts_per_step) == self.prompts_per_step
+        return state.max_completion_tokens if is_whole else self.prefix_horizon_at(step, state)
 
-    def region_at(self, step: int) -> LossRegion:
-        """Where the loss applies at a step: an anchored step is trained whole."""
-        return WholeRegion() if self.anchoring.is_anchored(step) else self.loss_region
+    def horizons_at(self, step: int, state: PrefixState) -> list[int]:
+        """For each prompt of a step, the tokens that its rollouts may have."""
+        horizon, full = self.prefix_horizon_at(step, state), state.max_completion_tokens
+        anchored = self.anchoring.anchored_at(step, self.prompts_per_step)
+        return [full if is_anchored else horizon for is_anchored in anchored]
+
+    def regions_at(self, step: int) -> list[LossRegion]:
+        """For each prompt of a step, where the loss applies in its rollouts: anchored ones are trained whole."""
+        anchored = self.anchoring.anchored_at(step, self.prompts_per_step)
+        return [WholeRegion() if is_anchored else self.loss_region for is_anchored in anchored]
+
+    def preview_at(self, step: int) -> tuple[int, int]:
+        """Shortest and longest horizon that a step may have: an adaptive schedule stays at its start, or grows as fast as it may."""
+        state = self.prefix_state()
+        longest = self.prefix.longest_at(step, state, self.evaluation.every_steps)
+        is_whole = self.anchoring.num_anchored(step, self.prompts_per_step) == self.prompts_per_step
+        shortest = self.horizon_at(step, state)
+        return shortest, shortest if is_whole else self.loss_region.sampled_tokens(longest)

@@ -5,29 +5,42 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from engine.anchoring import NoAnchoring
 from engine.findings import misfit
 from engine.loss_region import SuffixRegion, WindowRegion
 from engine.optimizer_spec import ConstantWithDecay
-from engine.prefixes import ConstantPrefix, LinearPrefix, NoAnchoring
+from engine.prefixes import StagesPrefix
 
 if TYPE_CHECKING:
     from engine.spec import RunSpec
 
 
 def _prefix_is_within_the_completion(spec: RunSpec) -> None:
-    limit = spec.max_completion_tokens
-    if isinstance(spec.prefix, ConstantPrefix) and spec.prefix.tokens > limit:
-        raise misfit(
-            "prefix.tokens",
-            f"prefix.tokens is {spec.prefix.tokens} but max_completion_tokens is {limit}; "
-            "shorten the prefix or raise max_completion_tokens.",
-        )
-    if isinstance(spec.prefix, LinearPrefix) and spec.prefix.start_tokens > limit:
+    prefix, limit = spec.prefix, spec.max_completion_tokens
+    lengths = {name: getattr(prefix, name, None) for name in _PREFIX_REMEDIES}
+    if isinstance(prefix, StagesPrefix):
+        lengths |= {f"stages.{i}.tokens": stage.tokens for i, stage in enumerate(prefix.stages)}
+    for name, tokens in lengths.items():
+        if tokens is not None and tokens > limit:
+            remedy = _PREFIX_REMEDIES.get(name, "shorten the stage")
+            raise misfit(
+                f"prefix.{name}",
+                f"prefix.{name} is {tokens} but max_completion_tokens is {limit}; {remedy} or raise max_completion_tokens.",
+            )
+    start, cap = lengths["start_tokens"], lengths["cap_tokens"]
+    if start is not None and cap is not None and start > cap:
         raise misfit(
             "prefix.start_tokens",
-            f"prefix.start_tokens is {spec.prefix.start_tokens} but max_completion_tokens is {limit}; "
-            "start shorter or raise max_completion_tokens.",
+            f"prefix.start_tokens is {start} but prefix.cap_tokens is {cap}; start shorter or raise the cap.",
         )
+
+
+_PREFIX_REMEDIES = {
+    "tokens": "shorten the prefix",
+    "start_tokens": "start shorter",
+    "end_tokens": "end shorter",
+    "cap_tokens": "lower the cap",
+}
 
 
 def _warmup_is_within_the_run(spec: RunSpec) -> None:
@@ -78,7 +91,7 @@ def _loss_region_is_within_the_rollouts(spec: RunSpec) -> None:
             f"loss_region.end is {region.end} but max_completion_tokens is {limit}; "
             "end the window earlier or raise max_completion_tokens.",
         )
-    shortest = spec.prefix.horizon_at(0, spec.prefix_state())
+    shortest = spec.prefix.shortest(spec.prefix_state())
     if region.start >= shortest:
         raise misfit(
             "loss_region.start",

@@ -90,6 +90,41 @@ def test_horizons_are_previewed_at_200_steps_of_a_long_run(base: Document) -> No
     assert found.horizons[-1] == 4 + 99
 
 
+def test_an_adaptive_prefix_is_previewed_as_a_band_and_costs_between_never_and_always_growing(base: Document) -> None:
+    prefix = {"kind": "plateau", "start_tokens": 8, "increment_tokens": 4, "patience_steps": 4, "cap_tokens": 16}
+    found = estimate(RunSpec.model_validate(base | {"num_steps": 20, "prefix": prefix}), [])
+    assert found.horizons == [8] * 20
+    assert found.longest_horizons == [8] * 5 + [12] * 5 + [16] * 10
+    stages = [{"steps": 5, "tokens": 8}, {"steps": 5, "tokens": 12}, {"steps": 10, "tokens": 16}]
+    fastest = estimate(
+        RunSpec.model_validate(base | {"num_steps": 20, "prefix": {"kind": "stages", "stages": stages}}), []
+    )
+    constant = estimate(RunSpec.model_validate(base | {"num_steps": 20}), [])
+    assert found.flops == constant.flops
+    assert found.flops_at_fastest_growth is not None
+    assert found.flops_at_fastest_growth.training == pytest.approx(fastest.flops.training)
+    assert found.memory_bytes == fastest.memory_bytes
+    assert (constant.longest_horizons, constant.flops_at_fastest_growth) == ([], None)
+    assert any("How the prefix grows is known only in training" in one for one in found.assumptions)
+
+
+def test_anchored_rollouts_cost_the_full_length_and_a_window_only_its_projection(base: Document) -> None:
+    def found(**changes: object) -> Any:
+        return estimate(RunSpec.model_validate(base | {"num_steps": 8, "prompts_per_step": 4} | changes), [])
+
+    plain, full = found(), found(prefix={"kind": "full"})
+    half = found(anchoring={"kind": "fraction", "share": 0.5})
+    assert half.flops.training == pytest.approx((plain.flops.training + full.flops.training) / 2)
+    assert half.memory_bytes == full.memory_bytes
+    every = found(anchoring={"kind": "every_nth_step", "n": 4})
+    assert every.flops.training == pytest.approx(0.75 * plain.flops.training + 0.25 * full.flops.training)
+    assert every.horizons == [8, 8, 8, 224] * 2
+    window = found(loss_region={"kind": "window", "start": 4, "end": 8})
+    assert window.flops.rollout == plain.flops.rollout
+    head = 81 * 64 * 2.0
+    assert plain.flops.student_forward - window.flops.student_forward == pytest.approx(8 * 4 * 4 * head)
+
+
 def test_time_comes_from_earlier_runs_of_the_same_models(
     client: TestClient, run_ids: list[str], base: Document, database: Database
 ) -> None:

@@ -55,7 +55,7 @@ def test_a_union_has_the_fields_of_each_kind() -> None:
     prefix = next(one for one in form_fields(SCHEMA) if one.path == "prefix")
     fields = {kind: [inner.path for inner in member.fields] for kind, member in prefix.members.items()}
     assert fields["constant"] == ["prefix.tokens"]
-    assert fields["linear"] == ["prefix.start_tokens", "prefix.increment_tokens"]
+    assert fields["linear"] == ["prefix.start_tokens", "prefix.increment_tokens", "prefix.cap_tokens"]
     assert fields["full"] == []
 
 

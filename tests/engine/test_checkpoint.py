@@ -22,7 +22,7 @@ from engine.checkpoint import (
 )
 from engine.errors import RunError
 from engine.flops import FlopLedger
-from engine.prefixes import PrefixState
+from engine.prefix_state import PrefixState
 from engine.rollout import RolloutRequest
 from engine.sampler import Sampler
 from engine.student import Student

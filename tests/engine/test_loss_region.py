@@ -102,7 +102,7 @@ def test_sampling_stops_at_the_end_of_a_window_and_anchored_steps_are_trained_wh
         anchoring={"kind": "every_nth_step", "n": 3},
     )
     assert [spec.horizon_at(step, spec.prefix_state()) for step in range(4)] == [12, 12, 224, 12]
-    assert [spec.region_at(step).span(224) for step in range(4)] == [range(4, 12)] * 2 + [range(224), range(4, 12)]
+    assert [spec.regions_at(step)[0].span(224) for step in range(4)] == [range(4, 12)] * 2 + [range(224), range(4, 12)]
 
 
 def sampled(model: LanguageModel, horizon: int = 24) -> list[Rollout]:

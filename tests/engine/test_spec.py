@@ -54,7 +54,8 @@ def changed(path: str, value: object) -> dict[str, Any]:
         (
             "prefix.kind",
             "cubic",
-            "prefix has kind 'cubic' but kind must be one of 'constant', 'linear', 'full'; choose one of them.",
+            "prefix has kind 'cubic' but kind must be one of 'constant', 'ratio', 'full', 'linear', 'staircase', 'cosine', "
+            "'stages', 'plateau', 'divergence_share', 'validation'; choose one of them.",
         ),
         ("prefix", {"tokens": 8}, "prefix has no kind; say which kind it is."),
         (
