@@ -1,6 +1,6 @@
 """The dashboard's only way to the rest of Incipit: `/api/v1` over HTTP, with typed results. No Streamlit in here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, TypeVar
 from urllib.parse import urljoin
 
@@ -89,9 +89,10 @@ class ApiClient:
         wanted = {"keys": ",".join(keys) or None, "after_step": after_step}
         return self._get(f"/api/v1/runs/{run_id}/metrics", list[Metric], wanted)
 
-    def events(self, run_id: str, *, after_seq: int = 0) -> EventPage:
-        """The history behind a sequence number, oldest first; empty items when there is no more."""
-        return self._get(f"/api/v1/runs/{run_id}/events", EventPage, {"after_seq": after_seq})
+    def events(self, run_id: str, *, after_seq: int = 0, kinds: Sequence[str] = ()) -> EventPage:
+        """The history behind a sequence number, oldest first; empty items when there is no more. All kinds if none is named."""
+        query = {"after_seq": after_seq, "kind": list(kinds)}
+        return self._get(f"/api/v1/runs/{run_id}/events", EventPage, query)
 
     def evaluations(self, run_id: str) -> list[Evaluation]:
         return self._get(f"/api/v1/runs/{run_id}/evaluations", list[Evaluation])

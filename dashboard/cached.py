@@ -98,6 +98,12 @@ def events(client: ApiClient, run_id: str) -> list[StoredEvent]:
     return found
 
 
+@st.cache_data(ttl=2, max_entries=64, show_spinner=False, hash_funcs=_BY_ADDRESS)
+def warnings(client: ApiClient, run_id: str) -> list[StoredEvent]:
+    """What the run warned of, oldest first: the first page of it."""
+    return client.events(run_id, kinds=("warning",)).items
+
+
 @st.cache_data(ttl=2, max_entries=128, show_spinner=False, hash_funcs=_BY_ADDRESS)
 def evaluations(client: ApiClient, run_id: str) -> list[Evaluation]:
     return client.evaluations(run_id)

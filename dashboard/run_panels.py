@@ -201,9 +201,6 @@ def positions(client: ApiClient, run: Run) -> None:
 
 def log(client: ApiClient, run: Run) -> None:
     lines = frames.log_lines(cached.events(client, run.id))
-    warnings = [line for line in lines if line[1] == "warning"]
-    for _, _, words in warnings[:5]:
-        st.warning(notices.plain(words), icon=":material/warning:")
     st.dataframe(pd.DataFrame(lines, columns=["time", "event", "what"]), hide_index=True, key="log",
                  column_config={"what": st.column_config.TextColumn(width="large")})  # fmt: skip
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from engine.errors import RunError, is_out_of_space
 from engine.flops import FlopLedger
 from engine.frozen import Frozen
+from engine.health import HealthState
 from engine.prefix_state import PrefixState
 from engine.student import Student
 
@@ -35,6 +36,7 @@ class TrainerState(Frozen):
     step: int = 0
     """Updates done."""
     prefix: PrefixState
+    health: HealthState = HealthState()
     flops: FlopLedger = FlopLedger()
     executed_flops: float = 0.0
     training_seconds: float = 0.0

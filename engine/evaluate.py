@@ -134,7 +134,7 @@ def completion_text(model: LanguageModel, rollout: Rollout) -> str:
 
 _DIVERGENCE_METRICS = (
     "reverse_kl", "forward_kl", "reverse_kl_inside", "reverse_kl_before", "reverse_kl_beyond", "share_inside",
-    "top1_agreement",
+    "top1_agreement", "overlap_mass",
 )  # fmt: skip
 
 
@@ -157,6 +157,7 @@ def _divergence_metrics(columns: list[TokenColumns], horizon: int, region: LossR
         "reverse_kl_beyond": _tensor_mean(reverse[beyond]),
         "share_inside": float(reverse[inside].sum()) / total if total > 0 else None,
         "top1_agreement": float(torch.cat([c.top1_agrees for c in columns]).float().mean()),
+        "overlap_mass": float(torch.cat([c.overlap_mass for c in columns]).mean()),
     }
 
 

@@ -104,7 +104,8 @@ class Evaluated(EventBase):
     """accuracy, exact (share of completions equal to the reference text), mean_tokens, eos_rate, repetition (share of
     repeated 4-grams): greedy; sampled_mean_tokens, sampled_eos_rate, sampled_repetition, reverse_kl, forward_kl,
     reverse_kl_inside (where the loss applies), reverse_kl_before (sampled but left out by a window or suffix),
-    reverse_kl_beyond (behind the horizon), share_inside, top1_agreement: on full-length samples. None where it does not
+    reverse_kl_beyond (behind the horizon), share_inside, top1_agreement, overlap_mass (mean over
+    tokens of the sum over the vocabulary of min(student, teacher)): on full-length samples. None where it does not
     exist (no reference text, nothing beyond the horizon, the teacher against itself)."""
     position_reverse_kl: list[float] = []
     """Mean reverse KL by completion position on the samples, in nats."""
@@ -182,7 +183,16 @@ class Warned(EventBase):
 
     kind: Literal["warning"] = "warning"
     code: str
+    """What it is about: `model_pair`, or an alarm of engine/health.py such as `alarm_repetition`."""
     message: str
+    """One sentence; of an alarm with the value and the limit."""
+    step: int | None = None
+    """Updates done when it was raised; None where it is not about a step."""
+    value: float | None = None
+    """The value that reached a limit."""
+    limit: float | None = None
+    advice: str = ""
+    """One sentence: what to do."""
 
 
 class Failed(EventBase):

@@ -14,6 +14,7 @@ from engine.prefix_state import PrefixSignals
 from engine.setup import RunData
 from engine.token_trace import write_traces
 from engine.trace import rollout_summary, token_trace
+from engine.watch import watch_evaluation
 
 if TYPE_CHECKING:
     from engine.run import Run
@@ -97,6 +98,8 @@ def _record(
         executed_flops=run.state.executed_flops + evaluation.flops.evaluation,
     )
     at = run.state.step if step is None else step
+    if split == "dev":
+        watch_evaluation(run, subject, evaluation.metrics)
     run.journal.emit(
         Evaluated,
         step=at,

@@ -62,7 +62,7 @@ class TerminalProgress:
             case CheckpointSaved():
                 say(f"step {event.step}: saved {escape(event.path)} ({event.num_bytes / 1e6:.1f} MB)")
             case Warned():
-                say(f"[yellow]{escape(event.message)}[/yellow]")
+                say(f"[yellow]{escape(f'{event.message} {event.advice}'.strip())}[/yellow]")
             case Failed():
                 say(f"[red]{escape(event.message)}[/red]")
             case _:

@@ -20,6 +20,7 @@ from engine.rollout import Rollout
 from engine.setup import RunData
 from engine.spec import RunSpec
 from engine.student import Student, Update
+from engine.watch import watch_step
 
 
 @dataclass
@@ -110,6 +111,7 @@ class Run:
             executed_flops=self.state.executed_flops,
             seconds={"rollout": sampled - began, "update": done - sampled, "total": done - began},
         )
+        watch_step(self, update, is_full=horizon >= self.spec.max_completion_tokens)
 
     def _prefix_after(self, step: int, rollouts: list[Rollout], update: Update) -> PrefixState:
         schedule, state = self.spec.prefix, self.state.prefix

@@ -33,6 +33,8 @@ class TokenColumns:
     teacher_rank: Tensor
     top1_agrees: Tensor
     """Whether both models find the same token most likely."""
+    overlap_mass: Tensor
+    """Probability that both models share: the sum over the vocabulary of the smaller of the two; 1 for equal distributions."""
     student_top: Tensor
     """[T, K] ids, most likely first."""
     teacher_top: Tensor
@@ -103,6 +105,7 @@ def _chunk_columns(s: Tensor, t: Tensor, ids: Tensor, top_k: int) -> list[Tensor
         (s > s_picked).sum(-1) + 1,
         (t > t_picked).sum(-1) + 1,
         s_top[:, 0] == t_top[:, 0],
+        torch.minimum(s, t).exp().sum(-1),
         s_top,
         t_top,
         candidates,

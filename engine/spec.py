@@ -12,6 +12,7 @@ from engine.anchoring import Anchoring, NoAnchoring
 from engine.divergences import Divergence, ReverseKL
 from engine.evaluation_spec import EvaluationSpec
 from engine.frozen import Count, Frozen
+from engine.health_spec import HealthSpec
 from engine.loss_region import LossRegion, WholeRegion
 from engine.model_spec import ModelSpec
 from engine.optimizer_spec import OptimizerSpec
@@ -93,6 +94,8 @@ class RunSpec(Frozen):
     """How the student is updated."""
     evaluation: EvaluationSpec
     """What is measured at full length, and how often."""
+    health: HealthSpec = HealthSpec()
+    """When the run warns that it is going wrong."""
     traces: TraceSpec = TraceSpec()
     """What is stored for the token view."""
     checkpoints: CheckpointSpec = CheckpointSpec()

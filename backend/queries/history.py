@@ -36,11 +36,13 @@ def metrics(session: Session, run_id: str, keys: Sequence[str], *, after_step: i
     return [Metric(key=key, steps=steps, values=values) for key, (steps, values) in found.items()]
 
 
-def events(session: Session, run_id: str, *, after_seq: int, limit: int) -> EventPage:
-    """The run's history behind a sequence number, oldest first."""
+def events(session: Session, run_id: str, *, after_seq: int, limit: int, kinds: Sequence[str] = ()) -> EventPage:
+    """The run's history behind a sequence number, oldest first; all kinds of events if none is named."""
     query = (
         select(EventRow).where(EventRow.run_id == run_id, EventRow.seq > after_seq).order_by(EventRow.seq).limit(limit)
     )
+    if kinds:
+        query = query.where(EventRow.kind.in_(kinds))
     items = [
         StoredEvent(seq=row.seq, time=row.time, kind=row.kind, attempt=row.fence, payload=row.payload)
         for row in session.scalars(query)

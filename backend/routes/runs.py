@@ -86,11 +86,15 @@ def get_metrics(
 
 @router.get("/{run_id}/events", operation_id="get_events", responses=errors(404))
 def get_events(
-    run_id: Id, session: Reading, after_seq: Annotated[int, Query(ge=0, le=2**53)] = 0, limit: Limit = 500
+    run_id: Id,
+    session: Reading,
+    after_seq: Annotated[int, Query(ge=0, le=2**53)] = 0,
+    limit: Limit = 500,
+    kind: Annotated[list[str] | None, Query(max_length=20, description="Such as `warning`; all if empty.")] = None,
 ) -> EventPage:
-    """The run's history behind a sequence number, oldest first."""
+    """The run's history behind a sequence number, oldest first; with `kind=warning` what it warned of."""
     _require(session, run_id)
-    return history.events(session, run_id, after_seq=after_seq, limit=limit)
+    return history.events(session, run_id, after_seq=after_seq, limit=limit, kinds=kind or ())
 
 
 @router.get("/{run_id}/evaluations", operation_id="get_evaluations", responses=errors(404))

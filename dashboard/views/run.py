@@ -3,7 +3,7 @@
 import streamlit as st
 
 from backend.schemas import ACTIVE_STATES, Run
-from dashboard import address, cached, notices, run_panels
+from dashboard import address, cached, notices, run_panels, run_warnings
 from dashboard.api_client import ApiClient
 from dashboard.quantities import elapsed_seconds, range_text, seconds_text
 
@@ -98,6 +98,7 @@ def live(run_id: str) -> None:
         run = cached.run(client, run_id)
         header(client, run)
         progress(run)
+        run_warnings.warnings(client, run)
         run_panels.figures(client, run)
         panel = st.segmented_control(
             "Panel",

@@ -136,6 +136,17 @@ def test_events_are_read_on_from_where_one_stopped(client: TestClient, run_id: s
     assert end == {"items": [], "last_seq": 106}
 
 
+def test_events_of_named_kinds_are_read_alone(client: TestClient, run_id: str, database: Database) -> None:
+    with database.write() as session:
+        for seq, kind in enumerate(("warning", "phase", "warning", "ready"), start=100):
+            session.add(Event(run_id=run_id, seq=seq, time=datetime.now(UTC), kind=kind, fence=2, payload={}))
+    address = f"/api/v1/runs/{run_id}/events"
+    warned = client.get(address, params={"after_seq": 99, "kind": "warning"}).json()
+    assert [item["seq"] for item in warned["items"]] == [100, 102]
+    both = client.get(address, params={"after_seq": 100, "kind": ["warning", "ready"]}).json()
+    assert [item["seq"] for item in both["items"]] == [102, 103]
+
+
 def test_evaluations_and_curves_come_in_the_order_of_steps(client: TestClient, run_id: str, database: Database) -> None:
     with database.write() as session:
         for step, subject in ((20, "student"), (0, "teacher"), (0, "base")):

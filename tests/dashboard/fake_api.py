@@ -6,12 +6,12 @@ The first part of the path chooses the scene: /busy (an experiment at work), /em
 
 import sys
 from datetime import timedelta
-from typing import Any
+from typing import Annotated, Any
 
 import fake_records as records
 import fake_traces as traces
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
@@ -111,16 +111,22 @@ def metrics(run_id: str) -> list[schemas.Metric]:
 
 
 @busy.get(_P + "/runs/{run_id}/events")
-def events(after_seq: int = 0) -> schemas.EventPage:
+def events(after_seq: int = 0, kind: Annotated[list[str] | None, Query()] = None) -> schemas.EventPage:
+    alarm: dict[str, object] = {
+        "code": "alarm_cap_hits", "message": "Step 40: 12% of full-length completions end by themselves, the limit is 40%.",
+        "step": 40, "value": 0.12, "limit": 0.4, "advice": "Switch anchoring on or lengthen the prefix.",
+    }  # fmt: skip
     told: list[tuple[str, dict[str, object]]] = [
         ("claimed", {"worker": "host-1"}), ("started", {"device": "cpu", "precision": "float32"}), ("phase", {"phase": "training"}),
-        ("warning", {"code": "tail", "message": f"The tail drifts: reverse KL beyond the horizon is 0.29 nats {traces.HOSTILE}"}),
+        ("warning", {"code": "model_pair", "message": f"The student ends its texts with another id {traces.HOSTILE}"}),
+        *[("warning", alarm)] * 2,  # told again by an attempt that did the step again
     ]  # fmt: skip
     items = [
         schemas.StoredEvent(seq=at, time=records.NOW + timedelta(seconds=at), kind=kind, attempt=1, payload=payload)
         for at, (kind, payload) in enumerate(told, start=1)
     ]
-    return schemas.EventPage(items=[one for one in items if one.seq > after_seq], last_seq=4)
+    wanted = [one for one in items if one.seq > after_seq and (not kind or one.kind in kind)]
+    return schemas.EventPage(items=wanted, last_seq=wanted[-1].seq if wanted else after_seq)
 
 
 @busy.get(_P + "/runs/{run_id}/evaluations")

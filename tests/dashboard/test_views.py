@@ -100,6 +100,18 @@ def test_a_failed_run_says_why_and_what_to_do() -> None:
 
 
 @pytest.mark.usefixtures("scene")
+@pytest.mark.parametrize("panel", ["Overview", "Spec"])
+def test_a_run_shows_what_it_warned_of_once_with_its_step_and_advice(panel: str) -> None:
+    app = opened("run", id="r-p8", panel=panel)
+    assert not app.exception
+    alarm, pair = [str(one.value) for one in app.warning]
+    assert "cap hits · step 40" in alarm
+    assert "Switch anchoring on" in alarm
+    assert "model pair" in pair
+    assert "\\<img" in pair  # no markup of a model or a person
+
+
+@pytest.mark.usefixtures("scene")
 @pytest.mark.parametrize("panel", ["Overview", "Metrics", "Evaluations", "Positions", "Log", "Spec"])
 @pytest.mark.parametrize("run_id", ["r-running", "r-p8", "r-queued", "r-failed"])
 def test_every_panel_of_a_run_draws(panel: str, run_id: str) -> None:

@@ -55,3 +55,9 @@ REFERENCES: dict[str, Callable[[Divergence, Array, Array], Array]] = {
     "reverse_kl": reverse_kl,
     "jsd": jsd,
 }
+
+
+def overlap_mass(student_logits: Array, teacher_logits: Array) -> Array:
+    """Probability mass that both distributions have, [..., V] to [...]: one less their total variation distance."""
+    student, teacher = probabilities(student_logits), probabilities(teacher_logits)
+    return 1 - np.abs(student - teacher).sum(-1) / 2
