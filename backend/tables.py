@@ -6,9 +6,11 @@ from typing import Any, ClassVar, get_args
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, MetaData, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from backend.analyses import AnalysisState
 from backend.columns import CleanText, Id, Json, RecordColumn, UtcDateTime
 from backend.ids import new_id
 from backend.schemas import RunState
+from engine.analysis_spec import AnalysisResult, AnalysisSpec
 from engine.flops import FlopLedger
 from engine.spec import RunSpec
 
@@ -130,6 +132,34 @@ class Preflight(Table):
     findings: Mapped[list[Any]] = mapped_column(default=list)
     """Records of engine.findings.Finding."""
     facts: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    fence: Mapped[int] = mapped_column(BigInteger, default=0)
+    lease_owner: Mapped[str | None] = mapped_column(String(128))
+    lease_until: Mapped[datetime | None]
+    last_rung_at: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class Analysis(Table):
+    """A question about a pair of models that a worker answers without training."""
+
+    __tablename__ = "analyses"
+    __table_args__ = (one_of("state", get_args(AnalysisState), "state"),)
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True, default=new_id)
+    project_id: Mapped[str] = mapped_column(String(64), default="default")
+    created_by: Mapped[str] = mapped_column(String(128), default="local")
+    created_at: Mapped[datetime]
+    spec: Mapped[AnalysisSpec] = mapped_column(RecordColumn(AnalysisSpec))
+    kind: Mapped[str] = mapped_column(String(32))
+    state: Mapped[str] = mapped_column(String(16), default="queued", index=True)
+    done: Mapped[float] = mapped_column(default=0.0)
+    """Share of the work that is done."""
+    detail: Mapped[str] = mapped_column(CleanText, default="")
+    findings: Mapped[list[Any]] = mapped_column(default=list)
+    """Records of engine.findings.Finding."""
+    result: Mapped[AnalysisResult | None] = mapped_column(RecordColumn(AnalysisResult))
+    attempt: Mapped[int] = mapped_column(default=0)
     fence: Mapped[int] = mapped_column(BigInteger, default=0)
     lease_owner: Mapped[str | None] = mapped_column(String(128))
     lease_until: Mapped[datetime | None]

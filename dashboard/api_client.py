@@ -7,6 +7,7 @@ from urllib.parse import urljoin
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
+from backend.analyses import Analysis
 from backend.schemas import (
     Checkpoint,
     Estimate,
@@ -136,6 +137,22 @@ class ApiClient:
 
     def preflight(self, preflight_id: str) -> Preflight:
         return self._get(f"/api/v1/preflights/{preflight_id}", Preflight)
+
+    def analysis_schema(self) -> Document:
+        """The JSON schema of an analysis."""
+        return self._get("/api/v1/analyses/schema", dict[str, Any])
+
+    def start_analysis(self, spec: Document) -> Analysis:
+        return self._post("/api/v1/analyses", Analysis, spec)
+
+    def analyses(self) -> list[Analysis]:
+        return self._get("/api/v1/analyses", list[Analysis])
+
+    def analysis(self, analysis_id: str) -> Analysis:
+        return self._get(f"/api/v1/analyses/{analysis_id}", Analysis)
+
+    def cancel_analysis(self, analysis_id: str) -> Analysis:
+        return self._post(f"/api/v1/analyses/{analysis_id}/cancel", Analysis, None)
 
     def workers(self) -> list[Worker]:
         return self._get("/api/v1/workers", list[Worker])

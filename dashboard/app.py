@@ -17,6 +17,7 @@ st.navigation(
         st.Page("views/run.py", title="Run", icon=":material/monitoring:", url_path="run", visibility="hidden"),
         st.Page("views/inspect.py", title="Inspect", icon=":material/manage_search:", url_path="inspect"),
         st.Page("views/compare.py", title="Compare", icon=":material/compare_arrows:", url_path="compare"),
+        st.Page("views/analyses.py", title="Analyses", icon=":material/biotech:", url_path="analyses"),
         st.Page("views/checkpoints.py", title="Checkpoints", icon=":material/save:", url_path="checkpoints"),
     ],
     position="top",  # the token lens and the tables need the width that a sidebar would take

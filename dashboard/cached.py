@@ -147,3 +147,8 @@ def estimate(client: ApiClient, document: Document) -> Estimate:
 @st.cache_data(ttl=60, max_entries=16, show_spinner=False, hash_funcs=_BY_ADDRESS)
 def spec_schema(client: ApiClient) -> Document:
     return client.spec_schema()
+
+
+@st.cache_data(ttl=60, max_entries=16, show_spinner=False, hash_funcs=_BY_ADDRESS)
+def analysis_schema(client: ApiClient) -> Document:
+    return client.analysis_schema()

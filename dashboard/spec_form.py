@@ -126,7 +126,7 @@ def _draw_columns(form: DrawnForm, leaves: Sequence[FormField], seed: Mapping[st
     for start in range(0, len(leaves), _COLUMNS):
         for column, leaf in zip(st.columns(_COLUMNS, gap="medium"), leaves[start : start + _COLUMNS], strict=False):
             with column:
-                _draw(form, leaf, seed, f"form-{revision}")
+                draw_field(form, leaf, seed, f"form-{revision}")
 
 
 def _label(leaf: FormField) -> str:
@@ -140,7 +140,8 @@ def kind_label(kind: str) -> str:
     return " ".join(word.upper() if word in ("kl", "jsd") else word for word in kind.split("_"))
 
 
-def _draw(form: DrawnForm, leaf: FormField, seed: Mapping[str, Any], key: str) -> None:
+def draw_field(form: DrawnForm, leaf: FormField, seed: Mapping[str, Any], key: str) -> None:
+    """Draw one leaf with what `seed` holds for it; `key` tells its widget from that of another form."""
     if leaf.kind == "union":
         _draw_union(form, leaf, seed, key)
         return
@@ -168,7 +169,7 @@ def _draw_union(form: DrawnForm, union: FormField, seed: Mapping[str, Any], key:
     for inner in member.fields:
         for leaf in inner.leaves():
             # The kind is part of the key: the `tokens` of one kind are not those of another.
-            _draw(form, leaf, seed if kind == given else {}, f"{key}-{kind}")
+            draw_field(form, leaf, seed if kind == given else {}, f"{key}-{kind}")
 
 
 def _widget(leaf: FormField, given: Any, key: str) -> Any:

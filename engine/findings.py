@@ -81,6 +81,12 @@ _SENTENCES: dict[str, _Sentence] = {
     "string_pattern_mismatch": lambda value, limit: (
         f"is {value}, which has characters or spaces that are not allowed here; correct it."
     ),
+    "too_short": lambda value, limit: (
+        f"has {limit['actual_length']} entries but needs {limit['min_length']}; add some."
+    ),
+    "too_long": lambda value, limit: f"has more than {limit['max_length']} entries; remove some.",
+    "bool_parsing": lambda value, limit: f"is {value} but must be true or false; correct it.",
+    "bool_type": lambda value, limit: f"is {value} but must be true or false; correct it.",
     "int_parsing": lambda value, limit: f"is {value} but must be a whole number; correct it.",
     "int_type": lambda value, limit: f"is {value} but must be a whole number; correct it.",
     "int_from_float": lambda value, limit: f"is {value} but must be a whole number; round it.",

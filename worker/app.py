@@ -15,9 +15,11 @@ from celery.signals import worker_process_init, worker_ready, worker_shutdown, w
 
 from backend.database import Database
 from backend.doorbell import PREFLIGHT_TASK, QUEUE, RUN_TASK
+from backend.queries.analyses import claim_analysis, has_claimable_analysis
 from backend.queries.claims import claim_run, has_claimable_run
 from backend.queries.leases import claim_preflight, keep_worker, remove_worker, set_worker_run
 from backend.settings import Settings
+from worker.analysis import work_on_analysis
 from worker.identity import ProcessIdentity, boot_id
 from worker.lease import DATABASE_OUTAGES
 from worker.preflight import answer
@@ -76,12 +78,12 @@ app.conf.update(
 
 
 def run(_run_id: str) -> None:
-    """Work on queued runs, the most urgent first, until there is none; the id is only a hint."""
+    """Work on queued analyses and runs, the most urgent first, until there is none; the id is only a hint."""
     while not _shutdown.is_set():
         with free_slot(slots, settings.home / "slots") as slot:
             if slot is None:
                 return  # whoever holds the last slot looks for more work afterwards
-            worked = _work_on_next_run(slot)
+            worked = _work_on_next_analysis(slot) or _work_on_next_run(slot)
         # A doorbell that rang while this slot was locked has found it taken: look again now that it is not.
         if not worked and not _has_work():
             return
@@ -96,6 +98,17 @@ def preflight(_preflight_id: str) -> None:
         if claim is None:
             return
         answer(claim, slots, place)
+
+
+def _work_on_next_analysis(slot: Slot) -> bool:
+    """Claim an analysis and bring it to an end; False when there was none. They come first: they take minutes."""
+    place = _workplace()
+    with place.database.write() as session:
+        claim = claim_analysis(session, ProcessIdentity.own().name)
+    if claim is None:
+        return False
+    work_on_analysis(claim, slot, place)
+    return True
 
 
 def _work_on_next_run(slot: Slot) -> bool:
@@ -116,7 +129,7 @@ def _work_on_next_run(slot: Slot) -> bool:
 
 def _has_work() -> bool:
     with _workplace().database.read() as session:
-        return has_claimable_run(session)
+        return has_claimable_run(session) or has_claimable_analysis(session)
 
 
 def _workplace() -> Workplace:

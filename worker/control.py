@@ -16,6 +16,7 @@ from sqlalchemy import text
 from backend.database import Database
 from backend.doorbell import PREFLIGHT_TASK, QUEUE, RUN_TASK
 from backend.queries import leases
+from backend.queries.analyses import take_back_analyses, unclaimed_analyses
 from backend.queries.claims import cancel_queued, extend_leases, reap
 from backend.settings import Settings
 from worker.identity import ProcessIdentity, is_dead
@@ -49,6 +50,7 @@ class Control:
         self._take_back_runs()
         with self.database.write() as session:
             leases.give_up_preflights(session, waiting_seconds=_PREFLIGHT_WAIT_SECONDS)
+            take_back_analyses(session)
             leases.forget_silent_workers(session)
         self._ring_again()
         self._checkpoint_wal()
@@ -82,7 +84,9 @@ class Control:
     def _ring_again(self) -> None:
         with self.database.read() as session:
             run_ids, preflight_ids = leases.unclaimed(session, silent_seconds=_RING_AGAIN_SECONDS)
-        if not run_ids and not preflight_ids:
+        with self.database.write() as session:
+            analysis_ids = unclaimed_analyses(session, silent_seconds=_RING_AGAIN_SECONDS)
+        if not run_ids and not preflight_ids and not analysis_ids:
             return
         try:
             with self._broker.connection_for_write() as connection:
@@ -91,8 +95,8 @@ class Control:
             for preflight_id in preflight_ids:
                 self._ring(PREFLIGHT_TASK, preflight_id)
             # Runs that wait for a slot are no reason for more messages than there are runs.
-            for run_id in run_ids[num_waiting:]:
-                self._ring(RUN_TASK, run_id)
+            for id in [*analysis_ids, *run_ids][num_waiting:]:
+                self._ring(RUN_TASK, id)
         except (BrokerError, OSError) as error:
             _log.warning("The broker does not answer, queued work waits: %s", error)
             return

@@ -41,6 +41,7 @@ def test_every_operation_keeps_its_contract(
         "experiment_id": client.get(f"/api/v1/runs/{run_id}").json()["experiment_id"],
         "checkpoint_id": commit_checkpoint(database, settings.run_dir, run_id),
         "preflight_id": client.post("/api/v1/preflights", json=base).json()["id"],
+        "analysis_id": client.post("/api/v1/analyses", json={"run": base}).json()["id"],
         "name": "model.safetensors",
     }
     answered = {

@@ -6,8 +6,9 @@ The first part of the path chooses the scene: /busy (an experiment at work), /em
 
 import sys
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
+import fake_analyses
 import fake_records as records
 import fake_traces as traces
 import uvicorn
@@ -15,7 +16,8 @@ from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
-from backend import schemas
+from backend import analyses, schemas
+from engine.analysis_spec import AnalysisSpec
 from engine.findings import Finding, findings_of
 from engine.flops import FlopLedger
 from engine.spec import RunSpec
@@ -262,7 +264,29 @@ def workers() -> list[schemas.Worker]:
     ]
 
 
+@busy.get(_P + "/analyses/schema")
+@empty.get(_P + "/analyses/schema")
+def analysis_schema() -> dict[str, Any]:
+    return AnalysisSpec.model_json_schema()
+
+
+@busy.post(_P + "/analyses")
+def ask(body: AnalysisSpec) -> analyses.Analysis:
+    return fake_analyses.analysis("queued", body.run, body)
+
+
+@busy.get(_P + "/analyses")
+def list_analyses() -> list[analyses.Analysis]:
+    return [fake_analyses.analysis(state, records.spec_of("r-p8")) for state in get_args(analyses.AnalysisState)]
+
+
+@busy.get(_P + "/analyses/{analysis_id}")
+def get_analysis(analysis_id: str) -> analyses.Analysis:
+    return fake_analyses.analysis(analysis_id.removeprefix("a-"), records.spec_of("r-p8"))  # type: ignore[arg-type]
+
+
 for path, kind in [
+    ("/analyses", []),
     ("/experiments", []),
     ("/runs", {"items": [], "next_cursor": None}),
     ("/workers", []),

@@ -6,7 +6,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 APP = str(Path(__file__).parents[2] / "dashboard" / "app.py")
-VIEWS = ["home", "new_run", "runs", "inspect", "compare", "checkpoints"]
+VIEWS = ["home", "new_run", "runs", "inspect", "compare", "analyses", "checkpoints"]
 
 
 def opened(view: str, **query: str) -> AppTest:
@@ -38,6 +38,7 @@ def test_a_view_draws_without_a_fault(view: str) -> None:
         ("runs", "No runs yet"),
         ("inspect", "Nothing to inspect yet"),
         ("compare", "Nothing to compare yet"),
+        ("analyses", "Nothing was asked yet"),
         ("checkpoints", "No checkpoints yet"),
         ("new_run", "Models and prompts"),
     ],
@@ -150,3 +151,29 @@ def test_a_checkpoint_is_offered_by_signed_links_only() -> None:
     assert "from_pretrained" in said(app)
     assert "signature=abc" in said(app)
     assert "9f9f" in said(app)
+
+
+@pytest.mark.usefixtures("scene")
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ("queued", "Teacher prefix"),
+        ("running", "Teacher prefix"),
+        ("succeeded", "Alone, the student is right in 0.390"),
+        ("failed", "no such folder"),
+        ("cancelled", "Teacher prefix"),
+    ],
+)
+def test_an_analysis_draws_in_every_state(state: str, says: str) -> None:
+    app = opened("analyses", analysis=f"a-{state}")
+    assert not app.exception
+    assert says in said(app).replace("\\", "") + "\n".join(str(one.value) for one in app.subheader)
+
+
+@pytest.mark.usefixtures("scene")
+def test_a_question_is_asked_with_the_models_of_a_preset() -> None:
+    app = opened("analyses")
+    next(one for one in app.selectbox if one.label == "Analysis").set_value("gradient_by_position").run()
+    next(one for one in app.button if one.label == "Ask").click().run()
+    assert not app.exception
+    assert app.query_params["analysis"] in ("a-queued", ["a-queued"])

@@ -1,0 +1,30 @@
+"""An analysis as the API tells of it."""
+
+from datetime import datetime
+from typing import Literal
+
+from engine.analysis_spec import AnalysisResult, AnalysisSpec
+from engine.findings import Finding
+from engine.frozen import Frozen
+
+AnalysisState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+
+class Analysis(Frozen):
+    """A question about a pair of models that a worker answers without training."""
+
+    id: str
+    created_at: datetime
+    spec: AnalysisSpec
+    state: AnalysisState
+    done: float
+    """Share of the work that is done, 0 to 1."""
+    detail: str
+    """What the worker is doing."""
+    eta_seconds: float | None
+    """Seconds that are left at the present pace; None while nothing is known."""
+    findings: list[Finding]
+    """Why it failed, at the fields of the run's spec."""
+    result: AnalysisResult | None
+    started_at: datetime | None
+    finished_at: datetime | None

@@ -1,0 +1,178 @@
+"""Analyses: asked for, claimed, reported on and answered. Every write of a worker carries its fence."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import or_, select, update
+from sqlalchemy.orm import Session
+
+from backend.analyses import Analysis
+from backend.database import now_of
+from backend.ids import new_id
+from backend.tables import Analysis as AnalysisRow
+from engine.analysis_spec import AnalysisProgress, AnalysisResult, AnalysisSpec
+from engine.findings import Finding
+
+LEASE_SECONDS = 60
+_MAX_ATTEMPTS = 3  # an analysis whose workers die again and again is given up
+
+
+@dataclass(frozen=True)
+class AnalysisClaim:
+    """The right to work on an analysis."""
+
+    analysis_id: str
+    fence: int
+    spec: AnalysisSpec
+
+
+def create_analysis(session: Session, spec: AnalysisSpec) -> Analysis:
+    """Queue an analysis."""
+    row = AnalysisRow(
+        id=new_id(), created_at=datetime.now(UTC), spec=spec, kind=spec.analysis.kind, state="queued", findings=[], detail="", done=0.0
+    )  # fmt: skip
+    session.add(row)
+    session.flush()
+    return _record(row)
+
+
+def analysis(session: Session, id: str) -> Analysis | None:
+    """One analysis with its result, if there is one."""
+    row = session.get(AnalysisRow, id)
+    return None if row is None else _record(row)
+
+
+def analyses(session: Session, *, limit: int) -> list[Analysis]:
+    """The last analyses, newest first."""
+    return [_record(row) for row in session.scalars(select(AnalysisRow).order_by(AnalysisRow.id.desc()).limit(limit))]
+
+
+def cancel_analysis(session: Session, id: str) -> None:
+    """End an analysis that waits or is at work; its worker notices at its next report."""
+    session.execute(
+        update(AnalysisRow)
+        .where(AnalysisRow.id == id, AnalysisRow.state.in_(("queued", "running")))
+        .values(state="cancelled", fence=AnalysisRow.fence + 1, finished_at=now_of(session), **_NO_LEASE)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def has_claimable_analysis(session: Session) -> bool:
+    """Whether an analysis waits for a worker."""
+    return session.scalar(select(AnalysisRow.id).where(AnalysisRow.state == "queued").limit(1)) is not None
+
+
+def claim_analysis(session: Session, owner: str) -> AnalysisClaim | None:
+    """The oldest queued analysis, now held by `owner`; None when there is none."""
+    now = now_of(session)
+    next_id = (
+        select(AnalysisRow.id)
+        .where(AnalysisRow.state == "queued")
+        .order_by(AnalysisRow.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    row = session.execute(
+        update(AnalysisRow)
+        .where(AnalysisRow.id == next_id, AnalysisRow.state == "queued")
+        .values(
+            state="running",
+            fence=AnalysisRow.fence + 1,
+            attempt=AnalysisRow.attempt + 1,
+            lease_owner=owner,
+            lease_until=now + timedelta(seconds=LEASE_SECONDS),
+            started_at=now,
+            done=0.0,
+            detail="starting",
+        )
+        .returning(AnalysisRow.id, AnalysisRow.fence, AnalysisRow.spec)
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    return None if row is None else AnalysisClaim(analysis_id=row.id, fence=row.fence, spec=row.spec)
+
+
+def report_progress(session: Session, claim: AnalysisClaim, progress: AnalysisProgress | None) -> bool:
+    """Extend the lease and store how far the work is; False when the claim is lost, for instance by a cancel."""
+    news = {} if progress is None else {"done": progress.done, "detail": progress.detail}
+    return _write(session, claim, lease_until=now_of(session) + timedelta(seconds=LEASE_SECONDS), **news)
+
+
+def end_analysis(session: Session, claim: AnalysisClaim, answer: AnalysisResult | list[Finding]) -> None:
+    """Store the result, or the findings that say why there is none, unless the claim was lost meanwhile."""
+    if isinstance(answer, AnalysisResult):
+        values = {"state": "succeeded", "result": answer, "done": 1.0, "detail": "done"}
+    else:
+        values = {"state": "failed", "findings": [finding.model_dump(mode="json") for finding in answer]}
+    _write(session, claim, finished_at=now_of(session), **values, **_NO_LEASE)
+
+
+def give_back_analysis(session: Session, claim: AnalysisClaim) -> None:
+    """Queue it again: its worker is about to end and another will do it."""
+    _write(session, claim, state="queued", attempt=AnalysisRow.attempt - 1, done=0.0, detail="", **_NO_LEASE)
+
+
+def take_back_analyses(session: Session) -> int:
+    """Queue the analyses whose worker is gone again, or fail them after three workers; how many there were."""
+    is_lost = (AnalysisRow.state == "running") & or_(
+        AnalysisRow.lease_until.is_(None), AnalysisRow.lease_until < now_of(session)
+    )
+    message = (
+        f"The workers of this analysis died {_MAX_ATTEMPTS} times; see their logs, then ask again with fewer prompts."
+    )
+    hopeless = {"state": "failed", "findings": [Finding(field="", message=message).model_dump(mode="json")]}
+    taken = 0
+    for condition, values in (
+        (AnalysisRow.attempt >= _MAX_ATTEMPTS, hopeless | {"finished_at": now_of(session)}),
+        (AnalysisRow.attempt < _MAX_ATTEMPTS, {"state": "queued", "detail": ""}),
+    ):
+        ended = session.execute(
+            update(AnalysisRow)
+            .where(is_lost, condition)
+            .values(fence=AnalysisRow.fence + 1, **values, **_NO_LEASE)
+            .returning(AnalysisRow.id)
+            .execution_options(synchronize_session=False)
+        )
+        taken += len(ended.all())
+    return taken
+
+
+def unclaimed_analyses(session: Session, *, silent_seconds: float) -> list[str]:
+    """Ids of the queued analyses for which nobody rang lately; from now on somebody has."""
+    now = now_of(session)
+    lately = now - timedelta(seconds=silent_seconds)
+    rung = session.execute(
+        update(AnalysisRow)
+        .where(
+            AnalysisRow.state == "queued",
+            AnalysisRow.created_at < lately,
+            or_(AnalysisRow.last_rung_at.is_(None), AnalysisRow.last_rung_at < lately),
+        )
+        .values(last_rung_at=now)
+        .returning(AnalysisRow.id)
+        .execution_options(synchronize_session=False)
+    )
+    return sorted(rung.scalars())
+
+
+_NO_LEASE = {"lease_owner": None, "lease_until": None}
+
+
+def _write(session: Session, claim: AnalysisClaim, **values: object) -> bool:
+    written = session.execute(
+        update(AnalysisRow)
+        .where(AnalysisRow.id == claim.analysis_id, AnalysisRow.fence == claim.fence, AnalysisRow.state == "running")
+        .values(**values)
+        .returning(AnalysisRow.id)
+        .execution_options(synchronize_session=False)
+    )
+    return written.one_or_none() is not None
+
+
+def _record(row: AnalysisRow) -> Analysis:
+    values = {name: getattr(row, name) for name in Analysis.model_fields if name != "eta_seconds"}
+    eta = None
+    if row.state == "running" and row.started_at is not None and row.done > 0:
+        elapsed = (datetime.now(UTC) - row.started_at).total_seconds()
+        eta = max(0.0, elapsed / row.done * (1 - row.done))
+    return Analysis.model_validate(values | {"eta_seconds": eta})

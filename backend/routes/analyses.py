@@ -1,0 +1,57 @@
+"""Analyses: questions about a pair of models that a worker answers without training."""
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from backend.analyses import Analysis
+from backend.dependencies import Bell, Id, Limit, Reading, Store, errors
+from backend.problems import not_found
+from backend.queries import analyses as queries
+from engine.analysis_spec import AnalysisSpec
+
+router = APIRouter(tags=["analyses"])
+
+
+@router.get("/analyses/schema", operation_id="get_analysis_schema", responses=errors())
+def get_analysis_schema() -> dict[str, Any]:
+    """The JSON schema of an analysis."""
+    return AnalysisSpec.model_json_schema()
+
+
+@router.post("/analyses", operation_id="create_analysis", status_code=201, responses=errors(403, 413, 415))
+def create_analysis(body: AnalysisSpec, database: Store, doorbell: Bell, response: Response) -> Analysis:
+    """Have a worker answer a question about a pair of models."""
+    with database.write() as session:
+        created = queries.create_analysis(session, body)
+    # The worker looks for analyses whenever it looks for runs.
+    doorbell.ring_run(created.id)
+    response.headers["Location"] = f"/api/v1/analyses/{created.id}"
+    return created
+
+
+@router.get("/analyses", operation_id="list_analyses", responses=errors())
+def list_analyses(session: Reading, limit: Limit = 50) -> list[Analysis]:
+    """The last analyses, newest first."""
+    return queries.analyses(session, limit=limit)
+
+
+@router.get("/analyses/{analysis_id}", operation_id="get_analysis", responses=errors(404))
+def get_analysis(analysis_id: Id, session: Reading) -> Analysis:
+    """One analysis: how far it is, and its result."""
+    found = queries.analysis(session, analysis_id)
+    if found is None:
+        raise not_found("analysis", analysis_id)
+    return found
+
+
+@router.post("/analyses/{analysis_id}/cancel", operation_id="cancel_analysis", responses=errors(403, 404))
+def cancel_analysis(analysis_id: Id, database: Store) -> Analysis:
+    """End an analysis; one that has ended already stays as it is."""
+    with database.write() as session:
+        queries.cancel_analysis(session, analysis_id)
+        session.expire_all()
+        found = queries.analysis(session, analysis_id)
+    if found is None:
+        raise not_found("analysis", analysis_id)
+    return found

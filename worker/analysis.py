@@ -1,0 +1,120 @@
+"""Works on an analysis: `python -m engine analyze` in a process of its own, its progress and result stored."""
+
+import json
+import logging
+import queue
+import signal
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+from typing import IO
+
+from pydantic import BaseModel, ValidationError
+
+from backend.queries.analyses import (
+    AnalysisClaim,
+    end_analysis,
+    give_back_analysis,
+    report_progress,
+)
+from engine.analysis_spec import AnalysisProgress, AnalysisResult
+from engine.findings import Finding
+from worker.engine_process import engine_command, engine_environment
+from worker.slots import Slot
+from worker.supervisor import Workplace
+from worker.tether import tethered
+
+_REPORT_SECONDS = 2.0  # between two looks at the lease: cancelling takes as long
+_LOG_CHARACTERS = 4000
+
+_log = logging.getLogger(__name__)
+
+
+class _Line(BaseModel):
+    """What `engine analyze` prints, one of the three."""
+
+    progress: AnalysisProgress | None = None
+    result: AnalysisResult | None = None
+    findings: list[Finding] | None = None
+
+
+def work_on_analysis(claim: AnalysisClaim, slot: Slot, place: Workplace) -> None:
+    """Bring a claimed analysis to its end: answered, failed, given back at a shutdown, or dropped when it was cancelled."""
+    with tempfile.TemporaryDirectory(prefix="incipit-analysis-") as folder:
+        spec_path, log_path = Path(folder) / "analysis.json", Path(folder) / "stderr"
+        spec_path.write_text(claim.spec.model_dump_json())
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(
+                tethered(engine_command(["analyze", "--spec", str(spec_path)]), signal.SIGKILL),
+                cwd=place.home,
+                env=engine_environment({"INCIPIT_HOME": str(place.home), **slot.environment()}),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+        lines: queue.Queue[bytes | None] = queue.Queue()
+        assert process.stdout is not None
+        reader = threading.Thread(target=_read, args=(process.stdout, lines), name="analysis", daemon=True)
+        reader.start()
+        try:
+            answer = _follow(lines, claim, place)
+        finally:
+            process.kill()
+            process.wait()
+            reader.join()
+        if answer is None:
+            return
+        if not isinstance(answer, AnalysisResult) and not answer:
+            _log.error(
+                "engine analyze: exit %s\n%s",
+                process.returncode,
+                log_path.read_text(errors="replace")[-_LOG_CHARACTERS:],
+            )
+            message = f"The analysis ended with exit code {process.returncode} and no answer; see the worker's log."
+            answer = [Finding(field="", message=message)]
+    with place.database.write() as session:
+        end_analysis(session, claim, answer)
+
+
+def _follow(
+    lines: "queue.Queue[bytes | None]", claim: AnalysisClaim, place: Workplace
+) -> AnalysisResult | list[Finding] | None:
+    """The answer, an empty list when the process ended without one, None when the claim is no longer ours."""
+    progress: AnalysisProgress | None = None
+    answer: AnalysisResult | list[Finding] = []
+    while True:
+        try:
+            line = lines.get(timeout=_REPORT_SECONDS)
+        except queue.Empty:
+            line = b""
+        if line is None:
+            return answer
+        if line:
+            said = _parsed(line)
+            progress = said.progress or progress
+            answer = said.result or said.findings or answer
+            if lines.qsize():
+                continue
+        if place.is_shutting_down():
+            with place.database.write() as session:
+                give_back_analysis(session, claim)
+            return None
+        with place.database.write() as session:
+            if not report_progress(session, claim, progress):
+                return None
+
+
+def _read(stdout: IO[bytes], lines: "queue.Queue[bytes | None]") -> None:
+    with stdout:
+        for line in stdout:
+            lines.put(line)
+    lines.put(None)
+
+
+def _parsed(line: bytes) -> _Line:
+    """What a line says; libraries may print lines of their own, which say nothing."""
+    try:
+        return _Line.model_validate(json.loads(line))
+    except (ValueError, ValidationError):
+        return _Line()
