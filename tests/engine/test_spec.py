@@ -121,6 +121,11 @@ def test_a_long_value_is_shown_shortened() -> None:
     assert len(finding.message) < 200
 
 
+def test_an_invented_key_cannot_break_the_sentence() -> None:
+    (finding,) = findings(tiny_document() | {"prompts": {"path": "p", "a\nb": 1}})
+    assert finding.message == "'prompts.a\\nb' is not a field of the spec; remove it or correct its name."
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
