@@ -9,9 +9,10 @@ import math
 from typing import Literal
 
 from backend.schemas import Evaluation, Run
-from engine.estimators import wilson
+from engine.estimators import mcnemar, wilson
 from engine.flops import FlopLedger
 from engine.frozen import Frozen
+from engine.verdicts import Verdicts
 
 _TELLING_ACCURACY = 0.1  # a teacher below this cannot show by accuracy whether a student follows it
 _EOS_GAP = 0.1  # a difference in EOS rate that is worth a word
@@ -35,6 +36,14 @@ class Arm(Frozen):
     accuracy_low: float
     """Wilson interval over prompts, 95 %; it says nothing about other seeds."""
     accuracy_high: float
+    mcnemar_p: float | None
+    """Exact p-value of McNemar's test against the baseline, paired by problem; None without a baseline on the same problems."""
+    avg_at_k: float | None
+    """Mean over problems of the share of right samples; None when no samples were taken."""
+    avg_at_k_low: float | None
+    """95 % interval over problems, the samples of a problem as one cluster."""
+    avg_at_k_high: float | None
+    samples_per_problem: int
     exact: float | None
     eos_rate: float | None
     repetition: float | None
@@ -75,7 +84,8 @@ def compare(runs: list[tuple[Run, list[Evaluation]]], target: float = 0.95) -> C
     done = [(run, evaluations) for run, evaluations in runs if run.state == "succeeded" and run.flops is not None]
     full = [run for run, _ in done if run.spec.trains_whole_completions and run.spec.training_flops_budget is None]
     baseline = max(full, key=lambda run: run.flops.training if run.flops else 0.0, default=None)
-    arms = [_arm(run, evaluations, baseline, target) for run, evaluations in done]
+    of_baseline = next((_final(e).verdicts for run, e in done if baseline is not None and run.id == baseline.id), None)
+    arms = [_arm(run, evaluations, baseline, of_baseline, target) for run, evaluations in done]
     arms.sort(key=lambda arm: (not arm.is_baseline, arm.saving is None))
     base = {run.spec.student.path: figure for run, e in done if (figure := _figure(e, "base", "accuracy")) is not None}
     teacher = next((figure for _, e in done if (figure := _figure(e, "teacher", "accuracy")) is not None), None)
@@ -90,11 +100,25 @@ def compare(runs: list[tuple[Run, list[Evaluation]]], target: float = 0.95) -> C
     )
 
 
-def _arm(run: Run, evaluations: list[Evaluation], baseline: Run | None, target: float) -> Arm:
+def _final(evaluations: list[Evaluation]) -> Evaluation:
+    """The evaluation of the kept checkpoint whose figures are reported."""
     students = [e for e in evaluations if e.subject == "student"]
     # Each new best is marked; the last mark is on the checkpoint that is kept.
     kept = [e for e in students if e.is_best] or students
-    final = next((e for e in students if e.split == "report"), None) or kept[-1]
+    return next((e for e in students if e.split == "report"), None) or kept[-1]
+
+
+def _paired_p(mine: Verdicts | None, theirs: Verdicts | None) -> float | None:
+    if mine is None or theirs is None or mine.problems != theirs.problems:
+        return None
+    return mcnemar(mine.greedy(), theirs.greedy())
+
+
+def _arm(
+    run: Run, evaluations: list[Evaluation], baseline: Run | None, of_baseline: Verdicts | None, target: float
+) -> Arm:
+    students = [e for e in evaluations if e.subject == "student"]
+    final = _final(evaluations)
     before = next((e for e in evaluations if e.subject == "base" and e.split == final.split), None)
     accuracy = final.metrics.get("accuracy") or 0.0
     low, high = wilson(accuracy, final.num_prompts)
@@ -115,6 +139,11 @@ def _arm(run: Run, evaluations: list[Evaluation], baseline: Run | None, target: 
         accuracy=accuracy,
         accuracy_low=low,
         accuracy_high=high,
+        mcnemar_p=_paired_p(final.verdicts, of_baseline) if baseline is not None and run.id != baseline.id else None,
+        avg_at_k=final.metrics.get("avg_at_k"),
+        avg_at_k_low=final.metrics.get("avg_at_k_low"),
+        avg_at_k_high=final.metrics.get("avg_at_k_high"),
+        samples_per_problem=final.verdicts.samples_per_problem if final.verdicts else 0,
         exact=final.metrics.get("exact"),
         eos_rate=final.metrics.get("eos_rate"),
         repetition=final.metrics.get("repetition"),
@@ -179,12 +208,16 @@ def _about(arm: Arm, baseline: Arm | None, before: float | None, teacher_eos: fl
     parts = [f"{arm.name}: {arm.accuracy:.3f} [{arm.accuracy_low:.3f}, {arm.accuracy_high:.3f}]"]
     if before is not None:
         parts.append(f"from {before:.3f} before training")
+    if arm.avg_at_k is not None and arm.avg_at_k_low is not None and arm.avg_at_k_high is not None:
+        interval = f"[{arm.avg_at_k_low:.3f}, {arm.avg_at_k_high:.3f}]"
+        parts.append(f"avg@{arm.samples_per_problem} {arm.avg_at_k:.3f} {interval}")
     if baseline is not None and arm.saving is not None:
         times = f"{arm.saving:.1f}x fewer" if arm.saving >= 1 else f"{1 / arm.saving:.1f}x more"
         gap = arm.accuracy - baseline.accuracy
         overlap = arm.accuracy_low <= baseline.accuracy_high and baseline.accuracy_low <= arm.accuracy_high
         verdict = "level with" if overlap else "above" if gap > 0 else "below"
-        parts.append(f"{verdict} {baseline.name} ({baseline.accuracy:.3f}) at {times} training FLOPs")
+        paired = "" if arm.mcnemar_p is None else f", McNemar p = {arm.mcnemar_p:.2g} on the same problems"
+        parts.append(f"{verdict} {baseline.name} ({baseline.accuracy:.3f}{paired}) at {times} training FLOPs")
     if arm.share_inside is not None:
         parts.append(f"{arm.share_inside:.0%} of the divergence lay inside the {arm.region} at the start")
     if arm.tail_before is not None and arm.tail_after is not None:

@@ -132,15 +132,21 @@ def _evaluation_flops(
     def generation(model: ModelShape, num_prompts: int) -> float:
         # Greedy completions of all prompts, samples of the first few.
         both = num_prompts + min(evaluation.num_sampled, num_prompts)
-        return both * rollout_flops(model, prompt_tokens, [length])
+        several = [length] * evaluation.samples_per_prompt
+        of_samples = num_prompts * rollout_flops(model, prompt_tokens, several) if several else 0.0
+        return both * rollout_flops(model, prompt_tokens, [length]) + of_samples
 
     def scoring(num_prompts: int) -> float:
         forward = sum(model.forward(prompt_tokens + length, length) for model in (student, teacher))
-        return min(evaluation.num_sampled, num_prompts) * forward
+        return (
+            sum(min(count, num_prompts) for count in (evaluation.num_sampled, evaluation.num_teacher_texts)) * forward
+        )
 
     num_evaluated = -(-num_steps // evaluation.every_steps) + 1
     of_student = num_evaluated * (generation(student, evaluation.num_prompts) + scoring(evaluation.num_prompts))
-    of_teacher = generation(teacher, evaluation.num_prompts)
+    num_texts = sum(min(evaluation.num_teacher_texts, count) for count in (evaluation.num_prompts, num_reported))
+    texts = num_texts * rollout_flops(teacher, prompt_tokens, [length])
+    of_teacher = generation(teacher, evaluation.num_prompts) + texts
     reported = 2 * (generation(student, num_reported) + scoring(num_reported)) + generation(teacher, num_reported)
     return FlopLedger(evaluation=of_student + of_teacher + reported)
 

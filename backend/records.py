@@ -10,10 +10,11 @@ from typing import Any, get_args
 from sqlalchemy import BigInteger, ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from backend.columns import CleanText, Id
+from backend.columns import CleanText, Id, RecordColumn
 from backend.ids import new_id
 from backend.tables import Table, one_of
 from engine.events import Split, Subject
+from engine.verdicts import Verdicts
 
 _RUN = "runs.id"
 
@@ -88,6 +89,7 @@ class Evaluation(Table):
     training_flops: Mapped[float]
     training_seconds: Mapped[float]
     is_best: Mapped[bool]
+    verdicts: Mapped[Verdicts | None] = mapped_column(RecordColumn(Verdicts))
 
 
 class PositionCurve(Table):

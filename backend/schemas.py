@@ -11,6 +11,7 @@ from engine.flops import FlopLedger
 from engine.frozen import Frozen
 from engine.spec import Name, RunSpec
 from engine.token_trace import TokenTrace
+from engine.verdicts import Verdicts
 
 RunState = Literal["queued", "starting", "running", "stopping", "succeeded", "failed", "cancelled"]
 ACTIVE_STATES: frozenset[RunState] = frozenset({"queued", "starting", "running", "stopping"})
@@ -99,13 +100,6 @@ class Run(RunSummary):
     queue_position: int | None
 
 
-class Cancel(Frozen):
-    """How a run shall stop."""
-
-    checkpoint: bool = True
-    """Whether the step it is at is saved first."""
-
-
 class RunPage(Frozen):
     items: list[RunSummary]
     next_cursor: str | None
@@ -148,6 +142,8 @@ class Evaluation(Frozen):
     """Training FLOPs spent when it was measured."""
     training_seconds: float
     is_best: bool
+    verdicts: Verdicts | None = None
+    """Which problems were answered rightly; None where it was not recorded."""
 
 
 class Positions(Frozen):

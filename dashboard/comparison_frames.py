@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from backend.comparison import Comparison
+from backend.comparison import Arm, Comparison
 from backend.schemas import Evaluation, Run
 from dashboard.quantities import accuracy_text, flops_text, seconds_text, share_text, times_text
 
@@ -66,6 +66,8 @@ def arms_table(comparison: Comparison) -> pd.DataFrame:
             "arm": arm.name,
             "horizon": arm.prefix,
             "accuracy": f"{arm.accuracy:.3f} [{arm.accuracy_low:.3f}, {arm.accuracy_high:.3f}]",
+            "McNemar p": "–" if arm.mcnemar_p is None else f"{arm.mcnemar_p:.2g}",
+            "avg@k": _average(arm),
             "exact": accuracy_text(arm.exact),
             "training": flops_text(arm.flops.training),
             "saving": "baseline" if arm.is_baseline else times_text(arm.saving),
@@ -80,6 +82,12 @@ def arms_table(comparison: Comparison) -> pd.DataFrame:
         for arm in comparison.arms
     ]
     return pd.DataFrame(rows)
+
+
+def _average(arm: Arm) -> str:
+    if arm.avg_at_k is None or arm.avg_at_k_low is None or arm.avg_at_k_high is None:
+        return "–"
+    return f"{arm.avg_at_k:.3f} [{arm.avg_at_k_low:.3f}, {arm.avg_at_k_high:.3f}]"
 
 
 def _change(before: float | None, after: float | None) -> str:

@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import uuid
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
 from engine.evaluate import EncodedPrompt, Evaluation
 from engine.flops import FlopLedger
 from engine.frozen import Frozen
+from engine.json_cache import JsonCache
 from engine.language_model import LanguageModel
-from engine.locations import incipit_home
 from engine.spec import RunSpec
-
-_log = logging.getLogger("engine")
+from engine.verdicts import Verdicts
 
 
 class CachedBaseline(Frozen):
@@ -33,6 +29,7 @@ class CachedBaseline(Frozen):
     position_p90: list[float]
     position_teacher_entropy: list[float]
     position_count: list[int]
+    verdicts: Verdicts | None = None
 
 
 class BaselineCache:
@@ -43,48 +40,41 @@ class BaselineCache:
             "versions": [version(name) for name in ("incipit", "torch", "transformers")],
             "device": student.device.type,
             "precision": str(student.autocast_dtype),
-            "models": [_weights_digest(model) for model in (student, teacher)],
+            "models": [weights_digest(model) for model in (student, teacher)],
             "seed": spec.seed,
             "temperature": spec.sampling.temperature,
             "max_completion_tokens": spec.max_completion_tokens,
             "loss_region": spec.loss_region.model_dump(),
             "num_sampled": spec.evaluation.num_sampled,
+            "num_teacher_texts": spec.evaluation.num_teacher_texts,
+            "samples_per_prompt": spec.evaluation.samples_per_prompt,
+            "answer_sampling": spec.evaluation.answer_sampling.model_dump(),
             "scorer": spec.evaluation.scorer.model_dump(),
         }
         self._settings = json.dumps(settings, sort_keys=True)
-        self._folder = incipit_home() / "cache" / "baselines"
+        self._cache = JsonCache("baselines", CachedBaseline)
 
     def find(self, subject: str, prompts: list[EncodedPrompt], horizon: int) -> Evaluation | None:
         """The evaluation of this subject on these prompts, None when it was never measured here."""
-        try:
-            text = self._path(subject, prompts, horizon).read_text()
-            cached = CachedBaseline.model_validate_json(text)
-        except (OSError, ValueError):  # absent, or half-written by a machine that lost power: measure again
+        cached = self._cache.find(self._parts(subject, prompts, horizon))
+        if cached is None:
             return None
-        return Evaluation(**cached.model_dump(), sampled=[], flops=FlopLedger())
+        figures = {name: getattr(cached, name) for name in CachedBaseline.model_fields}
+        return Evaluation(**figures, sampled=[], flops=FlopLedger())
 
     def keep(self, subject: str, prompts: list[EncodedPrompt], horizon: int, evaluation: Evaluation) -> None:
-        """Store an evaluation for the next run; a cache that cannot be written costs time, not the run."""
-        path = self._path(subject, prompts, horizon)
-        names = CachedBaseline.model_fields
-        cached = CachedBaseline(**{name: getattr(evaluation, name) for name in names})
-        staged = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            staged.write_text(cached.model_dump_json())
-            staged.replace(path)
-        except OSError as error:
-            _log.warning("The baseline could not be kept in %s: %s", path.parent, error)
+        """Store an evaluation for the next run."""
+        figures = {name: getattr(evaluation, name) for name in CachedBaseline.model_fields}
+        self._cache.keep(self._parts(subject, prompts, horizon), CachedBaseline(**figures))
 
-    def _path(self, subject: str, prompts: list[EncodedPrompt], horizon: int) -> Path:
+    def _parts(self, subject: str, prompts: list[EncodedPrompt], horizon: int) -> list[str]:
         # The teacher's own figures have no inside and beyond.
         parts = [self._settings, subject, str(horizon if subject == "base" else 0)]
-        parts += [json.dumps([p.token_ids, p.row.answer, p.row.completion]) for p in prompts]
-        digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-        return self._folder / f"{digest}.json"
+        # The prompt's text too: it names the problems of the verdicts.
+        return parts + [json.dumps([p.token_ids, p.row.prompt, p.row.answer, p.row.completion]) for p in prompts]
 
 
-def _weights_digest(model: LanguageModel) -> str:
+def weights_digest(model: LanguageModel) -> str:
     """sha256 over names, dtypes, shapes and bytes of all weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.module.state_dict().items()):

@@ -1,17 +1,20 @@
 """Full-length evaluation: its length never depends on the horizon.
 
 Greedy completions give accuracy, length, EOS rate and repetition; samples at the training temperature give the divergence
-by position, inside and beyond the horizon. T completion positions.
+by position, inside and beyond the horizon, and calibration; k samples of each prompt give avg@k, pass@k and maj@k; fixed
+texts of the teacher give a forward KL. T completion positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from engine.answer_samples import answer_samples
+from engine.calibration import CALIBRATION_METRICS, calibration_metrics
 from engine.errors import RunError
 from engine.flops import FlopLedger, rollout_flops
 from engine.language_model import LanguageModel
@@ -19,8 +22,10 @@ from engine.loss_region import LossRegion
 from engine.prompts import PromptRow
 from engine.rollout import Rollout, RolloutRequest
 from engine.sampler import Sampler
+from engine.scorers import Mark
 from engine.scoring import TokenColumns, score_rollouts
 from engine.spec import RunSpec
+from engine.verdicts import Verdicts, verdicts_of
 
 
 @dataclass(frozen=True)
@@ -43,20 +48,24 @@ class Evaluation:
     sampled: list[TokenColumns]
     """Scored full-length samples; empty for the teacher."""
     flops: FlopLedger
-
-    @property
-    def score(self) -> tuple[float, float]:
-        """What `best` means: accuracy first, then the smaller full-length reverse KL."""
-        return (self.metrics["accuracy"] or 0.0, -(self.metrics["reverse_kl"] or 0.0))
+    verdicts: Verdicts | None = None
+    """Which problems were answered rightly; None when there are too many to keep."""
 
 
 class Evaluator:
-    """Evaluates models of a run on one file of prompts."""
+    """Evaluates models of a run on one file of prompts; `teacher_texts` are completions of the first of them."""
 
-    def __init__(self, spec: RunSpec, prompts: list[EncodedPrompt], on_token: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        prompts: list[EncodedPrompt],
+        on_token: Callable[[], None],
+        teacher_texts: Sequence[Rollout] = (),
+    ) -> None:
         self.spec = spec
         self.prompts = prompts
         self.on_token = on_token
+        self.teacher_texts = list(teacher_texts)
 
     def evaluate(self, model: LanguageModel, teacher: LanguageModel, horizon: int) -> Evaluation:
         """Greedy completions of all prompts and samples of the first `num_sampled`, both at full length.
@@ -64,34 +73,40 @@ class Evaluator:
         `model is teacher` measures the teacher itself: no divergence then.
         """
         greedy = self._sample(model, self.prompts, 0.0)
+        marks = [self.mark(model, rollout) for rollout in greedy]
         sampled_prompts = self.prompts[: self.spec.evaluation.num_sampled]
         samples = self._sample(model, sampled_prompts, self.spec.sampling.temperature)
-        metrics = self._greedy_metrics(model, greedy) | {
+        metrics = self._greedy_metrics(model, greedy, marks) | {
             f"sampled_{name}": value for name, value in _text_metrics(samples).items()
         }
-        flops = _generation_flops(model, greedy) + _generation_flops(model, samples)
-        if model is teacher:
-            metrics |= dict.fromkeys(_DIVERGENCE_METRICS)
-            return Evaluation(metrics, [], [], [], [], [], FlopLedger(evaluation=flops))
-        columns = score_rollouts(
-            model,
-            teacher,
-            samples,
-            temperature=self.spec.sampling.temperature,
-            top_k=self.spec.traces.top_k,
-            micro_batch=self.spec.micro_batch_rollouts,
+        flops = generation_flops(model, greedy) + generation_flops(model, samples)
+        num_right, answer_metrics, answer_flops = self._answer_samples(model)
+        metrics |= answer_metrics
+        flops += answer_flops
+        verdicts = verdicts_of(
+            [(prompt.row.prompt, prompt.row.answer) for prompt in self.prompts],
+            [mark is not None and mark.is_right for mark in marks],
+            num_right,
+            self.spec.evaluation.samples_per_prompt,
         )
-        for sample in samples:
+        if model is teacher:
+            metrics |= dict.fromkeys([*_DIVERGENCE_METRICS, *CALIBRATION_METRICS, _TEXTS_METRIC])
+            return Evaluation(metrics, [], [], [], [], [], FlopLedger(evaluation=flops), verdicts)
+        columns = self._scored(model, teacher, samples)
+        texts = self._scored(model, teacher, self.teacher_texts)
+        for sample in [*samples, *self.teacher_texts]:
             prompt, completion = len(sample.prompt_token_ids), len(sample.completion_token_ids)
             flops += model.shape.forward(prompt + completion, completion)
             flops += teacher.shape.forward(prompt + completion, completion)
-        if not all(bool(c.reverse_kl.isfinite().all() and c.forward_kl.isfinite().all()) for c in columns):
+        if not all(bool(c.reverse_kl.isfinite().all() and c.forward_kl.isfinite().all()) for c in [*columns, *texts]):
             raise RunError(
                 "nan_loss",
                 "The divergence of student and teacher is not finite on full-length completions; "
                 "lower optimizer.learning_rate or set precision to float32.",
             )
         metrics |= _divergence_metrics(columns, horizon, self.spec.loss_region)
+        metrics |= calibration_metrics(columns)
+        metrics[_TEXTS_METRIC] = float(torch.cat([c.forward_kl for c in texts]).mean()) if texts else None
         reverse = _by_position([c.reverse_kl for c in columns])
         return Evaluation(
             metrics=metrics,
@@ -101,22 +116,53 @@ class Evaluator:
             position_count=(~reverse.isnan()).sum(0).tolist(),
             sampled=columns,
             flops=FlopLedger(evaluation=flops),
+            verdicts=verdicts,
         )
 
-    def is_right(self, model: LanguageModel, rollout: Rollout) -> bool | None:
+    def mark(self, model: LanguageModel, rollout: Rollout) -> Mark | None:
         """Whether a completion has the row's answer; None when the row has none."""
         answer = self.prompts[rollout.prompt_index].row.answer
         if answer is None:
             return None
-        return self.spec.evaluation.scorer.is_right(completion_text(model, rollout), answer)
+        return self.spec.evaluation.scorer.mark(completion_text(model, rollout), answer)
+
+    def _answer_samples(self, model: LanguageModel) -> tuple[list[int], dict[str, float | None], float]:
+        """Right samples by prompt, the metrics of k samples of each prompt, and the FLOPs of drawing them."""
+        k, draw = self.spec.evaluation.samples_per_prompt, self.spec.evaluation.answer_sampling
+        if not k:
+            return [], {}, 0.0
+        sampler = Sampler(model, self.spec.seed, draw.temperature, self.on_token, top_k=draw.top_k, top_p=draw.top_p)
+        requests = [RolloutRequest(index, prompt.token_ids, k, 0) for index, prompt in enumerate(self.prompts)]
+        rollouts = sampler.sample(requests, self.spec.max_completion_tokens)
+        marks = [self.mark(model, rollout) or Mark(False, None) for rollout in rollouts]
+        of_prompt = range(0, len(rollouts), k)
+        found = answer_samples([marks[at : at + k] for at in of_prompt], self.spec.seed)
+        lengths = [[len(r.completion_token_ids) for r in rollouts[at : at + k]] for at in of_prompt]
+        flops = sum(
+            rollout_flops(model.shape, len(prompt.token_ids), of_samples)
+            for prompt, of_samples in zip(self.prompts, lengths, strict=True)
+        )
+        return found.num_right, found.metrics, flops
+
+    def _scored(self, model: LanguageModel, teacher: LanguageModel, rollouts: list[Rollout]) -> list[TokenColumns]:
+        return score_rollouts(
+            model,
+            teacher,
+            rollouts,
+            temperature=self.spec.sampling.temperature,
+            top_k=self.spec.traces.top_k,
+            micro_batch=self.spec.micro_batch_rollouts,
+        )
 
     def _sample(self, model: LanguageModel, prompts: list[EncodedPrompt], temperature: float) -> list[Rollout]:
         requests = [RolloutRequest(index, prompt.token_ids, 1, 0) for index, prompt in enumerate(prompts)]
         sampler = Sampler(model, self.spec.seed, temperature, self.on_token)
         return sampler.sample(requests, self.spec.max_completion_tokens)
 
-    def _greedy_metrics(self, model: LanguageModel, rollouts: list[Rollout]) -> dict[str, float | None]:
-        right = [verdict for r in rollouts if (verdict := self.is_right(model, r)) is not None]
+    def _greedy_metrics(
+        self, model: LanguageModel, rollouts: list[Rollout], marks: list[Mark | None]
+    ) -> dict[str, float | None]:
+        right = [mark.is_right for mark in marks if mark is not None]
         exact = [
             r.finish_reason == "eos" and " ".join(completion_text(model, r).split()) == " ".join(reference.split())
             for r in rollouts
@@ -132,6 +178,7 @@ def completion_text(model: LanguageModel, rollout: Rollout) -> str:
     return text
 
 
+_TEXTS_METRIC = "forward_kl_on_teacher_texts"
 _DIVERGENCE_METRICS = (
     "reverse_kl", "forward_kl", "reverse_kl_inside", "reverse_kl_before", "reverse_kl_beyond", "share_inside",
     "top1_agreement", "overlap_mass",
@@ -184,7 +231,8 @@ def _by_position(columns: list[Tensor]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence([c.float() for c in columns], batch_first=True, padding_value=float("nan"))
 
 
-def _generation_flops(model: LanguageModel, rollouts: list[Rollout]) -> float:
+def generation_flops(model: LanguageModel, rollouts: list[Rollout]) -> float:
+    """Useful FLOPs of writing completions, one for each prompt."""
     return sum(rollout_flops(model.shape, len(r.prompt_token_ids), [len(r.completion_token_ids)]) for r in rollouts)
 
 

@@ -13,6 +13,7 @@ from pydantic import Field, TypeAdapter
 from engine.findings import Finding
 from engine.flops import FlopLedger
 from engine.frozen import Frozen
+from engine.verdicts import Verdicts
 
 EVENT_VERSION = 1
 
@@ -105,7 +106,10 @@ class Evaluated(EventBase):
     repeated 4-grams): greedy; sampled_mean_tokens, sampled_eos_rate, sampled_repetition, reverse_kl, forward_kl,
     reverse_kl_inside (where the loss applies), reverse_kl_before (sampled but left out by a window or suffix),
     reverse_kl_beyond (behind the horizon), share_inside, top1_agreement, overlap_mass (mean over
-    tokens of the sum over the vocabulary of min(student, teacher)): on full-length samples. None where it does not
+    tokens of the sum over the vocabulary of min(student, teacher)): on full-length samples; calibration_error and
+    overconfidence of the student's token probabilities against the teacher's, in [0, 1] and [-1, 1], on the same samples;
+    forward_kl_on_teacher_texts; avg_at_k with avg_at_k_low, avg_at_k_high (bootstrap over problems, 95 %) and
+    avg_at_k_standard_error, pass_at_1, pass_at_2, pass_at_4 up to k, maj_at_k, answer_calibration_error. None where it does not
     exist (no reference text, nothing beyond the horizon, the teacher against itself)."""
     position_reverse_kl: list[float] = []
     """Mean reverse KL by completion position on the samples, in nats."""
@@ -115,10 +119,12 @@ class Evaluated(EventBase):
     """Mean teacher entropy by position, in nats."""
     position_count: list[int] = []
     """Rollouts behind each mean."""
+    verdicts: Verdicts | None = None
+    """Which problems were answered rightly."""
     is_cached: bool = False
     """Whether the figures were measured by an earlier run with the same models, prompts and settings."""
     is_best: bool = False
-    """Whether this student is the best so far by full-length accuracy on the dev split."""
+    """Whether this student is the best so far by evaluation.primary_metric on the dev split."""
     flops: FlopLedger
     seconds: float
 

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 
 from engine.baselines import BaselineCache
 from engine.checkpoint import load_weights
-from engine.evaluate import Evaluation, Evaluator
+from engine.evaluate import EncodedPrompt, Evaluation, Evaluator, generation_flops
 from engine.events import Evaluated, Split, Subject, TracesWritten
+from engine.flops import FlopLedger
 from engine.language_model import LanguageModel
 from engine.prefix_state import PrefixSignals
+from engine.rollout import Rollout
 from engine.setup import RunData
+from engine.teacher_texts import teacher_texts
 from engine.token_trace import write_traces
 from engine.trace import rollout_summary, token_trace
 from engine.watch import watch_evaluation
@@ -50,12 +53,13 @@ def evaluate_student(run: Run) -> None:
     evaluator = _evaluator(run, "dev")
     horizon = run.measured_horizon(run.state.step)
     evaluation = evaluator.evaluate(run.student.model, run.teacher, horizon)
-    is_best = run.state.best_score is None or evaluation.score > run.state.best_score
-    signals = PrefixSignals(step=run.state.step - 1, score=evaluation.score[0])
+    score = run.spec.evaluation.score(evaluation.metrics)
+    is_best = run.state.best_score is None or score > run.state.best_score
+    signals = PrefixSignals(step=run.state.step - 1, score=score[0])
     run.change_state(evaluated_step=run.state.step, prefix=run.spec.prefix.advance(run.state.prefix, signals))
     run.accuracies[run.state.step] = evaluation.metrics["accuracy"]
     if is_best:
-        run.change_state(best_step=run.state.step, best_score=evaluation.score)
+        run.change_state(best_step=run.state.step, best_score=score)
     _record(run, evaluation, "student", "dev", began, is_best=is_best)
     _write_traces(run, evaluation, evaluator, "student")
     if is_best:
@@ -79,7 +83,18 @@ def report(run: Run) -> None:
 
 def _evaluator(run: Run, split: Split) -> Evaluator:
     prompts = run.data.dev if split == "dev" else run.data.report
-    return Evaluator(run.spec, prompts, run.control.raise_if_stopped)
+    return Evaluator(run.spec, prompts, run.control.raise_if_stopped, _teacher_texts(run, split, prompts))
+
+
+def _teacher_texts(run: Run, split: Split, prompts: list[EncodedPrompt]) -> list[Rollout]:
+    """The fixed texts of a split; the teacher writes them when they are first asked for."""
+    if split not in run.teacher_texts:
+        texts, were_kept = teacher_texts(run.spec, run.teacher, prompts, run.control.raise_if_stopped)
+        run.teacher_texts[split] = texts
+        if not were_kept:
+            spent = FlopLedger(evaluation=generation_flops(run.teacher, texts))
+            run.change_state(flops=run.state.flops + spent, executed_flops=run.state.executed_flops + spent.evaluation)
+    return run.teacher_texts[split]
 
 
 def _record(
@@ -112,6 +127,7 @@ def _record(
         position_p90=evaluation.position_p90,
         position_teacher_entropy=evaluation.position_teacher_entropy,
         position_count=evaluation.position_count,
+        verdicts=evaluation.verdicts,
         is_best=is_best,
         is_cached=is_cached,
         flops=run.state.flops,
@@ -144,7 +160,7 @@ def _write_traces(run: Run, evaluation: Evaluation, evaluator: Evaluator, subjec
                 model=model,
                 prompt=row.prompt,
                 answer=row.answer,
-                is_right=evaluator.is_right(model, columns.rollout),
+                is_right=mark.is_right if (mark := evaluator.mark(model, columns.rollout)) else None,
             )
             for index, (columns, row) in enumerate(zip(traced, rows, strict=True))
         ],

@@ -11,7 +11,7 @@ from engine.checkpoint import TrainerState
 from engine.checkpoint_shelf import CheckpointShelf
 from engine.collect import collect_rollouts
 from engine.control import Control
-from engine.events import PhaseChanged, StepDone
+from engine.events import PhaseChanged, Split, StepDone
 from engine.journal import Journal
 from engine.language_model import LanguageModel
 from engine.loss_region import nothing_supervised
@@ -38,6 +38,8 @@ class Run:
     state: TrainerState
     resumed_step: int | None = None
     """Step of the checkpoint that this attempt started from; it is not saved again."""
+    teacher_texts: dict[Split, list[Rollout]] = field(default_factory=dict)
+    """What the teacher wrote once for the evaluations of this attempt, by split."""
     accuracies: dict[int, float | None] = field(default_factory=dict)
     """Full-length dev accuracy by step, as measured by this attempt."""
 

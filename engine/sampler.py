@@ -18,6 +18,7 @@ from engine.decode_cache import decode_cache
 from engine.language_model import LanguageModel
 from engine.llama_decoder import LlamaDecoder
 from engine.rollout import Rollout, RolloutRequest, uniforms
+from engine.truncation import truncated
 
 _MAX_ROWS = 128  # rollouts decoded together: past this a 2-core CPU gains nothing and the cache grows
 _CUDA_COMPACT_EVERY = 16  # steps; asking a GPU whether rows have ended makes it wait for the answer
@@ -32,6 +33,10 @@ class Sampler:
     temperature: float
     on_token: Callable[[], None] = field(default=lambda: None)
     """Called after every decode step; it may raise to stop."""
+    top_k: int = 0
+    """Sample from this many most likely tokens; 0 samples from all."""
+    top_p: float = 1.0
+    """Sample from the most likely tokens that together have this probability; then log-probabilities are those among them."""
     executed_tokens: int = 0
     """Positions computed so far, padding and ended rows included."""
 
@@ -117,6 +122,8 @@ class _Rows:
             picked = torch.zeros(len(self.chosen), dtype=self.logits.dtype, device=self.chosen.device)
         else:
             logprobs = torch.log_softmax(self.logits / self.sampler.temperature, -1)
+            if self.sampler.top_k or self.sampler.top_p < 1:
+                logprobs = truncated(logprobs, top_k=self.sampler.top_k, top_p=self.sampler.top_p)
             # Inverse CDF with one uniform per token. float64: a float32 running sum over a large vocabulary loses the tail.
             cumulative = logprobs.double().exp().cumsum(-1)
             threshold = self.noise[position, :, None] * cumulative[:, -1:]

@@ -100,10 +100,27 @@ def _loss_region_is_within_the_rollouts(spec: RunSpec) -> None:
         )
 
 
+def _the_primary_metric_is_measured(spec: RunSpec) -> None:
+    evaluation = spec.evaluation
+    if evaluation.primary_metric == "avg_at_k" and not evaluation.samples_per_prompt:
+        raise misfit(
+            "evaluation.samples_per_prompt",
+            "evaluation.samples_per_prompt is 0 but evaluation.primary_metric is avg_at_k, which needs samples; "
+            "set samples_per_prompt to 1 or more, or choose another metric.",
+        )
+    if evaluation.primary_metric == "forward_kl_on_teacher_texts" and not evaluation.num_teacher_texts:
+        raise misfit(
+            "evaluation.num_teacher_texts",
+            "evaluation.num_teacher_texts is 0 but evaluation.primary_metric is forward_kl_on_teacher_texts; "
+            "set num_teacher_texts to 1 or more, or choose another metric.",
+        )
+
+
 RULES: list[Callable[[RunSpec], None]] = [
     _prefix_is_within_the_completion,
     _warmup_is_within_the_run,
     _only_one_decay_is_set,
     _anchoring_has_something_to_anchor,
     _loss_region_is_within_the_rollouts,
+    _the_primary_metric_is_measured,
 ]

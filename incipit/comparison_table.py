@@ -46,6 +46,7 @@ _ARM_WIDTH = 12
 _LEARNT: dict[str, Callable[[Arm], str]] = {
     "horizon": lambda arm: escape(arm.prefix),
     "accuracy": lambda arm: f"{arm.accuracy:.3f}",
+    "McNemar p": lambda arm: _figure(arm.mcnemar_p, ".2g"),
     "exact": lambda arm: _figure(arm.exact, ".3f"),
     "EOS": lambda arm: _figure(arm.eos_rate, ".2f"),
     "KL": lambda arm: _figure(arm.reverse_kl, ".3f"),

@@ -31,7 +31,7 @@ from engine.events import (
 
 # What the history leaves out of an event, because it is in rows of its own.
 _NOT_IN_HISTORY = {"event_version", "time", "kind", "rollouts", "position_reverse_kl", "position_p90",
-                   "position_teacher_entropy", "position_count"}  # fmt: skip
+                   "position_teacher_entropy", "position_count", "verdicts"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _add_evaluation(session: Session, batch: AttemptEvents, event: Evaluated) ->
     key = {"run_id": batch.run_id, "step": event.step, "fence": batch.fence, "split": event.split}
     evaluation = {"subject": event.subject, "num_prompts": event.num_prompts, "horizon": event.horizon,
                   "metrics": event.metrics, "training_flops": event.flops.training, "is_best": event.is_best,
-                  "training_seconds": _training_seconds(session, batch.run_id)}  # fmt: skip
+                  "training_seconds": _training_seconds(session, batch.run_id), "verdicts": event.verdicts}  # fmt: skip
     if event.is_best:
         same = (Evaluation.run_id == batch.run_id, Evaluation.subject == event.subject, Evaluation.split == event.split)
         session.execute(update(Evaluation).where(*same).values(is_best=False))

@@ -12,7 +12,6 @@ from backend.queries import history, rollouts
 from backend.queries import runs as queries
 from backend.queries.claims import cancel_queued
 from backend.schemas import (
-    Cancel,
     Checkpoint,
     Evaluation,
     EventPage,
@@ -23,10 +22,18 @@ from backend.schemas import (
     RunPage,
     RunState,
 )
+from engine.frozen import Frozen
 
 router = APIRouter(prefix="/runs", tags=["runs"])
 
 _MAX_STEP = 2**31 - 1
+
+
+class Cancel(Frozen):
+    """How a run shall stop."""
+
+    checkpoint: bool = True
+    """Whether the step it is at is saved first."""
 
 
 @router.get("", operation_id="list_runs", responses=errors())

@@ -98,7 +98,8 @@ def table_section(comparison: Comparison) -> None:
     )
     st.caption(
         f"Accuracy is on the report prompts with the best checkpoint, brackets are 95 % over prompts. {against} "
-        f"Share inside and tail are reverse KL of full-length samples."
+        "McNemar p is the exact test against the baseline, problem by problem: below 0.05 the two arms differ on these "
+        "problems, whatever their brackets say. Share inside and tail are reverse KL of full-length samples."
     )
     for sentence in comparison.sentences:
         st.markdown(f"- {notices.plain(sentence)}")

@@ -8,6 +8,7 @@ from backend.comparison import compare, si
 from backend.schemas import Evaluation, Run
 from engine.flops import FlopLedger
 from engine.spec import RunSpec
+from engine.verdicts import Verdicts
 
 PREFIX_8 = {"kind": "constant", "tokens": 8}
 
@@ -167,3 +168,25 @@ def test_seeds_of_a_variant_are_summed_up() -> None:
 )
 def test_si_prefixes(value: float | None, text: str) -> None:
     assert si(value) == text
+
+
+def test_arms_on_the_same_problems_are_paired() -> None:
+    def arm(right: str, problems: str = "p") -> list[Evaluation]:
+        verdicts = Verdicts(problems=problems, right=right)
+        return [measured("student", "report", right.count("1") / 10).model_copy(update={"verdicts": verdicts})]
+
+    full, same, other = (
+        a_run(name, {"kind": "full"}, flops) for name, flops in (("full", 8e11), ("b", 7e11), ("c", 6e11))
+    )
+    comparison = compare([(full, arm("1111111100")), (same, arm("0000000100")), (other, arm("0000000100", "q"))])
+    assert [arm.mcnemar_p for arm in comparison.arms] == [None, pytest.approx(2 / 2**7), None]
+    assert "McNemar p = 0.016 on the same problems" in next(s for s in comparison.sentences if s.startswith("b:"))
+
+
+def test_an_average_over_samples_is_told_with_its_interval() -> None:
+    full = a_run("full", {"kind": "full"}, 8e11)
+    sampled = measured("student", "report", 0.5, avg_at_k=0.25, avg_at_k_low=0.2, avg_at_k_high=0.3)
+    verdicts = Verdicts(problems="p", right="10", samples_per_problem=4, samples_right=[2, 0])
+    prefix = (a_run("prefix", PREFIX_8, 5e10), [sampled.model_copy(update={"verdicts": verdicts})])
+    sentences = compare([(full, an_arm(0.9, reached_at=1e9)), prefix]).sentences
+    assert "avg@4 0.250 [0.200, 0.300]" in next(s for s in sentences if s.startswith("prefix"))

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from engine.events import CheckpointSaved, Evaluated, Ready, RolloutSummary, RunEvent, Started, StepDone, TracesWritten
 from engine.flops import FlopLedger
+from engine.verdicts import Verdicts
 
 TIME = 1_700_000_000.0
+VERDICTS = Verdicts(problems="ab", right="10", samples_per_problem=4, samples_right=[3, 0])
 
 
 def start_events(attempt: int, resumed_from_step: int = 0) -> list[RunEvent]:
@@ -31,7 +33,7 @@ def evaluation_event(step: int, accuracy: float, *, is_best: bool, split: str = 
     return Evaluated.model_validate(
         {
             "time": TIME, "step": step, "subject": "student", "split": split, "num_prompts": 2, "horizon": 4,
-            "metrics": {"accuracy": accuracy}, "position_reverse_kl": [0.1], "position_p90": [0.2],
+            "metrics": {"accuracy": accuracy}, "verdicts": VERDICTS, "position_reverse_kl": [0.1], "position_p90": [0.2],
             "position_teacher_entropy": [0.3], "position_count": [1], "is_best": is_best, "flops": FlopLedger(),
             "seconds": 1.0,
         }

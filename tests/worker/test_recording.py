@@ -15,7 +15,15 @@ from engine.events import (
     PhaseChanged,
 )
 from tests.worker.runs import claim, queue_runs, recorded_steps, run_row, set_columns, short_spec, write_events
-from tests.worker.sample_events import TIME, checkpoint_event, evaluation_event, start_events, step_event, traces_event
+from tests.worker.sample_events import (
+    TIME,
+    VERDICTS,
+    checkpoint_event,
+    evaluation_event,
+    start_events,
+    step_event,
+    traces_event,
+)
 from worker.recorder import Recorder, UnreadableEvents
 from worker.resume import resume_checkpoint
 
@@ -70,6 +78,7 @@ def test_an_event_becomes_the_rows_that_readers_ask_for(database: Database, clai
             ("dev", True, 4.0),
             ("report", True, 4.0),
         ]
+        assert [e.verdicts for e in evaluations] == [VERDICTS, VERDICTS]
         curves = session.scalars(select(PositionCurve).order_by(PositionCurve.source, PositionCurve.step)).all()
         assert [(c.source, c.step, c.split, c.mean) for c in curves][-2:] == [
             ("training", 1, "train", [1.0, 0.5]), ("training", 2, "train", [1.0, 0.5]),
