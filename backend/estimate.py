@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from backend.memory import Model, memory_bytes
 from backend.problems import invalid
 from backend.schemas import Estimate, PhaseSeconds
+from engine.adapter_shape import ADAPTABLE, AdapterShape
+from engine.adapter_spec import Adapter, Lora, NoAdapter
 from engine.findings import Finding
 from engine.flops import FlopLedger, ModelShape, rollout_flops, rollout_ledger, update_flops
 from engine.locations import resolve
@@ -30,7 +32,8 @@ def estimate(spec: RunSpec, rates: Sequence[float]) -> Estimate:
 
     Refuses a spec whose models have no readable config.json on this machine.
     """
-    student, teacher = _model(spec.student, "student.path"), _model(spec.teacher, "teacher.path")
+    student = _model(spec.student, "student.path", spec.adapter)
+    teacher = _model(spec.teacher, "teacher.path", NoAdapter())
     prompt_tokens, assumptions = _prompt_tokens(spec)
     shortest, longest = _batches(spec)
     of_step = _StepCosts(spec, student.shape, teacher.shape, prompt_tokens)
@@ -90,7 +93,12 @@ class _StepCosts(dict[_Batch, FlopLedger]):
         if not num_supervised:
             return sampling
         update = update_flops(
-            self._student, self._teacher, self._prompt_tokens, num_tokens, num_supervised=num_supervised
+            self._student,
+            self._teacher,
+            self._prompt_tokens,
+            num_tokens,
+            num_supervised=num_supervised,
+            recomputes_blocks=self._spec.recomputes_blocks,
         )
         return sampling + update * each
 
@@ -151,7 +159,7 @@ def _evaluation_flops(
     return FlopLedger(evaluation=of_student + of_teacher + reported)
 
 
-def _model(model: ModelSpec, field: str) -> Model:
+def _model(model: ModelSpec, field: str, adapter: Adapter) -> Model:
     remedy = "run a preflight, which looks at it on a worker."
     try:
         path = Path(resolve(model.path)) / "config.json"
@@ -163,6 +171,9 @@ def _model(model: ModelSpec, field: str) -> Model:
         shape = ModelShape.from_config(config)
         if not all(1 <= value <= _MAX_ENTRIES for value in shape.model_dump(exclude={"adapter"}).values()):
             raise ValueError("config.json has sizes that no model has.")
+        if isinstance(adapter, Lora):
+            added = AdapterShape.from_config(config, adapter.rank, adapter.target_modules or ADAPTABLE)
+            shape = shape.model_copy(update={"adapter": added})
     except OSError:
         message = f"{field} is {model.path!r}, which has no config.json on the API's machine; {remedy}"
         raise invalid([Finding(field=field, message=message)]) from None

@@ -31,12 +31,18 @@ def memory_bytes(
     decoded = min(_MAX_DECODED, max(spec.rollouts_per_step, spec.evaluation.num_prompts))
     decoded_tokens = decoded * (prompt_tokens + spec.max_completion_tokens)
     chunk_tokens = max(_MIN_CHUNK_TOKENS, _CHUNK_ENTRIES // shape.vocabulary)
+    num_trained = student.num_parameters if shape.adapter is None else shape.adapter.parameters
+    num_frozen = student.num_parameters if shape.adapter is not None else 0
+    is_shared = shape.adapter is not None and spec.student == spec.teacher
+    of_layer = shape.hidden * _ACTIVATION_BYTES_PER_HIDDEN * size
+    # Under gradient checkpointing a layer keeps its input, and the one that is being recomputed everything.
+    kept = of_layer * shape.layers if not spec.recomputes_blocks else shape.hidden * size * shape.layers + of_layer
     return {
-        "student_weights": student.num_parameters * _FLOAT32,
-        "optimizer": 2 * student.num_parameters * _FLOAT32,
-        "gradients": student.num_parameters * _FLOAT32,
-        "teacher_weights": teacher.num_parameters * size,
-        "activations": trained_tokens * shape.layers * shape.hidden * _ACTIVATION_BYTES_PER_HIDDEN * size,
+        "student_weights": num_trained * _FLOAT32 + num_frozen * size,
+        "optimizer": 2 * num_trained * _FLOAT32,
+        "gradients": num_trained * _FLOAT32,
+        "teacher_weights": 0 if is_shared else teacher.num_parameters * size,
+        "activations": trained_tokens * kept,
         "cache": 2 * decoded_tokens * max(shape.kv_width, teacher.shape.kv_width) * size,
         "divergence": _CHUNK_TENSORS * _FLOAT32 * min(chunk_tokens, trained_tokens) * shape.vocabulary,
     }

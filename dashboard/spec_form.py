@@ -23,8 +23,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Models and prompts": ("name", "student", "teacher", "prompts"),
     "Prefix and divergence": ("max_completion_tokens", "prefix", "loss_region", "anchoring", "divergence"),
     "Training": (
-        "num_steps", "prompts_per_step", "rollouts_per_prompt", "micro_batch_rollouts", "gradient_checkpointing", "sampling", "optimizer",
-        "training_flops_budget", "device", "precision",
+        "num_steps", "prompts_per_step", "rollouts_per_prompt", "micro_batch_rollouts", "gradient_checkpointing",
+        "sampling", "adapter", "optimizer", "training_flops_budget", "device", "precision",
     ),
     "Evaluation and storage": ("evaluation", "health", "traces", "checkpoints"),
 }  # fmt: skip

@@ -77,7 +77,7 @@ class BaselineCache:
 def weights_digest(model: LanguageModel) -> str:
     """sha256 over names, dtypes, shapes and bytes of all weights."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.module.state_dict().items()):
+    for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

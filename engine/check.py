@@ -17,6 +17,7 @@ from engine.setup import (
     choose_device,
     choose_precision,
     load_data,
+    load_student,
     pair_findings,
     student_tokenizer,
 )
@@ -53,11 +54,7 @@ def check(spec: RunSpec) -> CheckResult:
     facts |= {"device": str(device), "precision": precision}
     tokenizer = attempt(lambda: student_tokenizer(spec))
     data = attempt(lambda: load_data(spec, tokenizer)) if tokenizer is not None else None
-    student = (
-        attempt(lambda: load_language_model(spec.student, "student", device, precision))
-        if tokenizer is not None
-        else None
-    )
+    student = attempt(lambda: load_student(spec, device, precision)) if tokenizer is not None else None
     teacher = attempt(lambda: load_language_model(spec.teacher, "teacher", device, precision))
     if data is not None:
         facts |= {"train_prompts": len(data.train), "longest_prompt_tokens": data.longest_prompt}

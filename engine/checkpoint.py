@@ -1,4 +1,4 @@
-"""Checkpoints: an ordinary Hugging Face folder, plus `trainer/` for an exact resume, plus `manifest.json` with sha256.
+"""Checkpoints: an ordinary Hugging Face folder (engine/weights.py), `trainer/` for an exact resume, `manifest.json` with sha256.
 
 Only safetensors and JSON. Written beside, hashed, fsynced, renamed: a folder with its final name is complete.
 """
@@ -22,6 +22,7 @@ from engine.frozen import Frozen
 from engine.health import HealthState
 from engine.prefix_state import PrefixState
 from engine.student import Student
+from engine.weights import restore_weights, save_weights
 
 MANIFEST = "manifest.json"
 _OPTIMIZER = "trainer/optimizer.safetensors"
@@ -73,7 +74,7 @@ def save_checkpoint(folder: Path, student: Student, state: TrainerState) -> tupl
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
     try:
-        student.model.module.save_pretrained(staging)
+        save_weights(staging, student.model)
         student.model.tokenizer.save_pretrained(staging)
         (staging / "trainer").mkdir()
         save_file(_optimizer_tensors(student), staging / _OPTIMIZER)
@@ -115,7 +116,7 @@ def load_trainer_state(folder: Path) -> TrainerState:
 
 def restore_student(folder: Path, student: Student) -> None:
     """Put weights and optimizer state of a verified checkpoint into `student`."""
-    _load_weights(folder, student)
+    restore_weights(folder, student.model)
     saved = load_file(folder / _OPTIMIZER)
     for parameter, name in student.parameter_names.items():
         if f"step.{name}" in saved:
@@ -129,22 +130,7 @@ def restore_student(folder: Path, student: Student) -> None:
 def load_weights(folder: Path, student: Student) -> None:
     """Verify a checkpoint and put its weights into the student's module; RunError("bad_checkpoint") if they do not fit."""
     verify_checkpoint(folder)
-    _load_weights(folder, student)
-
-
-def _load_weights(folder: Path, student: Student) -> None:
-    weights: dict[str, torch.Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        weights |= load_file(path)
-    module = student.model.module
-    wanted = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in weights.items()}
-    tied = set(getattr(module, "all_tied_weights_keys", None) or {})
-    differing = [name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)]
-    if set(differing) - (tied - found.keys()):
-        raise RunError("bad_checkpoint", f"{folder} does not fit the student: {sorted(differing)[:3]} differ.")
-    module.load_state_dict(weights, strict=False)
-    module.tie_weights()
+    restore_weights(folder, student.model)
 
 
 def verify_checkpoint(folder: Path) -> Manifest:

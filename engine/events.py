@@ -61,6 +61,8 @@ class Ready(EventBase):
     kind: Literal["ready"] = "ready"
     student_parameters: int
     teacher_parameters: int
+    trained_parameters: int | None = None
+    """How many of the student's weights are trained: those of an adapter, or all; None in records of earlier versions."""
     seconds: float
     """From process start to here."""
 

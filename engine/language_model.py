@@ -9,7 +9,7 @@ import contextlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,12 @@ from engine.errors import RunError
 from engine.findings import Finding
 from engine.flops import ModelShape
 from engine.gradient_checkpointing import last_product_parameters
-from engine.llama_decoder import is_llama_shaped
+from engine.llama_decoder import LlamaDecoder, is_llama_shaped
 from engine.locations import resolve
 from engine.model_spec import ModelSpec
+
+if TYPE_CHECKING:
+    from engine.adapter import Adapter
 
 # Difference between head(hidden) and the model's own logits above which the head is not what we take it for.
 _HEAD_TOLERANCE = 1e-2
@@ -66,11 +69,15 @@ class LanguageModel:
     """Dtype of the forward passes when it is not that of the weights."""
     is_llama_shaped: bool
     """Whether the sampler may decode with `LlamaDecoder`; otherwise it runs the module itself."""
+    adapter: Adapter | None = None
+    """LoRA layers inside the module, see engine/adapter.py; None when all weights are trained."""
+    leaves_out_adapter: bool = False
+    """Whether this is the base alone: the teacher, when it is the student's own base."""
 
     def hidden(self, token_ids: Tensor, **inputs: Any) -> Tensor:
         """Last hidden states [B, S, H] of the backbone; no logits are made."""
-        decoder = self.module.get_decoder()
-        states: Tensor = decoder(input_ids=token_ids, **inputs).last_hidden_state
+        with self._as_meant():
+            states: Tensor = self.module.get_decoder()(input_ids=token_ids, **inputs).last_hidden_state
         # Residual streams and norms of float32 weights stay float32 under autocast; the head must not.
         return states if self.autocast_dtype is None else states.to(self.autocast_dtype)
 
@@ -80,6 +87,24 @@ class LanguageModel:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast_dtype)
 
+    def decoder(self, capacity: int) -> LlamaDecoder | None:
+        """One decode step of the backbone with the weights of now, for `capacity` positions; None where it runs itself."""
+        if not self.is_llama_shaped:
+            return None
+        with self._as_meant():
+            return LlamaDecoder(self.module, capacity)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All weights under the architecture's own names; those that an adapter changes are merged copies."""
+        if self.adapter is None:
+            return dict(self.module.state_dict())
+        return self.adapter.plain_state(self.module, merged=not self.leaves_out_adapter)
+
+    def _as_meant(self) -> contextlib.AbstractContextManager[Any]:
+        if self.adapter is None or not self.leaves_out_adapter:
+            return contextlib.nullcontext()
+        return self.adapter.left_out()
+
     def limited_to(self, vocabulary: int) -> LanguageModel:
         """The same model without the last rows of its head: it neither samples nor scores their tokens."""
         return replace(self, head=replace(self.head, vocabulary=vocabulary))
@@ -87,7 +112,8 @@ class LanguageModel:
     @property
     def num_parameters(self) -> int:
         """All weights, shared ones once."""
-        return sum(parameter.numel() for parameter in self.module.parameters())
+        total = sum(int(parameter.numel()) for parameter in self.module.parameters())
+        return total - (self.adapter.num_parameters if self.adapter is not None and self.leaves_out_adapter else 0)
 
     @property
     def context_tokens(self) -> int | None:
@@ -113,15 +139,17 @@ def load_language_model(
     field: Literal["student", "teacher"],
     device: torch.device,
     precision: Literal["float32", "bfloat16"],
+    *,
+    is_frozen: bool | None = None,
 ) -> LanguageModel:
     """Load a model and check that its head is what the fused loss takes it for.
 
-    The student's weights are float32 whatever the precision (its forward passes run under autocast); the teacher's have
-    the precision itself. Raises RunError("bad_model").
+    Weights that are trained are float32 whatever the precision, frozen ones have the precision itself; the teacher's are
+    frozen, the student's are not (None). The student's forward passes run under autocast. Raises RunError("bad_model").
     """
     tokenizer = load_tokenizer(spec, field)
     low = precision == "bfloat16"
-    weights = torch.bfloat16 if low and field == "teacher" else torch.float32
+    weights = torch.bfloat16 if low and (field == "teacher" if is_frozen is None else is_frozen) else torch.float32
     try:
         module, loading = AutoModelForCausalLM.from_pretrained(
             _checked_path(spec, field),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from engine.adapter import factors, merged_weight
 from engine.decode_cache import decode_cache, is_preallocated
 
 # Backbones whose blocks are those below; Qwen2 adds biases, Qwen3 norms on queries and keys.
@@ -24,7 +25,21 @@ _FIXED_ROTARY = {"default", "linear", "llama3", "yarn"}  # the other kinds chang
 _MAX_JOINED_BYTES = 64_000_000
 _TOLERANCE = 1e-2  # of the largest state, in the check against the module: rounding of bfloat16, and no more
 
-_Linear = tuple[Tensor, Tensor | None]
+
+@dataclass(frozen=True)
+class _Linear:
+    """x·Wᵀ + b, and x·downᵀ·upᵀ where a LoRA layer is not merged into W."""
+
+    weight: Tensor
+    bias: Tensor | None
+    factors: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, states: Tensor) -> Tensor:
+        result = functional.linear(states, self.weight, self.bias)
+        if self.factors is None:
+            return result
+        down, up = self.factors
+        return result + functional.linear(functional.linear(states, down), up)
 
 
 class _Norm:
@@ -70,8 +85,10 @@ class LlamaDecoder:
         self.scaling: float = first.scaling
         self.embedding: Tensor = backbone.embed_tokens.weight
         self.norm = _Norm(backbone.norm.weight, config.rms_norm_eps)
+        # Merged into bfloat16 weights, an adapter's small changes would be rounded away.
+        is_exact = self.embedding.dtype in (torch.float32, torch.float64)
         is_small = sum(p.numel() * p.element_size() for p in backbone.layers.parameters()) <= _MAX_JOINED_BYTES
-        self.layers = [_layer(layer, config.rms_norm_eps, join=is_small) for layer in backbone.layers]
+        self.layers = [_layer(layer, config.rms_norm_eps, join=is_small and is_exact) for layer in backbone.layers]
         positions = torch.arange(capacity, device=self.embedding.device)[None]
         cos, sin = backbone.rotary_emb(self.embedding, positions)
         half = self.head_dim // 2
@@ -103,9 +120,9 @@ class LlamaDecoder:
             # The query heads that share a key/value head stand as its queries: nothing is repeated.
             query = query.reshape(rows, kv_heads, -1, width).to(keys.dtype)
             seen = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=self.scaling)
-            states = states + functional.linear(seen.reshape(rows, -1), *layer.output)
+            states = states + layer.output(seen.reshape(rows, -1))
             gate, up = _project(layer.mlp_norm(states), layer.gate_up).chunk(2, dim=-1)
-            states = states + functional.linear(layer.activation(gate) * up, *layer.down)
+            states = states + layer.down(layer.activation(gate) * up)
         return self.norm(states)
 
 
@@ -130,31 +147,42 @@ def is_llama_shaped(module: PreTrainedModel) -> bool:
 
 def _layer(layer: Any, eps: float, *, join: bool) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
-    qkv = [_linear(part) for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
-    gate_up = [_linear(part) for part in (mlp.gate_proj, mlp.up_proj)]
+
+    def linear(part: Any) -> _Linear:
+        return _linear(part, merge=join)
+
+    qkv = [linear(part) for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    gate_up = [linear(part) for part in (mlp.gate_proj, mlp.up_proj)]
     return _Layer(
         attention_norm=_Norm(layer.input_layernorm.weight, eps),
         qkv=_joined(qkv) if join else qkv,
         query_norm=_Norm(attention.q_norm.weight, eps) if hasattr(attention, "q_norm") else None,
         key_norm=_Norm(attention.k_norm.weight, eps) if hasattr(attention, "k_norm") else None,
-        output=_linear(attention.o_proj),
+        output=linear(attention.o_proj),
         mlp_norm=_Norm(layer.post_attention_layernorm.weight, eps),
         gate_up=_joined(gate_up) if join else gate_up,
         activation=mlp.act_fn,
-        down=_linear(mlp.down_proj),
+        down=linear(mlp.down_proj),
     )
 
 
-def _linear(part: nn.Linear) -> _Linear:
-    return part.weight, part.bias
+def _linear(part: Any, *, merge: bool) -> _Linear:
+    if isinstance(part, nn.Linear):
+        return _Linear(part.weight, part.bias)
+    base = part.base_layer  # of a LoRA layer
+    if part.disable_adapters:
+        return _Linear(base.weight, base.bias)
+    if merge:
+        return _Linear(merged_weight(part), base.bias)
+    return _Linear(base.weight, base.bias, factors(part))
 
 
 def _joined(parts: list[_Linear]) -> list[_Linear]:
-    biases = [bias for _, bias in parts if bias is not None]
-    return [(torch.cat([weight for weight, _ in parts]), torch.cat(biases) if biases else None)]
+    biases = [part.bias for part in parts if part.bias is not None]
+    return [_Linear(torch.cat([part.weight for part in parts]), torch.cat(biases) if biases else None)]
 
 
 def _project(states: Tensor, parts: list[_Linear]) -> Tensor:
     if len(parts) == 1:
-        return functional.linear(states, *parts[0])
-    return torch.cat([functional.linear(states, *part) for part in parts], dim=-1)
+        return parts[0](states)
+    return torch.cat([part(states) for part in parts], dim=-1)

@@ -49,7 +49,9 @@ class TerminalProgress:
                 millions = (
                     f"student {event.student_parameters / 1e6:.1f} M, teacher {event.teacher_parameters / 1e6:.1f} M"
                 )
-                say(f"loaded in {event.seconds:.1f} s: {millions} parameters")
+                trained = event.trained_parameters
+                adapter = "" if trained in (None, event.student_parameters) else f", {trained:,} of them trained"
+                say(f"loaded in {event.seconds:.1f} s: {millions} parameters{adapter}")
             case StepDone():
                 loss = event.metrics["loss"]
                 self._progress.update(

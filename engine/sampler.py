@@ -16,7 +16,6 @@ from torch import Tensor
 
 from engine.decode_cache import decode_cache
 from engine.language_model import LanguageModel
-from engine.llama_decoder import LlamaDecoder
 from engine.rollout import Rollout, RolloutRequest, uniforms
 from engine.truncation import truncated
 
@@ -87,7 +86,7 @@ class _Rows:
         self.cache: Any = decode_cache(self.model.module, width + horizon)
         last = self.model.hidden(token_ids.to(device), past_key_values=self.cache, use_cache=True, **inputs)[:, -1]
         sampler.executed_tokens += token_ids.numel()
-        self.decoder = LlamaDecoder(self.model.module, width + horizon) if self.model.is_llama_shaped else None
+        self.decoder = self.model.decoder(width + horizon)
 
         repeats = requests[0].num_rollouts
         if repeats > 1:

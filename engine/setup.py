@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from engine.adapter import base_of, with_adapter
+from engine.adapter_spec import Lora
 from engine.errors import RunError
 from engine.evaluate import EncodedPrompt
 from engine.findings import Finding
@@ -66,15 +68,31 @@ def load_data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase) -> RunData:
 
 def load_models(spec: RunSpec, device: torch.device, precision: Precision) -> tuple[LanguageModel, LanguageModel]:
     """Student and teacher, checked against each other; RunError("bad_model") with a finding at the field."""
-    student = load_language_model(spec.student, "student", device, precision)
-    teacher = load_language_model(spec.teacher, "teacher", device, precision)
-    teacher.module.requires_grad_(False)
+    student = load_student(spec, device, precision)
+    teacher = _load_teacher(spec, student, device, precision)
     errors = [finding for finding in pair_findings(student, teacher) if finding.severity == "error"]
     if errors:
         raise RunError("bad_model", errors[0].message, errors)
     # Within one family, heads are padded to different sizes; a sampled padding row would be no token of the other model.
     shared = min(student.head.vocabulary, teacher.head.vocabulary)
     return student.limited_to(shared), teacher.limited_to(shared)
+
+
+def load_student(spec: RunSpec, device: torch.device, precision: Precision) -> LanguageModel:
+    """The student, with a fresh adapter where one is trained; RunError("bad_model") with a finding at the field."""
+    if not isinstance(spec.adapter, Lora):
+        return load_language_model(spec.student, "student", device, precision)
+    base = load_language_model(spec.student, "student", device, precision, is_frozen=True)
+    return with_adapter(base, spec.adapter, spec.student, spec.seed)
+
+
+def _load_teacher(spec: RunSpec, student: LanguageModel, device: torch.device, precision: Precision) -> LanguageModel:
+    """The teacher; where it is the frozen base of the student's adapter, that base itself: the weights lie in memory once."""
+    if student.adapter is not None and spec.teacher == spec.student:
+        return base_of(student)
+    teacher = load_language_model(spec.teacher, "teacher", device, precision)
+    teacher.module.requires_grad_(False)
+    return teacher
 
 
 def pair_findings(student: LanguageModel, teacher: LanguageModel) -> list[Finding]:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from engine.adapter_spec import Adapter, NoAdapter
 from engine.anchoring import Anchoring, NoAnchoring
 from engine.divergences import Divergence, ReverseKL
 from engine.evaluation_spec import EvaluationSpec
@@ -90,6 +91,8 @@ class RunSpec(Frozen):
     """Whether the student's blocks forget their activations and recompute them: memory for one more forward pass."""
     sampling: SamplingSpec = SamplingSpec()
     """How the student samples."""
+    adapter: Adapter = NoAdapter()
+    """Whether all weights are trained or an adapter beside them."""
     optimizer: OptimizerSpec = OptimizerSpec()
     """How the student is updated."""
     evaluation: EvaluationSpec
@@ -103,7 +106,7 @@ class RunSpec(Frozen):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the engine runs; `auto` takes a GPU if there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the forward passes; `auto` is bfloat16 on a GPU and float32 on a CPU. The student's weights stay float32."""
+    """Arithmetic of the forward passes; `auto` is bfloat16 on a GPU and float32 on a CPU. Trained weights stay float32."""
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:

@@ -77,6 +77,11 @@ class Student:
             fused=True,
         )
 
+    @property
+    def num_trained_parameters(self) -> int:
+        """Weights that an update changes."""
+        return sum(parameter.numel() for parameter in self.parameter_names)
+
     def update(self, rollouts: list[Rollout], teacher: LanguageModel, step: int) -> Update:
         """One optimizer update on the supervised tokens of `rollouts`, none when there are none; `step` counts from 0.
 

@@ -88,6 +88,7 @@ def _open_run(
         Ready,
         student_parameters=student_model.num_parameters,
         teacher_parameters=teacher.num_parameters,
+        trained_parameters=student.num_trained_parameters,
         seconds=time.monotonic() - began,
     )
     resumed_step = state.step if resume is not None else None

@@ -38,6 +38,19 @@ def test_preflights_are_queued_for_a_worker(client: TestClient, base: Document) 
     assert client.get("/api/v1/preflights/nothing").status_code == 404
 
 
+def test_an_adapter_saves_optimizer_memory_and_backward_flops_and_a_shared_base_a_copy(base: Document) -> None:
+    shared = base | {"student": base["teacher"], "micro_batch_rollouts": 4}
+    whole = estimate(RunSpec.model_validate(shared), [])
+    lora = estimate(RunSpec.model_validate(shared | {"adapter": {"kind": "lora", "rank": 4}}), [])
+    trained = 3 * 4 * (4 * (96 + 96) + 3 * (96 + 288))
+    assert lora.memory_bytes["optimizer"] == 2 * lora.memory_bytes["gradients"] == 8 * trained
+    assert lora.memory_bytes["teacher_weights"] == 0 < whole.memory_bytes["teacher_weights"]
+    assert lora.flops.student_backward < whole.flops.student_backward < 2 * lora.flops.student_backward
+    recomputed = estimate(RunSpec.model_validate(shared | {"gradient_checkpointing": "always"}), [])
+    assert 0 == whole.flops.recompute < recomputed.flops.recompute < whole.flops.student_forward
+    assert recomputed.memory_bytes["activations"] < whole.memory_bytes["activations"]
+
+
 def test_an_estimate_adds_up_by_hand(base: Document) -> None:
     spec = RunSpec.model_validate(base | {"num_steps": 5, "prompts_per_step": 4, "rollouts_per_prompt": 2})
     student = ModelShape(
