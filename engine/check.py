@@ -13,9 +13,9 @@ from engine.rollout import RolloutRequest
 from engine.sampler import Sampler
 from engine.setup import (
     RunData,
-    check_lengths,
     choose_device,
     choose_precision,
+    fit_lengths,
     load_data,
     load_student,
     pair_findings,
@@ -65,9 +65,11 @@ def check(spec: RunSpec) -> CheckResult:
     if student is not None and teacher is not None:
         findings.extend(pair_findings(student, teacher))
         if data is not None:
-            attempt(lambda: check_lengths(spec, data, student, teacher))
-            if not any(finding.severity == "error" for finding in findings):
-                attempt(lambda: _try_one_batch(student, data))
+            fitting = attempt(lambda: fit_lengths(spec, data, student, teacher))
+            if fitting is not None:
+                facts |= {f"overlong {name}": overlong.in_words for name, overlong in fitting.overlong.items()}
+            if fitting is not None and not any(finding.severity == "error" for finding in findings):
+                attempt(lambda: _try_one_batch(student, fitting))
     return CheckResult(findings=findings, facts=facts)
 
 

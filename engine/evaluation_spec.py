@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from engine.frozen import Count, Frozen, Reference
+from engine.frozen import Count, Frozen
+from engine.prompt_spec import PromptColumns, PromptReference
 from engine.scorers import FinalNumber, Scorer
 
 PrimaryMetric = Literal["accuracy", "exact", "reverse_kl", "forward_kl_on_teacher_texts", "avg_at_k"]
@@ -23,15 +24,15 @@ class AnswerSampling(Frozen):
     """Draw from this many most likely tokens; 0 draws from all."""
 
 
-class EvaluationSpec(Frozen):
+class EvaluationSpec(PromptColumns):
     """Full-length evaluation: its length never depends on the horizon."""
 
-    path: Reference
-    """JSONL with `prompt` and `answer` (and `completion`, where the whole text can be compared): chooses the best checkpoint."""
+    path: PromptReference
+    """Prompts with answers, and whole texts where they can be compared; a reference as in prompts.path: chooses the best checkpoint."""
     num_prompts: Annotated[int, Field(ge=1, le=100_000)] = 100
     """Prompts taken from the start of the file."""
-    report_path: Reference | None = None
-    """A second file that is evaluated once, at the end, with the best checkpoint; its figures are the ones to report."""
+    report_path: PromptReference | None = None
+    """Second prompts, evaluated once, at the end, with the best checkpoint; their figures are the ones to report."""
     num_report_prompts: Annotated[int, Field(ge=1, le=100_000)] = 300
     """Prompts taken from the start of the report file."""
     every_steps: Count = 20

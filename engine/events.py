@@ -63,6 +63,8 @@ class Ready(EventBase):
     teacher_parameters: int
     trained_parameters: int | None = None
     """How many of the student's weights are trained: those of an adapter, or all; None in records of earlier versions."""
+    sources: dict[str, str] = {}
+    """Where the prompts were read, by the field of the spec; a data set of the hub with its commit."""
     seconds: float
     """From process start to here."""
 

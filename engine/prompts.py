@@ -1,88 +1,169 @@
-"""Prompt files: JSONL with one object per line, `prompt` and optionally `answer` and `completion`."""
+"""Prompts of a run: read from a file, the hub or reasoning-gym, and drawn for each step."""
 
-import json
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from engine.errors import RunError
 from engine.findings import Finding
 from engine.locations import resolve
+from engine.prompt_files import FileRow, MissingColumn, UnreadableFile, file_rows
+from engine.prompt_reference import GymTasks, HubDataset, parsed_reference
+from engine.prompt_spec import PromptColumns
 
-_MAX_LINE_BYTES = 4_000_000  # a longer line is a mistake (a file without newlines), not a prompt
 _MAX_REPORTED = 5  # findings per file; the rest are counted
 
 
 @dataclass(frozen=True)
 class PromptRow:
-    """One line of a prompt file."""
+    """One prompt."""
 
     prompt: str
     answer: str | None = None
     completion: str | None = None
     """The reference text, where the whole completion can be compared."""
+    entry: str | None = None
+    """JSON by which the scorer of a reasoning-gym task finds the task again: task, seed, size, index."""
+    place: str = field(default="", compare=False)
+    """Where it was read, such as `line 3 of 'prompts.jsonl'`."""
 
 
-def read_prompts(reference: str, field: str, *, limit: int | None = None, need_answer: bool = False) -> list[PromptRow]:
-    """The rows of a prompt file, at most `limit` of them.
+def read_prompts(
+    reference: str,
+    field: str,
+    *,
+    columns: PromptColumns | None = None,
+    limit: int | None = None,
+    need_answer: bool = False,
+) -> list[PromptRow]:
+    """The rows that a reference stands for (see engine/prompt_reference.py), at most `limit` of them.
 
-    Raises RunError("bad_data") with findings at `field`, each with its line number, when the file is missing, empty,
-    malformed or has empty prompts.
+    Raises RunError("bad_data") with findings at `field`, each with its line or row, when there is nothing to read, or
+    something is malformed or has empty prompts.
     """
+    columns = columns or PromptColumns()
     rows: list[PromptRow] = []
     problems: list[str] = []
-    with _opened(reference, field) as file:
-        for number, line in enumerate(file, start=1):
+    try:
+        for found in _rows(reference, field, columns, need_answer):
             if limit is not None and len(rows) >= limit:
                 break
-            row = _row(line, need_answer)
+            row = found.problem or _row(found, columns, need_answer)
             if isinstance(row, PromptRow):
                 rows.append(row)
             else:
-                problems.append(f"{field}: line {number} of {reference!r} {row}")
+                problems.append(f"{field}: {found.place} {row}")
+    except MissingColumn as error:
+        raise _no_column(reference, field, columns, error) from None
+    except UnreadableFile as error:
+        raise _bad_data(field, [f"{field} is {reference!r}, which {error}."]) from None
+    except OSError as error:
+        raise _bad_data(field, [_bad_path(reference, field, f"it cannot be read ({error.strerror})")]) from None
     if problems:
         shown = problems[:_MAX_REPORTED]
         if len(problems) > _MAX_REPORTED:
-            shown[-1] += f" ({len(problems) - _MAX_REPORTED} more lines have problems.)"
+            shown[-1] += f" ({len(problems) - _MAX_REPORTED} more have problems.)"
         raise _bad_data(field, shown)
     if not rows:
-        raise _bad_data(field, [f"{field}: {reference!r} has no lines; give it at least one prompt."])
+        raise _bad_data(field, [f"{field}: {reference!r} has no rows; give it at least one prompt."])
     return rows
 
 
-def _opened(reference: str, field: str) -> BinaryIO:
+def pinned(reference: str, field: str) -> str:
+    """The reference that will stand for the same rows tomorrow: of a data set of the hub, with its commit.
+
+    Raises RunError("bad_data").
+    """
+    try:
+        source = parsed_reference(reference)
+        if isinstance(source, HubDataset):
+            from engine.prompt_hub import hub_files
+
+            return source.at(hub_files(source).commit)
+    except UnreadableFile as error:
+        raise _bad_data(field, [f"{field} is {reference!r}, which {error}."]) from None
+    except ValueError as error:
+        raise _bad_data(field, [f"{field} is {reference!r}, but {error}"]) from None
+    return reference
+
+
+def _rows(reference: str, field: str, columns: PromptColumns, need_answer: bool) -> Iterator[FileRow]:
+    """The rows of a reference, each with its place in words. The format is chosen here and nowhere else."""
+    wanted = [columns.prompt_column, columns.answer_column, columns.completion_column]
+    default = PromptColumns()
+    needed = [columns.prompt_column] + ([columns.answer_column] if need_answer else [])
+    # A column that somebody names on purpose must be there.
+    needed += [
+        name
+        for name, usual in zip(wanted[1:], (default.answer_column, default.completion_column), strict=True)
+        if name != usual
+    ]
+    try:
+        source = parsed_reference(reference)
+    except ValueError as error:
+        raise _bad_data(field, [f"{field} is {reference!r}, but {error}"]) from None
+    if isinstance(source, GymTasks):
+        from engine.prompt_gym import gym_rows
+
+        paths: list[tuple[str, Iterator[FileRow]]] = [
+            (reference, gym_rows(source, columns.prompt_column, columns.answer_column))
+        ]
+    elif isinstance(source, HubDataset):
+        from engine.prompt_hub import hub_files
+
+        paths = [(path.name, file_rows(path, wanted, needed)) for path in hub_files(source).paths]
+    else:
+        paths = [(reference, file_rows(_file(reference, field), wanted, needed))]
+    for name, rows in paths:
+        for row in rows:
+            yield FileRow(f"{row.place} of {name!r}", row.values, row.problem)
+
+
+def _file(reference: str, field: str) -> Path:
     try:
         path = Path(resolve(reference)).expanduser()
         if path.is_file():
-            return path.open("rb")
+            return path
         problem = "there is no such file on this machine"
     except OSError as error:
         problem = f"it cannot be read ({error.strerror})"
     except ValueError:
         problem = "it leads out of its folder"
-    raise _bad_data(field, [f"{field} is {reference!r}, but {problem}; correct the path."])
+    raise _bad_data(field, [_bad_path(reference, field, problem)])
 
 
-def _row(line: bytes, need_answer: bool) -> PromptRow | str:
-    """The row, or what is wrong with the line."""
-    if len(line) > _MAX_LINE_BYTES:
-        return f"has {len(line)} bytes, the limit is {_MAX_LINE_BYTES}; put one object on each line."
-    try:
-        value = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        return f"is not JSON ({error}); write one object per line."
-    if not isinstance(value, dict):
-        return 'is not an object; write {"prompt": …} on each line.'
-    prompt, answer, completion = value.get("prompt"), value.get("answer"), value.get("completion")
+def _row(found: FileRow, columns: PromptColumns, need_answer: bool) -> PromptRow | str:
+    """The row, or what is wrong with it."""
+    values = found.values or {}
+    prompt = values.get(columns.prompt_column)
+    answer, completion = values.get(columns.answer_column), values.get(columns.completion_column)
+    noun = found.place.partition(" ")[0]
     if not isinstance(prompt, str) or not prompt.strip():
-        return "has no text under 'prompt'; fill it in or remove the line."
+        return f"has no text under {columns.prompt_column!r}; fill it in or remove the {noun}."
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        answer = str(answer)  # tables of numbers have numbers for answers
     if need_answer and not isinstance(answer, str):
-        return "has no text under 'answer'; evaluation needs one to compare with."
+        return f"has no text under {columns.answer_column!r}; evaluation needs one to compare with."
     if completion is not None and not isinstance(completion, str):
-        return "has something other than text under 'completion'; correct it or remove the key."
-    return PromptRow(prompt, answer if isinstance(answer, str) else None, completion)
+        return f"has something other than text under {columns.completion_column!r}; correct it or remove the key."
+    entry = values.get("entry") if noun == "task" else None
+    return PromptRow(prompt, answer if isinstance(answer, str) else None, completion, entry, found.place)
+
+
+def _no_column(reference: str, field: str, columns: PromptColumns, error: MissingColumn) -> RunError:
+    """At the field that names the column."""
+    names = {getattr(columns, name): name for name in PromptColumns.model_fields}
+    setting = f"{field.rpartition('.')[0]}.{names[error.column]}".lstrip(".")
+    message = f"{field} is {reference!r}, which {error}; set {setting} to one of them."
+    return RunError("bad_data", message, [Finding(field=setting, message=message)])
+
+
+def _bad_path(reference: str, field: str, problem: str) -> str:
+    return f"{field} is {reference!r}, but {problem}; correct the path."
 
 
 def _bad_data(field: str, messages: list[str]) -> RunError:

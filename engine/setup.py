@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -10,11 +10,13 @@ from transformers import PreTrainedTokenizerBase
 
 from engine.adapter import base_of, with_adapter
 from engine.adapter_spec import Lora
+from engine.encode import Overlong, encoded, fitted
 from engine.errors import RunError
 from engine.evaluate import EncodedPrompt
 from engine.findings import Finding
 from engine.language_model import LanguageModel, load_language_model, load_tokenizer
-from engine.prompts import PromptRow, read_prompts
+from engine.prompt_spec import PromptColumns
+from engine.prompts import pinned, read_prompts
 from engine.spec import RunSpec
 
 Precision = Literal["float32", "bfloat16"]
@@ -27,11 +29,19 @@ class RunData:
     train: list[EncodedPrompt]
     dev: list[EncodedPrompt]
     report: list[EncodedPrompt]
+    sources: dict[str, str] = field(default_factory=dict)
+    """By the field of the spec, the reference that was read; of a data set of the hub with its commit."""
+    overlong: dict[str, Overlong] = field(default_factory=dict)
+    """By the field of the spec, what was done with prompts that were too long."""
 
     @property
     def longest_prompt(self) -> int:
         """Tokens of the longest prompt of all files."""
-        return max(len(prompt.token_ids) for prompt in [*self.train, *self.dev, *self.report])
+        return max(len(prompt.token_ids) for prompts in self.by_field().values() for prompt in prompts)
+
+    def by_field(self) -> dict[str, list[EncodedPrompt]]:
+        """The prompts by the field of the spec that they come from."""
+        return {"prompts.path": self.train, "evaluation.path": self.dev, "evaluation.report_path": self.report}
 
 
 def choose_device(spec: RunSpec) -> torch.device:
@@ -51,18 +61,25 @@ def choose_precision(spec: RunSpec, device: torch.device) -> Precision:
 
 
 def load_data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase) -> RunData:
-    """Read and encode all prompt files; RunError("bad_data") with a finding at the field of the file."""
+    """Read and encode all prompts; RunError("bad_data") with a finding at the field of their reference."""
     evaluation = spec.evaluation
-    dev = read_prompts(evaluation.path, "evaluation.path", limit=evaluation.num_prompts, need_answer=True)
-    report: list[PromptRow] = []
+    asked: list[tuple[str, str, PromptColumns, int | None]] = [
+        ("prompts.path", spec.prompts.path, spec.prompts, None),
+        ("evaluation.path", evaluation.path, evaluation, evaluation.num_prompts),
+    ]
     if evaluation.report_path is not None:
-        report = read_prompts(
-            evaluation.report_path, "evaluation.report_path", limit=evaluation.num_report_prompts, need_answer=True
-        )
+        asked.append(("evaluation.report_path", evaluation.report_path, evaluation, evaluation.num_report_prompts))
+    found: dict[str, list[EncodedPrompt]] = {}
+    sources: dict[str, str] = {}
+    for name, reference, columns, limit in asked:
+        sources[name] = pinned(reference, name)
+        rows = read_prompts(sources[name], name, columns=columns, limit=limit, need_answer=name != "prompts.path")
+        found[name] = encoded(spec, tokenizer, rows, name)
     return RunData(
-        train=_encoded(spec, tokenizer, read_prompts(spec.prompts.path, "prompts.path"), "prompts.path"),
-        dev=_encoded(spec, tokenizer, dev, "evaluation.path"),
-        report=_encoded(spec, tokenizer, report, "evaluation.report_path"),
+        train=found["prompts.path"],
+        dev=found["evaluation.path"],
+        report=found.get("evaluation.report_path", []),
+        sources=sources,
     )
 
 
@@ -117,63 +134,49 @@ def pair_findings(student: LanguageModel, teacher: LanguageModel) -> list[Findin
     return findings
 
 
-def check_lengths(spec: RunSpec, data: RunData, student: LanguageModel, teacher: LanguageModel) -> None:
-    """RunError("bad_data") when prompt and full completion do not fit into the context of both models."""
-    for field, model in (("student", student), ("teacher", teacher)):
+def fit_lengths(spec: RunSpec, data: RunData, student: LanguageModel, teacher: LanguageModel) -> RunData:
+    """The prompts that fit into the contexts of both models beside a full completion, and into max_prompt_tokens.
+
+    Longer ones are refused, left out or cut as `prompts.overlong` says; what was done stands in `overlong`. Raises
+    RunError("bad_data").
+    """
+    limits = [spec.prompts.max_prompt_tokens or None]
+    if spec.prompts.overlong != "refuse":
+        limits += [
+            model.context_tokens - spec.max_completion_tokens for model in (student, teacher) if model.context_tokens
+        ]
+    limit = min((limit for limit in limits if limit is not None), default=None)
+    # A completion that fills a context leaves nothing to cut to; the check below says so.
+    data = data if limit is None or limit < 1 else _fitted(spec, data, student.tokenizer, limit)
+    for name, model in (("student", student), ("teacher", teacher)):
         context = model.context_tokens
         if context is not None and data.longest_prompt + spec.max_completion_tokens > context:
             left = context - data.longest_prompt
             message = (
-                f"max_completion_tokens is {spec.max_completion_tokens} but the {field}'s context of {context} tokens leaves "
+                f"max_completion_tokens is {spec.max_completion_tokens} but the {name}'s context of {context} tokens leaves "
                 f"{max(left, 0)} after the longest prompt ({data.longest_prompt}); lower max_completion_tokens or shorten the prompts."
             )
             raise RunError("bad_data", message, [Finding(field="max_completion_tokens", message=message)])
+    return data
+
+
+def _fitted(spec: RunSpec, data: RunData, tokenizer: PreTrainedTokenizerBase, limit: int) -> RunData:
+    kept: dict[str, list[EncodedPrompt]] = {}
+    overlong: dict[str, Overlong] = {}
+    for name, prompts in data.by_field().items():
+        kept[name] = fitted(spec, tokenizer, prompts, name, limit)
+        count = sum(len(prompt.token_ids) > limit for prompt in prompts)
+        if count:
+            overlong[name] = Overlong(count, len(prompts), limit, spec.prompts.overlong)
+    return replace(
+        data,
+        train=kept["prompts.path"],
+        dev=kept["evaluation.path"],
+        report=kept["evaluation.report_path"],
+        overlong=overlong,
+    )
 
 
 def student_tokenizer(spec: RunSpec) -> PreTrainedTokenizerBase:
     """The tokenizer that encodes all prompts."""
     return load_tokenizer(spec.student, "student")
-
-
-def _encoded(
-    spec: RunSpec, tokenizer: PreTrainedTokenizerBase, rows: list[PromptRow], field: str
-) -> list[EncodedPrompt]:
-    if spec.prompts.template == "chat" and tokenizer.chat_template is None:
-        message = "prompts.template is 'chat' but the student's tokenizer has no chat template; set it to plain."
-        raise RunError("bad_data", message, [Finding(field="prompts.template", message=message)])
-    if not rows:
-        return []
-    try:
-        token_ids = _token_ids(spec, tokenizer, rows)
-    except Exception as error:  # whatever a tokenizer or a chat template raises, it is about a line
-        raise _bad_line(spec, tokenizer, rows, field) or error from error
-    empty = [number for number, ids in enumerate(token_ids, start=1) if not ids]
-    if empty:
-        raise _bad_prompt(field, empty[0], "has a prompt without any token")
-    return [EncodedPrompt(row, ids) for row, ids in zip(rows, token_ids, strict=True)]
-
-
-def _token_ids(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, rows: list[PromptRow]) -> list[list[int]]:
-    if spec.prompts.template == "plain":
-        return [list(ids) for ids in tokenizer([row.prompt for row in rows])["input_ids"]]
-    # transformers renders templates in jinja2's immutable sandbox.
-    talks = [[{"role": "user", "content": row.prompt}] for row in rows]
-    return [
-        list(tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=True, return_dict=False))
-        for talk in talks
-    ]
-
-
-def _bad_line(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, rows: list[PromptRow], field: str) -> RunError | None:
-    """The first line that cannot be encoded alone."""
-    for number, row in enumerate(rows, start=1):
-        try:
-            _token_ids(spec, tokenizer, [row])
-        except Exception as error:
-            return _bad_prompt(field, number, f"has a prompt that the student's tokenizer cannot encode ({error})")
-    return None
-
-
-def _bad_prompt(field: str, number: int, problem: str) -> RunError:
-    message = f"{field}: line {number} {problem}; correct or remove it."
-    return RunError("bad_data", message, [Finding(field=field, message=message)])

@@ -16,7 +16,7 @@ from engine.events import Finished, PhaseChanged, Ready, Started, Stopped, Warne
 from engine.journal import Journal
 from engine.measuring import evaluate_student, measure_baselines, report
 from engine.run import Run
-from engine.setup import check_lengths, choose_device, choose_precision, load_data, load_models, pair_findings
+from engine.setup import choose_device, choose_precision, fit_lengths, load_data, load_models, pair_findings
 from engine.spec import RunSpec
 from engine.student import Student
 
@@ -77,8 +77,9 @@ def _open_run(
     )
     journal.emit(PhaseChanged, phase="loading")
     student_model, teacher = load_models(spec, device, precision)
-    data = load_data(spec, student_model.tokenizer)
-    check_lengths(spec, data, student_model, teacher)
+    data = fit_lengths(spec, load_data(spec, student_model.tokenizer), student_model, teacher)
+    for field, overlong in data.overlong.items():
+        journal.emit(Warned, code="overlong_prompts", message=f"{field}: {overlong.in_words}")
     for finding in pair_findings(student_model, teacher):
         journal.emit(Warned, code="model_pair", message=finding.message)
     student = Student(student_model, spec)
@@ -89,6 +90,7 @@ def _open_run(
         student_parameters=student_model.num_parameters,
         teacher_parameters=teacher.num_parameters,
         trained_parameters=student.num_trained_parameters,
+        sources=data.sources,
         seconds=time.monotonic() - began,
     )
     resumed_step = state.step if resume is not None else None

@@ -10,7 +10,7 @@ from engine.evaluate import EncodedPrompt, completion_text
 from engine.language_model import LanguageModel
 from engine.rollout import Rollout, RolloutRequest
 from engine.sampler import Sampler
-from engine.setup import RunData, check_lengths, choose_device, choose_precision, load_data, load_models
+from engine.setup import RunData, choose_device, choose_precision, fit_lengths, load_data, load_models
 from engine.spec import RunSpec
 
 Report = Callable[[float, str], None]
@@ -68,8 +68,7 @@ def open_subjects(asked: AnalysisSpec, report: Report) -> Subjects:
     report(0.0, "loading models")
     device = choose_device(spec)
     student, teacher = load_models(spec, device, choose_precision(spec, device))
-    data = load_data(spec, student.tokenizer)
-    check_lengths(spec, data, student, teacher)
+    data = fit_lengths(spec, load_data(spec, student.tokenizer), student, teacher)
     return Subjects(spec, student, teacher, data, report)
 
 

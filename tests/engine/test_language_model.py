@@ -15,7 +15,7 @@ from engine.model_spec import ModelSpec
 from engine.rollout import RolloutRequest
 from engine.sampler import Sampler
 from engine.scoring import score_rollouts
-from engine.setup import check_lengths, load_data, load_models, pair_findings
+from engine.setup import fit_lengths, load_data, load_models, pair_findings
 from engine.student import Student
 from tests.engine.models import CPU, TINY, random_model, tiny_document, tiny_model, tiny_spec, write_random_model
 
@@ -132,7 +132,7 @@ def test_two_sets_of_endings_are_a_warning(folder: Path) -> None:
 def test_a_horizon_beyond_the_context_names_limit_and_fix() -> None:
     spec, student = tiny_spec(max_completion_tokens=248), tiny_model()
     with pytest.raises(RunError) as caught:
-        check_lengths(spec, load_data(spec, student.tokenizer), student, student)
+        fit_lengths(spec, load_data(spec, student.tokenizer), student, student)
     assert caught.value.message == (
         "max_completion_tokens is 248 but the student's context of 256 tokens leaves 247 after the longest prompt (9); "
         "lower max_completion_tokens or shorten the prompts."

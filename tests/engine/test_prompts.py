@@ -75,7 +75,7 @@ def test_a_missing_answer_is_refused_where_one_is_needed(tmp_path: Path) -> None
 def test_five_problems_are_shown_and_the_rest_counted(tmp_path: Path) -> None:
     error = refusal(write(tmp_path, *["{"] * 12))
     assert len(error.findings) == 5
-    assert error.findings[-1].message.endswith("(7 more lines have problems.)")
+    assert error.findings[-1].message.endswith("(7 more have problems.)")
 
 
 @pytest.mark.parametrize("content", ["", "\n\n"])

@@ -1,0 +1,30 @@
+"""Prompts that reasoning-gym makes: the tasks of a name, a size and a seed are the same on every machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+
+from engine.prompt_files import FileRow, UnreadableFile
+from engine.prompt_reference import GymTasks
+
+
+def gym_rows(tasks: GymTasks, prompt_column: str, answer_column: str) -> Iterator[FileRow]:
+    """The tasks as rows; `entry` holds what the task's own scorer needs to find a task again. Raises UnreadableFile."""
+    if importlib.util.find_spec("reasoning_gym") is None:
+        raise UnreadableFile("needs the package reasoning-gym; install it with pip install 'incipit[real]'")
+    import reasoning_gym
+
+    try:
+        made = reasoning_gym.create_dataset(tasks.task, size=tasks.size, seed=tasks.seed)
+    except Exception as error:  # of any task's own code: unknown name, options that it must be given
+        raise UnreadableFile(f"reasoning-gym cannot make ({str(error)[:200]}); name another task") from error
+    for index in range(tasks.size):
+        item = made[index]
+        entry = {"task": tasks.task, "seed": tasks.seed, "size": tasks.size, "index": index}
+        # A task without one answer, such as a puzzle with many solutions, is for its own scorer.
+        answer = "" if item["answer"] is None else str(item["answer"])
+        yield FileRow(
+            f"task {index + 1}", {prompt_column: item["question"], answer_column: answer, "entry": json.dumps(entry)}
+        )

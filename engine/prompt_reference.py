@@ -1,0 +1,106 @@
+"""What a reference to prompts stands for: a file, a data set of the hub, or tasks that reasoning-gym makes. Light."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+from urllib.parse import parse_qsl
+
+T = TypeVar("T")
+
+_MAX_GENERATED = 1_000_000
+_MAX_SEED = 2**32 - 1
+_REPOSITORY = re.compile(r"(?P<name>[\w.-]{1,96}/[\w.-]{1,96})(@(?P<revision>[\w./-]{1,128}))?")
+_TASK = re.compile(r"[a-z0-9_]{1,64}")
+_WORD = re.compile(r"[\w.+-]{1,64}")
+
+
+@dataclass(frozen=True)
+class PromptFile:
+    """A file on the worker: `.parquet`, `.csv`, and anything else as JSON lines."""
+
+    reference: str
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """One split of a data set on the hub, or in this machine's cache of it."""
+
+    repository: str
+    revision: str | None = None
+    """Branch, tag or commit; None is the main branch."""
+    split: str = "train"
+    subset: str | None = None
+    """The configuration of a data set that has several."""
+
+    def at(self, revision: str) -> str:
+        """The reference that means this split at that revision for ever."""
+        subset = f"&subset={self.subset}" if self.subset else ""
+        return f"hf:{self.repository}@{revision}?split={self.split}{subset}"
+
+
+@dataclass(frozen=True)
+class GymTasks:
+    """Tasks of reasoning-gym: the same name, size and seed make the same tasks."""
+
+    task: str
+    size: int = 1000
+    seed: int = 0
+
+
+def parsed_reference(reference: str) -> PromptFile | HubDataset | GymTasks:
+    """What `reference` stands for; ValueError with the second half of a sentence when it cannot be understood.
+
+    `hf:org/name@revision?split=test&subset=main` and `reasoning_gym:chain_sum?size=500&seed=1`, all behind the name
+    optional; everything else is a path.
+    """
+    scheme, _, rest = reference.partition(":")
+    if scheme not in ("hf", "reasoning_gym"):
+        return PromptFile(reference)
+    name, _, query = rest.partition("?")
+    options = _options(query, ("split", "subset") if scheme == "hf" else ("size", "seed"))
+    if scheme == "hf":
+        found = _REPOSITORY.fullmatch(name)
+        if not found or ".." in name:
+            raise ValueError(
+                f"{name!r} is no data set's name; write hf:organisation/name or hf:organisation/name@revision."
+            )
+        split = _option(options, "split", _word, "train")
+        subset = _option(options, "subset", _word, None)
+        return HubDataset(found["name"], found["revision"], split, subset)
+    if not _TASK.fullmatch(name):
+        raise ValueError(f"{name!r} is no task's name; write one such as reasoning_gym:chain_sum?size=500&seed=1.")
+    size = _option(options, "size", lambda text: _whole(text, 1, _MAX_GENERATED), 1000)
+    return GymTasks(name, size, _option(options, "seed", lambda text: _whole(text, 0, _MAX_SEED), 0))
+
+
+def _options(query: str, known: tuple[str, str]) -> dict[str, str]:
+    pairs = parse_qsl(query, keep_blank_values=True)
+    options = dict(pairs)
+    strange = [name for name in options if name not in known]
+    if strange:
+        raise ValueError(f"{strange[0]!r} is no option of it; the options are {known[0]} and {known[1]}.")
+    if len(options) != len(pairs):
+        raise ValueError("an option is given twice; name each once.")
+    return options
+
+
+def _option(options: dict[str, str], name: str, read: Callable[[str], T], default: T) -> T:
+    if name not in options:
+        return default
+    try:
+        return read(options[name])
+    except ValueError as error:
+        raise ValueError(f"{name} is {options[name]!r} {error}") from None
+
+
+def _whole(text: str, least: int, most: int) -> int:
+    if not re.fullmatch(r"[0-9]{1,10}", text) or not least <= int(text) <= most:
+        raise ValueError(f"and must be a whole number from {least} to {most}; correct it.")
+    return int(text)
+
+
+def _word(text: str) -> str:
+    if not _WORD.fullmatch(text):
+        raise ValueError("and must be a plain word; correct it.")
+    return text
