@@ -2,7 +2,7 @@
 
 import typer
 
-from incipit.commands import analyze, demo, doctor, models, train, up
+from incipit.commands import analyze, demo, doctor, models, study, train, up
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -14,5 +14,6 @@ app.command()(up.up)
 app.command()(train.train)
 app.command()(train.check)
 app.command()(analyze.analyze)
+app.command()(study.study)
 app.command()(doctor.doctor)
 app.add_typer(models.app, name="models")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -54,6 +52,7 @@ def _demo(home: Path, console: Console, *, exit_after: bool, real: bool, json: b
     from dashboard.api_client import ApiClient
     from incipit.comparison_table import print_comparison
     from incipit.demo_experiment import comparison_of, demo_experiment, find_or_submit, follow
+    from incipit.stack.services import services
 
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False)
@@ -63,7 +62,7 @@ def _demo(home: Path, console: Console, *, exit_after: bool, real: bool, json: b
 
         fetch_smollm2(home, say)
     create = demo_experiment("smollm2-gsm" if real else "tiny-demo")
-    with _services(home, say) as (api_url, dashboard_url, check):
+    with services(home, say) as (api_url, dashboard_url, check):
         client = ApiClient(api_url)
         experiment = find_or_submit(client, create, say)
         if dashboard_url:
@@ -84,24 +83,3 @@ def _demo(home: Path, console: Console, *, exit_after: bool, real: bool, json: b
                 check()
                 time.sleep(1)
     return bool(failures)
-
-
-@contextlib.contextmanager
-def _services(home: Path, say: Callable[[str], None]) -> Iterator[tuple[str, str | None, Callable[[], None]]]:
-    """API address, dashboard address and a check that raises once a service has failed; reuses a running stack."""
-    from incipit.stack import LocalStack
-    from incipit.stack.errors import StackError
-    from incipit.stack.state import running_stack
-
-    running = running_stack(home)
-    if running is not None:
-        say(f"Using the stack that runs in {home}.")
-        yield running.api_url, running.dashboard_url, lambda: None
-        return
-    with LocalStack(home, report=say) as stack:
-
-        def check() -> None:
-            if stack.failure:
-                raise StackError(stack.failure)
-
-        yield stack.api_url, stack.dashboard_url, check

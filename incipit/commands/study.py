@@ -1,0 +1,82 @@
+"""`incipit study`: many runs from one file, and a page made from what they recorded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from engine.locations import incipit_home
+
+_LOG_WIDTH = 160
+
+
+def study(
+    file: Annotated[Path, typer.Argument(help="The study: a JSON file.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The page to write; default docs/NAME.md, NAME being the study's.")
+    ] = None,
+    home: Annotated[Path | None, typer.Option("--home", help="Where everything is kept; default INCIPIT_HOME.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the runs as JSON.")] = False,
+) -> None:
+    """Train every choice of a study through API and worker, then write its page.
+
+    Example: incipit study experiments/methods.json
+
+    Uses the running stack, or starts one for as long as the study takes. A second call finds the runs of the first.
+    """
+    from dashboard.api_errors import ApiError
+    from incipit.stack.errors import StackError
+
+    console = Console(stderr=json, width=None if sys.stdout.isatty() else _LOG_WIDTH)
+    try:
+        failed = _study(file, out, home or incipit_home(), console, json=json)
+    except (StackError, ApiError, ValueError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        console.print("Stopped; the runs are kept and go on at the next start.")
+        raise typer.Exit(130) from None
+    raise typer.Exit(1 if failed else 0)
+
+
+def _study(file: Path, out: Path | None, home: Path, console: Console, *, json: bool) -> bool:
+    from dashboard.api_client import ApiClient
+    from incipit.demo_experiment import find_or_submit, follow
+    from incipit.methods_page import methods_page
+    from incipit.stack.services import services
+    from incipit.study import read_study
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False)
+
+    wanted = read_study(file)
+    page = out or Path("docs") / f"{wanted.file.name}.md"
+    if not page.parent.is_dir():
+        raise ValueError(f"--out is {page}, but there is no folder {page.parent}; make it or choose another.")
+    with services(home, say) as (api_url, _, check):
+        client = ApiClient(api_url)
+        experiment = find_or_submit(client, wanted.experiment, say)
+        runs = follow(client, experiment, console, check)
+        results = {run.variant: (run, client.evaluations(run.id)) for run in runs}
+        page.write_text(methods_page(wanted, results, file=file.as_posix(), commit=_commit(file.parent)))
+    if json:
+        typer.echo(f"[{', '.join(run.model_dump_json() for run in runs)}]")
+    failures = [run for run in runs if run.state != "succeeded"]
+    for run in failures:
+        say(f"{run.name} {run.state}: {run.failure_message or 'stopped'}")
+    say(f"{len(runs)} runs, {len(failures)} of them without success; the page is {page}.")
+    return bool(failures)
+
+
+def _commit(folder: Path) -> str:
+    """The commit of the tree that the study lies in, with a + when the tree has changes."""
+    try:
+        asked = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--exclude=*"]
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
