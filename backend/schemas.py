@@ -155,7 +155,7 @@ class Positions(Frozen):
     split: Literal["train", "dev", "report"]
     horizon: int
     mean: list[float]
-    """Nats. Training: the run's own divergence; else reverse KL."""
+    """Nats. Training: the run's own divergence; else reverse KL. 0 where `count` is 0."""
     p90: list[float]
     teacher_entropy: list[float]
     count: list[int]
@@ -180,6 +180,8 @@ class RolloutPage(Frozen):
 class RolloutDetail(Rollout):
     """A rollout with all that the token lens draws."""
 
+    trained_start: int = 0
+    """First position at which the loss applied at that step, as far as the horizon."""
     trace: TokenTrace
     run_p99_reverse_kl: float
     """99th percentile of the mean-by-rollout maxima of this run: the common upper end of the colour scale, in nats."""

@@ -142,7 +142,7 @@ def trace_frame(rollout: RolloutDetail) -> pd.DataFrame:
             "position": range(1, len(trace.texts) + 1),
             "token": trace.texts,
             "id": trace.token_ids,
-            "trained": [at < rollout.horizon for at in range(len(trace.texts))],
+            "trained": [rollout.trained_start <= at < rollout.horizon for at in range(len(trace.texts))],
             "reverse_kl": trace.reverse_kl,
             "forward_kl": trace.forward_kl,
             "jsd": trace.jsd,

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from backend.records import Rollout as RolloutRow
 from backend.schemas import Rollout, RolloutPage
+from backend.tables import Run
 
 Order = Literal["most_divergent", "least_divergent", "prompt"]
 
@@ -45,6 +46,12 @@ def p99_reverse_kl(session: Session, run_id: str) -> float:
     query = select(RolloutRow.max_reverse_kl).where(RolloutRow.run_id == run_id).order_by(RolloutRow.max_reverse_kl)
     values = list(session.scalars(query))
     return values[(99 * len(values) + 99) // 100 - 1]
+
+
+def trained_start(session: Session, rollout: Rollout) -> int:
+    """The first position of a full-length rollout at which its run applies the loss; its length when there is none."""
+    spec = session.scalars(select(Run.spec).where(Run.id == rollout.run_id)).one()
+    return spec.loss_region.span(min(rollout.num_tokens, rollout.horizon)).start
 
 
 def _record(row: RolloutRow) -> Rollout:

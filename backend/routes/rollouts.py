@@ -28,4 +28,5 @@ def get_rollout(rollout_id: Id, session: Reading, settings: Config) -> RolloutDe
             410, f"The trace file of rollout {rollout_id} is gone or damaged; look at another step."
         ) from None
     p99 = queries.p99_reverse_kl(session, rollout.run_id)
-    return RolloutDetail(**rollout.model_dump(), trace=trace, run_p99_reverse_kl=p99)
+    start = queries.trained_start(session, rollout)
+    return RolloutDetail(**rollout.model_dump(), trained_start=start, trace=trace, run_p99_reverse_kl=p99)

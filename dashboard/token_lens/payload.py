@@ -40,6 +40,7 @@ def lens_payload(rollout: RolloutDetail, metric: str, token: int | None) -> dict
         "metric": metric,
         "token": token if token is not None and 0 <= token < len(trace.texts) else None,
         "horizon": rollout.horizon,
+        "trained_start": rollout.trained_start,
         "prompt": trace.prompt_texts,
         "texts": trace.texts,
         "flags": trace.flags,

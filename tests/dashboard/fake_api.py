@@ -201,6 +201,7 @@ async def estimate(request: Request) -> schemas.Estimate:
     except ValidationError as error:
         raise _Problem(422, "The spec cannot be estimated.", findings_of(error, document)) from None
     steps = list(range(0, spec.num_steps, max(1, spec.num_steps // 100)))
+    previews = [spec.preview_at(step) for step in steps]
     parts = {
         "student_weights": 448_000,
         "optimizer": 896_000,
@@ -212,7 +213,8 @@ async def estimate(request: Request) -> schemas.Estimate:
         flops=FlopLedger(rollout=8e9, teacher=21e9, student_forward=7e9, student_backward=14e9, evaluation=2.1e11),
         full_length_flops=FlopLedger(rollout=120e9, teacher=330e9, student_forward=106e9, student_backward=212e9, evaluation=2.1e11),
         saving=15.3, memory_bytes=parts, memory_total_bytes=sum(parts.values()), seconds=schemas.PhaseSeconds(low=8, high=14),
-        horizons=[spec.horizon_at(step, spec.prefix_state()) for step in steps], horizon_steps=steps,
+        horizons=[low for low, _ in previews], horizon_steps=steps,
+        longest_horizons=[high for _, high in previews] if any(low != high for low, high in previews) else [],
         assumptions=["No rollout ends before its horizon."],
     )  # fmt: skip
 

@@ -7,6 +7,8 @@ from dashboard.token_lens import token_lens
 
 st.title("Lens")
 made = fake_traces.rollout("r-p8", 120, 1 if st.query_params.get("hostile") else 0)
+if st.query_params.get("window"):
+    made = made.model_copy(update={"trained_start": 3, "id": "window"})
 wanted = int(st.query_params.get("tokens", 0))
 if wanted:
     made = made.model_copy(update={"trace": fake_traces.trace(wanted), "id": f"long-{wanted}"})

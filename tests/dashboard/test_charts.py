@@ -1,15 +1,17 @@
 """Frames and charts: the figures that reach a chart are those of the API."""
 
 from types import ModuleType
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from backend.comparison import compare
-from backend.schemas import Metric
-from dashboard import charts, frames
+from backend.schemas import Estimate, Metric, Positions
+from dashboard import charts, estimate_card, frames
 from dashboard.comparison_frames import arms_frame, arms_table, config_differences, curve_points, reference_lines
 from dashboard.token_lens.payload import METRICS, lens_payload
+from engine.flops import FlopLedger
 
 IDS = ("r-full", "r-p8", "r-p16", "r-mix8")
 
@@ -108,4 +110,39 @@ def test_rollouts_and_traces_have_one_row_each(traces: ModuleType) -> None:
     frame = frames.trace_frame(rollout)
     assert len(frame) == 16
     assert frame["trained"].tolist() == [True] * 8 + [False] * 8
+    window = frames.trace_frame(rollout.model_copy(update={"trained_start": 3}))
+    assert window["trained"].tolist() == [False] * 3 + [True] * 5 + [False] * 8
     assert isinstance(frames.rollouts_frame([rollout]), pd.DataFrame)
+
+
+def test_positions_that_no_rollout_supervises_are_left_out() -> None:
+    window = Positions(
+        step=1,
+        source="training",
+        split="train",
+        horizon=4,
+        mean=[0, 0, 0.5, 0.3],
+        p90=[],
+        teacher_entropy=[],
+        count=[0, 0, 2, 1],
+    )
+    frame = frames.positions_frame(window, "training")
+    assert frame["position"].tolist() == [3, 4]
+    assert frame["mean"].tolist() == [0.5, 0.3]
+
+
+def test_the_horizons_of_an_adaptive_prefix_are_a_band() -> None:
+    known = an_estimate(horizons=[4, 8, 12], longest_horizons=[])
+    adaptive = an_estimate(horizons=[4, 4, 4], longest_horizons=[4, 8, 12])
+    assert estimate_card.horizon_frame(known)["longest"].tolist() == [4, 8, 12]
+    frame = estimate_card.horizon_frame(adaptive)
+    assert (frame["horizon"].tolist(), frame["longest"].tolist()) == ([4, 4, 4], [4, 8, 12])
+    chart = charts.horizon_chart(frame).to_dict()
+    assert [layer["mark"]["type"] for layer in chart["layer"]] == ["area", "line"]
+
+
+def an_estimate(**changes: Any) -> Estimate:
+    return Estimate(
+        flops=FlopLedger(rollout=1), full_length_flops=FlopLedger(rollout=2), saving=2, memory_bytes={}, memory_total_bytes=0,
+        seconds=None, horizon_steps=[0, 1, 2], assumptions=[], **changes,
+    )  # fmt: skip

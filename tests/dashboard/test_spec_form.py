@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 from dashboard.arms import experiment_document, prefix_arms, seeds_of
 from dashboard.spec_form import GROUPS
 from dashboard.spec_schema import FormField, form_fields, put_at, value_at
+from engine.prefixes import PrefixSchedule
 from engine.spec import RunSpec
 
 SCHEMA = RunSpec.model_json_schema()
@@ -157,6 +158,27 @@ def test_choosing_another_kind_of_prefix_brings_its_own_fields() -> None:
     field(app, "Prefix").set_value("linear").run()
     assert field(app, "Prefix start tokens").value == 16
     assert not any(one.label == "Prefix tokens" for one in app.number_input)
+    assert not button(app, "start").disabled
+
+
+@pytest.mark.usefixtures("scene")
+def test_every_kind_of_prefix_region_and_anchoring_can_be_started_as_the_form_offers_it() -> None:
+    app = open_form(preset="tiny")
+    prefix, anchoring, region = (field(app, label).options for label in ("Prefix", "Anchoring", "Loss region"))
+    assert (len(prefix), len(anchoring), len(region)) == (10, 3, 3)
+    for kind in (member.model_fields["kind"].default for member in get_args(get_args(PrefixSchedule)[0])):
+        field(app, "Prefix").set_value(kind).run()
+        assert not app.exception
+        assert not button(app, "start").disabled, kind
+        is_adaptive = kind in ("plateau", "divergence_share", "validation")
+        assert ("between never growing and growing as fast as it may" in said(app)) == is_adaptive
+    field(app, "Anchoring").set_value("fraction").run()
+    field(app, "Loss region").set_value("suffix").run()
+    assert not button(app, "start").disabled
+    # The default window starts behind a prefix of 16 tokens: refused at its field, in a sentence.
+    field(app, "Loss region").set_value("window").run()
+    assert "so the window would be empty" in said(app)
+    field(app, "Loss region start").set_value(4).run()
     assert not button(app, "start").disabled
 
 

@@ -71,6 +71,13 @@ def test_tokens_behind_the_horizon_are_marked_and_dimmed(lens: Page) -> None:
     assert lens.locator(".token").nth(8).evaluate("node => getComputedStyle(node).opacity") == "0.55"
 
 
+def test_tokens_before_a_window_are_marked_and_dimmed_too(page: Page, lens_page_url: str) -> None:
+    page.goto(f"{lens_page_url}/?hostile=1&window=1")
+    expect(page.locator(".token").first).to_be_visible(timeout=30_000)
+    expect(page.locator(".boundary")).to_have_text(["training starts here (token 4)", "training stops here (L = 8)"])
+    assert page.locator(".token.untrained").count() == 3 + 8
+
+
 def test_the_keyboard_reaches_every_token_metric_and_card(lens: Page) -> None:
     tokens = lens.locator(".token")
     assert lens.locator(".token[tabindex='0']").count() == 1

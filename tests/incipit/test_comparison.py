@@ -190,3 +190,17 @@ def test_an_average_over_samples_is_told_with_its_interval() -> None:
     prefix = (a_run("prefix", PREFIX_8, 5e10), [sampled.model_copy(update={"verdicts": verdicts})])
     sentences = compare([(full, an_arm(0.9, reached_at=1e9)), prefix]).sentences
     assert "avg@4 0.250 [0.200, 0.300]" in next(s for s in sentences if s.startswith("prefix"))
+
+
+def test_a_window_of_a_full_prefix_is_no_baseline_and_its_share_is_said_to_lie_in_the_window() -> None:
+    region = {"kind": "window", "start": 4, "end": 8}
+    window = a_run("window", {"kind": "full"}, 9e9, loss_region=region)
+    base = measured("base", "dev", 0.5, share_inside=0.25, reverse_kl_beyond=0.2)
+    made = compare([
+        (a_run("full", {"kind": "full"}, 4e9), [base, measured("student", "dev", 0.9)]),
+        (window, [base, measured("student", "dev", 0.7, reverse_kl_beyond=0.3)]),
+    ])  # fmt: skip
+    assert [(arm.name, arm.is_baseline, arm.region) for arm in made.arms] == [
+        ("full", True, "prefix"), ("window", False, "window"),
+    ]  # fmt: skip
+    assert "25% of the divergence lay inside the window at the start" in made.sentences[0]

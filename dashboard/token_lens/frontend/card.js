@@ -5,7 +5,7 @@ const ROWS_SHOWN = 10;
 function fillCard(card, data, index, pinned) {
   card.replaceChildren();
   const special = data.flags[index] === 1;
-  const trained = index < data.horizon;
+  const trained = isTrained(data, index);
   const head = append(
     make("div", "card-head"),
     make("span", special ? "card-token special" : "card-token", quoted(data.texts[index])),

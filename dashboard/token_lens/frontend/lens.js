@@ -111,7 +111,7 @@ function mountLens(parent, firstData, setStateValue) {
     const next = state.spans.slice(state.attached, until);
     writeTokens(next, state.data, settings.marks);
     paintTokens(next, state.view);
-    attachTokens(strip, state.spans, state.attached, until, state.data.horizon);
+    attachTokens(strip, state.spans, state.attached, until, state.data);
     state.attached = until;
   }
 

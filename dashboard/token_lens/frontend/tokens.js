@@ -1,6 +1,11 @@
 // The completion as one span per token: built once per rollout, painted again whenever a control moves.
 const KINDS = ["", " special", " fragment"];
 
+// Whether the loss applied to a token: inside the horizon, and not before the window or suffix that carries loss.
+function isTrained(data, index) {
+  return index >= data.trained_start && index < data.horizon;
+}
+
 // One span per token, not yet on the page; each knows its place as `at`.
 function buildTokens(data) {
   const pattern = make("span");
@@ -8,7 +13,7 @@ function buildTokens(data) {
   pattern.setAttribute("role", "button");
   const spans = data.texts.map((_, index) => {
     const span = pattern.cloneNode();
-    span.className = `token${KINDS[data.flags[index]] ?? ""}${index >= data.horizon ? " untrained" : ""}`;
+    span.className = `token${KINDS[data.flags[index]] ?? ""}${isTrained(data, index) ? "" : " untrained"}`;
     span.at = index;
     return span;
   });
@@ -16,12 +21,16 @@ function buildTokens(data) {
   return spans;
 }
 
-// Puts spans from..to on the page, and the line at which training stops.
-function attachTokens(strip, spans, from, to, horizon) {
+// Puts spans from..to on the page, and the lines at which training starts and stops.
+function attachTokens(strip, spans, from, to, data) {
   const fragment = document.createDocumentFragment();
+  const lines = new Map([
+    [data.trained_start, `training starts here (token ${data.trained_start + 1})`],
+    [data.horizon, `training stops here (L = ${data.horizon})`],
+  ]);
   for (let index = from; index < to; index += 1) {
-    if (index === horizon && index > 0) {
-      const line = make("div", "boundary", `training stops here (L = ${horizon})`);
+    if (lines.has(index) && index > 0) {
+      const line = make("div", "boundary", lines.get(index));
       line.setAttribute("role", "separator");
       fragment.appendChild(line);
     }
@@ -120,7 +129,7 @@ function tableOf(data) {
       String(index + 1),
       quoted(text),
       String(data.token_ids[index]),
-      index < data.horizon ? "yes" : "no",
+      isTrained(data, index) ? "yes" : "no",
       ...columns.map((values, at) => inUnit(METRICS[at], values[index])),
       quoted(textOf(data, wantedByTeacher(data, index))),
     ];
