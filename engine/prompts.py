@@ -39,6 +39,7 @@ def read_prompts(
     columns: PromptColumns | None = None,
     limit: int | None = None,
     need_answer: bool = False,
+    need_completion: bool = False,
 ) -> list[PromptRow]:
     """The rows that a reference stands for (see engine/prompt_reference.py), at most `limit` of them.
 
@@ -52,7 +53,7 @@ def read_prompts(
         for found in _rows(reference, field, columns, need_answer):
             if limit is not None and len(rows) >= limit:
                 break
-            row = found.problem or _row(found, columns, need_answer)
+            row = found.problem or _row(found, columns, need_answer, need_completion)
             if isinstance(row, PromptRow):
                 rows.append(row)
             else:
@@ -136,7 +137,7 @@ def _file(reference: str, field: str) -> Path:
     raise _bad_data(field, [_bad_path(reference, field, problem)])
 
 
-def _row(found: FileRow, columns: PromptColumns, need_answer: bool) -> PromptRow | str:
+def _row(found: FileRow, columns: PromptColumns, need_answer: bool, need_completion: bool) -> PromptRow | str:
     """The row, or what is wrong with it."""
     values = found.values or {}
     prompt = values.get(columns.prompt_column)
@@ -150,6 +151,8 @@ def _row(found: FileRow, columns: PromptColumns, need_answer: bool) -> PromptRow
         return f"has no text under {columns.answer_column!r}; evaluation needs one to compare with."
     if completion is not None and not isinstance(completion, str):
         return f"has something other than text under {columns.completion_column!r}; correct it or remove the key."
+    if need_completion and not (completion or "").strip():
+        return f"has no text under {columns.completion_column!r}; add it, or let a model write the completions."
     entry = values.get("entry") if noun == "task" else None
     return PromptRow(prompt, answer if isinstance(answer, str) else None, completion, entry, found.place)
 

@@ -73,7 +73,15 @@ def load_data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase) -> RunData:
     sources: dict[str, str] = {}
     for name, reference, columns, limit in asked:
         sources[name] = pinned(reference, name)
-        rows = read_prompts(sources[name], name, columns=columns, limit=limit, need_answer=name != "prompts.path")
+        is_train = name == "prompts.path"
+        rows = read_prompts(
+            sources[name],
+            name,
+            columns=columns,
+            limit=limit,
+            need_answer=not is_train,
+            need_completion=is_train and spec.completions.reads_prompt_file,
+        )
         found[name] = encoded(spec, tokenizer, rows, name)
     return RunData(
         train=found["prompts.path"],
