@@ -16,6 +16,7 @@ from engine.flops import FlopLedger, ModelShape, rollout_flops, update_flops
 from engine.locations import resolve
 from engine.loss_region import LossRegion, WholeRegion
 from engine.model_spec import ModelSpec
+from engine.sentinel_spec import WatchTail
 from engine.spec import RunSpec
 
 _MAX_CONFIG_BYTES = 1024 * 1024
@@ -152,13 +153,22 @@ def _evaluation_flops(
             sum(min(count, num_prompts) for count in (evaluation.num_sampled, evaluation.num_teacher_texts)) * forward
         )
 
+    watched = spec.sentinel
+    num_watched = watched.num_rollouts if isinstance(watched, WatchTail) else 0
+    at_ends = student.forward(prompt_tokens + length, 1)
+    whole = sum(model.forward(prompt_tokens + length, length) for model in (student, teacher))
+    of_sentinel = watched.num_measurements(num_steps) * (
+        rollout_flops(student, prompt_tokens, [length]) + whole + at_ends
+    )
+    of_sentinel += rollout_flops(teacher, prompt_tokens, [length]) + teacher.forward(prompt_tokens + length, 1)
+
     num_evaluated = -(-num_steps // evaluation.every_steps) + 1
     of_student = num_evaluated * (generation(student, evaluation.num_prompts) + scoring(evaluation.num_prompts))
     num_texts = sum(min(evaluation.num_teacher_texts, count) for count in (evaluation.num_prompts, num_reported))
     texts = num_texts * rollout_flops(teacher, prompt_tokens, [length])
     of_teacher = generation(teacher, evaluation.num_prompts) + texts
     reported = 2 * (generation(student, num_reported) + scoring(num_reported)) + generation(teacher, num_reported)
-    return FlopLedger(evaluation=of_student + of_teacher + reported)
+    return FlopLedger(evaluation=of_student + of_teacher + reported + num_watched * of_sentinel)
 
 
 def _model(model: ModelSpec, field: str, adapter: Adapter) -> Model:

@@ -34,6 +34,18 @@ def metric_line(frame: pd.DataFrame, title: str, *, log: bool = False) -> Layers
     return alt.layer(points, smooth).properties(height=_SMALL_HEIGHT)
 
 
+def tail_line(frame: pd.DataFrame, teacher: pd.DataFrame, title: str) -> Layers:
+    """A figure of whole texts by step beside the teacher's own. Frame: step, value. Teacher: label, value (one row or none)."""
+    base = alt.Chart(frame).encode(
+        x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1, tickCount=6)),
+        y=alt.Y("value:Q", title=title, scale=alt.Scale(domainMin=0)),
+        tooltip=["step:Q", alt.Tooltip("value:Q", format=".4~g")],
+    )
+    return alt.layer(
+        _reference_lines(teacher, "value"), base.mark_line(strokeWidth=2), base.mark_point(filled=True, size=30)
+    ).properties(height=_SMALL_HEIGHT)
+
+
 def accuracy_chart(frame: pd.DataFrame, references: pd.DataFrame, x: XAxis) -> Layers:
     """Accuracy of the student by what it cost, one line per run and one colour per arm.
 

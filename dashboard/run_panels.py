@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from backend.schemas import Evaluation, Run
-from dashboard import cached, charts, frames, notices
+from dashboard import cached, charts, frames, notices, tail_panel
 from dashboard.api_client import ApiClient
 from dashboard.quantities import accuracy_text, flops_text, nats_text, seconds_text
 
@@ -133,7 +133,8 @@ def _accuracy(client: ApiClient, run: Run) -> None:
 
 
 def metrics(client: ApiClient, run: Run) -> None:
-    known = {metric.key: metric for metric in cached.metrics(client, run.id)}
+    # The sentinel's figures have a panel of their own, beside the teacher's.
+    known = {one.key: one for one in cached.metrics(client, run.id) if not one.key.startswith(tail_panel.PREFIX)}
     if not known:
         st.caption("No step is done yet.")
         return

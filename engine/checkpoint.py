@@ -21,6 +21,7 @@ from engine.flops import FlopLedger
 from engine.frozen import Frozen
 from engine.health import HealthState
 from engine.prefix_state import PrefixState
+from engine.sentinel import SentinelState
 from engine.student import Student
 from engine.weights import restore_weights, save_weights
 
@@ -38,6 +39,7 @@ class TrainerState(Frozen):
     """Updates done."""
     prefix: PrefixState
     health: HealthState = HealthState()
+    sentinel: SentinelState = SentinelState()
     flops: FlopLedger = FlopLedger()
     executed_flops: float = 0.0
     training_seconds: float = 0.0

@@ -77,7 +77,7 @@ class Evaluator:
         sampled_prompts = self.prompts[: self.spec.evaluation.num_sampled]
         samples = self._sample(model, sampled_prompts, self.spec.sampling.temperature)
         metrics = self._greedy_metrics(model, greedy, marks) | {
-            f"sampled_{name}": value for name, value in _text_metrics(samples).items()
+            f"sampled_{name}": value for name, value in text_metrics(samples).items()
         }
         flops = generation_flops(model, greedy) + generation_flops(model, samples)
         num_right, answer_metrics, answer_flops = self._answer_samples(model)
@@ -168,7 +168,7 @@ class Evaluator:
             for r in rollouts
             if (reference := self.prompts[r.prompt_index].row.completion) is not None
         ]
-        return {"accuracy": _mean(right), "exact": _mean(exact), **_text_metrics(rollouts)}
+        return {"accuracy": _mean(right), "exact": _mean(exact), **text_metrics(rollouts)}
 
 
 def completion_text(model: LanguageModel, rollout: Rollout) -> str:
@@ -212,7 +212,8 @@ def _tensor_mean(values: Tensor) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def _text_metrics(rollouts: list[Rollout]) -> dict[str, float | None]:
+def text_metrics(rollouts: list[Rollout]) -> dict[str, float | None]:
+    """Mean length in tokens, share that ended by itself and mean share of repeated 4-grams."""
     return {
         "mean_tokens": _mean([len(r.completion_token_ids) for r in rollouts]),
         "eos_rate": _mean([r.finish_reason == "eos" for r in rollouts]),

@@ -135,6 +135,24 @@ class Evaluated(EventBase):
     seconds: float
 
 
+class TailMeasured(EventBase):
+    """The sentinel has looked at a few full-length rollouts of the student, which are not trained on."""
+
+    kind: Literal["sentinel"] = "sentinel"
+    step: int
+    """Updates done by the student that was measured; 0 before training."""
+    horizon: int
+    """Where `beyond` begins, anchored steps apart, in tokens."""
+    num_rollouts: int
+    metrics: dict[str, float | None]
+    """mean_tokens, eos_rate, repetition, reverse_kl_inside, reverse_kl_beyond (None when nothing lies behind the horizon),
+    stop_probability (mean probability of a stop token where the teacher's texts end; None when none does): of the student."""
+    teacher_metrics: dict[str, float]
+    """mean_tokens, eos_rate, repetition, stop_probability of the teacher on the same prompts, as far as they exist."""
+    flops: FlopLedger
+    seconds: float
+
+
 class RolloutSummary(Frozen):
     """One traced rollout, without its tokens."""
 
@@ -195,7 +213,8 @@ class Warned(EventBase):
 
     kind: Literal["warning"] = "warning"
     code: str
-    """What it is about: `model_pair`, or an alarm of engine/health.py such as `alarm_repetition`."""
+    """What it is about: `model_pair`, or an alarm of engine/health.py or drift of the sentinel, such as `alarm_repetition`
+    or `sentinel_eos_rate`; `sentinel_action` is what the sentinel did."""
     message: str
     """One sentence; of an alarm with the value and the limit."""
     step: int | None = None
@@ -219,12 +238,12 @@ class Failed(EventBase):
 
 
 class Finished(EventBase):
-    """All steps are done, or the FLOPs budget is used up; the last checkpoint is committed."""
+    """All steps are done, the FLOPs budget is used up or the sentinel ended it; the last checkpoint is committed."""
 
     kind: Literal["finished"] = "finished"
     step: int
     best_step: int
-    reason: Literal["steps", "flops_budget"]
+    reason: Literal["steps", "flops_budget", "sentinel"]
     seconds: float
     """Wall seconds of this attempt."""
     training_seconds: float
@@ -246,6 +265,7 @@ RunEvent = Annotated[
     | Ready
     | StepDone
     | Evaluated
+    | TailMeasured
     | TracesWritten
     | CheckpointSaved
     | CheckpointRemoved

@@ -71,15 +71,15 @@ class StepSignals(Frozen):
 
 
 class Alarm(Frozen):
-    """One alarm that was raised."""
+    """One alarm that was raised, or one thing that was done about it."""
 
     code: str
     message: str
     """One sentence with the value and the limit."""
-    advice: str
+    advice: str = ""
     """One sentence: what to do."""
-    value: float
-    limit: float
+    value: float | None = None
+    limit: float | None = None
 
 
 ADVICE = {

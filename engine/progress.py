@@ -9,7 +9,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from engine.events import CheckpointSaved, Evaluated, Failed, PhaseChanged, Ready, RunEvent, StepDone, Warned
+from engine.events import (
+    CheckpointSaved,
+    Evaluated,
+    Failed,
+    PhaseChanged,
+    Ready,
+    RunEvent,
+    StepDone,
+    TailMeasured,
+    Warned,
+)
 from engine.spec import RunSpec
 
 
@@ -61,6 +71,8 @@ class TerminalProgress:
                 )
             case Evaluated():
                 say(_evaluation_line(event))
+            case TailMeasured():
+                say(_tail_line(event))
             case CheckpointSaved():
                 say(f"step {event.step}: saved {escape(event.path)} ({event.num_bytes / 1e6:.1f} MB)")
             case Warned():
@@ -83,6 +95,20 @@ def _evaluation_line(event: Evaluated) -> str:
         if value is not None:
             parts.append(f"{label} {value:.3f}")
     return ", ".join(parts) + (" (best so far)" if event.is_best and event.split == "dev" else "")
+
+
+def _tail_line(event: TailMeasured) -> str:
+    parts = [f"step {event.step}: tail of {event.num_rollouts} whole texts"]
+    for name, label in (
+        ("reverse_kl_beyond", "reverse KL beyond"),
+        ("eos_rate", "EOS"),
+        ("stop_probability", "P(EOS) at the teacher's end"),
+        ("repetition", "repetition"),
+    ):
+        value, teacher = event.metrics.get(name), event.teacher_metrics.get(name)
+        if value is not None:
+            parts.append(f"{label} {value:.3f}" + (f" (teacher {teacher:.3f})" if teacher is not None else ""))
+    return ", ".join(parts)
 
 
 def _say_nothing(text: str) -> None:

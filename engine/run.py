@@ -17,9 +17,11 @@ from engine.language_model import LanguageModel
 from engine.loss_region import nothing_supervised
 from engine.prefix_state import PrefixSignals, PrefixState
 from engine.rollout import Rollout
+from engine.sentinel_spec import WatchTail
 from engine.setup import RunData
 from engine.spec import RunSpec
 from engine.student import Student, Update
+from engine.tail_probe import TailProbe
 from engine.watch import watch_step
 
 
@@ -45,6 +47,10 @@ class Run:
 
     def __post_init__(self) -> None:
         self.shelf = CheckpointShelf(self.attempt_folder, self.spec.checkpoints.keep_last, self.journal)
+        watched = self.spec.sentinel
+        prompts = self.data.train if watched.kind == "watch" and watched.prompts == "train" else self.data.dev
+        count = watched.num_rollouts if watched.kind == "watch" else 0
+        self.tail_probe = TailProbe(self.spec, self.teacher, prompts[:count], self.control.raise_if_stopped)
 
     @property
     def attempt_folder(self) -> Path:
@@ -53,8 +59,15 @@ class Run:
 
     @property
     def is_trained(self) -> bool:
-        """Whether all steps are done or the FLOPs budget is used up."""
-        return self.state.step >= self.spec.num_steps or self.is_over_budget
+        """Whether all steps are done, the FLOPs budget is used up or the sentinel has ended the run."""
+        return self.end_reason is not None
+
+    @property
+    def end_reason(self) -> Literal["steps", "flops_budget", "sentinel"] | None:
+        """Why training is over; None while it goes on."""
+        if self.state.step >= self.spec.num_steps:
+            return "steps"
+        return "sentinel" if self.state.sentinel.is_stopped else "flops_budget" if self.is_over_budget else None
 
     @property
     def is_over_budget(self) -> bool:
@@ -64,7 +77,11 @@ class Run:
 
     def measured_horizon(self, step: int) -> int:
         """Where "beyond" begins for the student of `step` updates: the horizon of its last step, anchors left out."""
-        return self.spec.prefix_horizon_at(max(step - 1, 0), self.state.prefix)
+        return self.spec_at(max(step - 1, 0)).prefix_horizon_at(max(step - 1, 0), self.state.prefix)
+
+    def spec_at(self, step: int) -> RunSpec:
+        """The spec in force at a step (counted from 0), with what the sentinel has changed."""
+        return self.state.sentinel.spec_at(self.spec, step, self.state.prefix)
 
     def change_state(self, **values: object) -> None:
         """Replace fields of the state."""
@@ -78,14 +95,15 @@ class Run:
         """Sample, score, diverge, update."""
         began = time.monotonic()
         step = self.state.step
-        horizon = self.spec.horizon_at(step, self.state.prefix)
+        spec = self.spec_at(step)
+        horizon = spec.horizon_at(step, self.state.prefix)
         collected = collect_rollouts(
-            self.spec,
+            spec,
             self.student.model,
             self.teacher,
             self.data.train,
             step=step,
-            horizons=self.spec.horizons_at(step, self.state.prefix),
+            horizons=spec.horizons_at(step, self.state.prefix),
             on_token=self.control.raise_if_stopped,
         )
         sampled = time.monotonic()
@@ -126,6 +144,12 @@ class Run:
             position_count=update.position_count,
         )
         return schedule.advance(state, signals)
+
+    def tail_is_due(self) -> bool:
+        """Whether the sentinel still has to look at the student of the current step."""
+        watched, step = self.spec.sentinel, self.state.step
+        due = isinstance(watched, WatchTail) and step % watched.every_steps == 0
+        return due and self.state.sentinel.measured_step != step
 
     def evaluation_is_due(self) -> bool:
         """Whether the student of the current step still has to be evaluated."""

@@ -22,6 +22,7 @@ from engine.prefix_state import PrefixState, Tokens
 from engine.prefixes import ConstantPrefix, PrefixSchedule
 from engine.prompt_spec import PromptSpec
 from engine.selection_spec import AllRollouts, RolloutSelection
+from engine.sentinel_spec import NoSentinel, Sentinel
 from engine.spec_rules import RULES
 
 SPEC_VERSION = 1
@@ -103,6 +104,8 @@ class RunSpec(Frozen):
     """How the student is updated."""
     evaluation: EvaluationSpec
     """What is measured at full length, and how often."""
+    sentinel: Sentinel = NoSentinel()
+    """Whether a few whole texts are watched while a prefix is trained, and what is done when their tail drifts."""
     health: HealthSpec = HealthSpec()
     """When the run warns that it is going wrong."""
     traces: TraceSpec = TraceSpec()

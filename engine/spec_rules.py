@@ -12,6 +12,7 @@ from engine.loss_region import SuffixRegion, WindowRegion
 from engine.optimizer_spec import ConstantWithDecay
 from engine.prefixes import StagesPrefix
 from engine.selection_spec import ProbeSelection
+from engine.sentinel_spec import GrowHorizon, WatchTail
 
 if TYPE_CHECKING:
     from engine.spec import RunSpec
@@ -170,6 +171,30 @@ def _a_probe_has_candidates_to_choose_from(spec: RunSpec) -> None:
         )
 
 
+def _sentinel_has_prompts_and_something_to_change(spec: RunSpec) -> None:
+    watched = spec.sentinel
+    if not isinstance(watched, WatchTail):
+        return
+    if watched.prompts == "dev" and watched.num_rollouts > spec.evaluation.num_prompts:
+        raise misfit(
+            "sentinel.num_rollouts",
+            f"sentinel.num_rollouts is {watched.num_rollouts} but evaluation.num_prompts is {spec.evaluation.num_prompts}; "
+            "watch fewer rollouts, evaluate more prompts or watch training prompts.",
+        )
+    if watched.action.kind in ("grow", "anchor") and spec.trains_whole_completions:
+        raise misfit(
+            "sentinel.action",
+            f"sentinel.action is {watched.action.kind} but a full prefix already trains every step to the full length; "
+            "let it warn or stop, or choose another prefix.",
+        )
+    if isinstance(watched.action, GrowHorizon) and isinstance(spec.loss_region, WindowRegion):
+        raise misfit(
+            "sentinel.action",
+            f"sentinel.action is grow but the window of loss_region ends at token {spec.loss_region.end} whatever the horizon is; "
+            "let it anchor, warn or stop, or choose another loss_region.",
+        )
+
+
 RULES: list[Callable[[RunSpec], None]] = [
     _prefix_is_within_the_completion,
     _warmup_is_within_the_run,
@@ -180,4 +205,5 @@ RULES: list[Callable[[RunSpec], None]] = [
     _a_teacher_prefix_leaves_tokens_to_the_student,
     _data_has_one_completion_for_each_prompt,
     _a_probe_has_candidates_to_choose_from,
+    _sentinel_has_prompts_and_something_to_change,
 ]

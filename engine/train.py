@@ -19,6 +19,7 @@ from engine.run import Run
 from engine.setup import choose_device, choose_precision, fit_lengths, load_data, load_models, pair_findings
 from engine.spec import RunSpec
 from engine.student import Student
+from engine.tail_probe import measure_tail
 
 
 def train(
@@ -35,6 +36,8 @@ def train(
             measure_baselines(run)
         run.enter("training")
         while True:
+            if run.tail_is_due():
+                measure_tail(run)
             if run.state.step and run.evaluation_is_due():
                 evaluate_student(run)
             if run.state.step and run.checkpoint_is_due():
@@ -50,7 +53,7 @@ def train(
         Finished,
         step=run.state.step,
         best_step=run.state.best_step,
-        reason="steps" if run.state.step >= spec.num_steps else "flops_budget",
+        reason=run.end_reason,
         seconds=time.monotonic() - began,
         training_seconds=run.state.training_seconds,
     )

@@ -34,9 +34,16 @@ def ending_of(
     return crashed(claim, exit_code, _cause(exit_code), log_tail)
 
 
+_WHY = {
+    "steps": "all steps are done",
+    "flops_budget": "the FLOPs budget is used up",
+    "sentinel": "its sentinel found the tail of the texts drifting",
+}
+
+
 def finished(event: Finished, exit_code: int | None = None) -> Ending:
-    """All steps are done."""
-    why = "all steps are done" if event.reason == "steps" else "the FLOPs budget is used up"
+    """The engine is done with it."""
+    why = _WHY[event.reason]
     return Ending("succeeded", f"Finished at step {event.step}: {why}.", exit_code)
 
 

@@ -26,6 +26,7 @@ from engine.events import (
     RunEvent,
     Started,
     StepDone,
+    TailMeasured,
     TracesWritten,
 )
 
@@ -94,6 +95,8 @@ def _rows_of(session: Session, batch: AttemptEvents, event: RunEvent) -> dict[st
             return _add_step(session, batch, event)
         case Evaluated():
             return _add_evaluation(session, batch, event)
+        case TailMeasured():
+            return _add_tail(session, batch, event)
         case TracesWritten():
             _add_rollouts(session, batch, event)
         case CheckpointSaved():
@@ -155,6 +158,16 @@ def _add_step(session: Session, batch: AttemptEvents, event: StepDone) -> dict[s
         "training_flops": event.flops.training,
         "executed_flops": event.executed_flops,
     }
+
+
+def _add_tail(session: Session, batch: AttemptEvents, event: TailMeasured) -> dict[str, Any]:
+    """The sentinel's figures are metrics of their step, the teacher's beside them."""
+    values = {f"sentinel_{name}": value for name, value in event.metrics.items()} | {
+        f"sentinel_teacher_{name}": value for name, value in event.teacher_metrics.items()
+    }
+    key = {"run_id": batch.run_id, "step": event.step, "fence": batch.fence}
+    _upsert(session, Metric, [key | {"key": name, "value": values[name]} for name in sorted(values)])
+    return {"flops": event.flops}
 
 
 def _add_evaluation(session: Session, batch: AttemptEvents, event: Evaluated) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from backend.schemas import ACTIVE_STATES, Run
-from dashboard import address, cached, notices, run_panels, run_warnings
+from dashboard import address, cached, notices, run_panels, run_warnings, tail_panel
 from dashboard.api_client import ApiClient
 from dashboard.quantities import elapsed_seconds, range_text, seconds_text
 
@@ -14,6 +14,7 @@ _PANELS = {
     "Metrics": run_panels.metrics,
     "Evaluations": run_panels.evaluations,
     "Positions": run_panels.positions,
+    "Tail": tail_panel.tail,
     "Log": run_panels.log,
     "Spec": run_panels.spec,
 }

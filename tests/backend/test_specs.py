@@ -1,5 +1,7 @@
 """Schema, estimates, presets and preflights."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ from fastapi.testclient import TestClient
 from backend.database import Database
 from backend.estimate import estimate
 from engine.flops import FlopLedger, ModelShape, rollout_flops, update_flops
+from engine.locations import resolve
 from engine.spec import RunSpec
 from tests.backend.recorded import change_run
 
@@ -86,6 +89,24 @@ def test_an_estimate_adds_up_by_hand(base: Document) -> None:
     assert found.memory_bytes["student_weights"] == 4 * (student.block_parameters + student.head_parameters)
     assert found.memory_total_bytes == sum(found.memory_bytes.values())
     assert any("11 tokens" in assumption for assumption in found.assumptions)
+
+
+def test_a_sentinel_costs_its_rollouts_as_evaluation(base: Document) -> None:
+    """40 steps, one measurement in 10 and one before: 5 times 2 texts of the student, read by both; the teacher's once."""
+    sentinel = {"kind": "watch", "every_steps": 10, "num_rollouts": 2}
+    plain, watched = (estimate(RunSpec.model_validate(base | more), []) for more in ({}, {"sentinel": sentinel}))
+    student, teacher = (
+        ModelShape.from_config(json.loads((Path(resolve(base[who]["path"])) / "config.json").read_bytes()))
+        for who in ("student", "teacher")
+    )
+    length, prompt = base["max_completion_tokens"], 11
+    both = prompt + length
+    each = rollout_flops(student, prompt, [length]) + student.forward(both, length) + teacher.forward(both, length)
+    expected = (
+        5 * (each + student.forward(both, 1)) + rollout_flops(teacher, prompt, [length]) + teacher.forward(both, 1)
+    )
+    assert watched.flops.evaluation - plain.flops.evaluation == pytest.approx(2 * expected)
+    assert watched.flops.training == plain.flops.training
 
 
 def test_a_budget_ends_the_estimate_where_it_ends_the_run(base: Document) -> None:

@@ -264,9 +264,20 @@ def metrics(run_id: str) -> list[schemas.Metric]:
         "natural_stop_rate": [0.0] * len(steps),
         "tokens_per_second": [9000.0] * len(steps),
     }
-    return (
-        [schemas.Metric(key=key, steps=steps, values=list(values)) for key, values in columns.items()] if steps else []
-    )
+    if not steps:
+        return []
+    measured = list(range(0, len(steps), 10))
+    tail = {
+        "sentinel_reverse_kl_beyond": [0.01 * step for step in measured],
+        "sentinel_eos_rate": [1.0 - step / 500 for step in measured],
+        "sentinel_teacher_eos_rate": [1.0] * len(measured),
+        "sentinel_stop_probability": [None] * len(measured),
+    }
+    return [schemas.Metric(key=key, steps=steps, values=list(values)) for key, values in columns.items()] + [
+        schemas.Metric(key=key, steps=measured, values=list(values))
+        for key, values in tail.items()
+        if run_id != "r-p16"
+    ]
 
 
 def positions(run_id: str) -> list[schemas.Positions]:

@@ -8,7 +8,7 @@ import pytest
 
 from backend.comparison import compare
 from backend.schemas import Estimate, Metric, Positions
-from dashboard import charts, estimate_card, frames
+from dashboard import charts, estimate_card, frames, tail_panel
 from dashboard.comparison_frames import arms_frame, arms_table, config_differences, curve_points, reference_lines
 from dashboard.token_lens.payload import METRICS, lens_payload
 from engine.flops import FlopLedger
@@ -30,6 +30,25 @@ def test_a_metric_without_value_at_a_step_has_no_point() -> None:
 def test_a_metric_without_any_value_still_makes_a_chart() -> None:
     frame = frames.metric_frame(Metric(key="loss", steps=[], values=[]))
     assert charts.metric_line(frame, "loss").to_dict()
+
+
+def test_the_tail_stands_beside_the_teachers_own_figure() -> None:
+    known = {
+        "sentinel_eos_rate": Metric(key="sentinel_eos_rate", steps=[0, 10], values=[0.9, 0.2]),
+        "sentinel_teacher_eos_rate": Metric(key="sentinel_teacher_eos_rate", steps=[0, 10], values=[1.0, 1.0]),
+        "loss": Metric(key="loss", steps=[1], values=[0.5]),
+    }
+    teacher = tail_panel.teacher_frame("eos_rate", known)
+    assert teacher.to_dict("records") == [{"label": "teacher", "value": 1.0}]
+    assert tail_panel.teacher_frame("reverse_kl_beyond", known).empty
+    table = tail_panel.tail_table(list(known.values()))
+    assert table.to_dict("records") == [
+        {"step": 0, "eos_rate": 0.9, "teacher_eos_rate": 1.0},
+        {"step": 10, "eos_rate": 0.2, "teacher_eos_rate": 1.0},
+    ]
+    drawn = charts.tail_line(frames.metric_frame(known["sentinel_eos_rate"]), teacher, "EOS").to_dict()
+    values = [row.get("value") for rows in drawn["datasets"].values() for row in rows]
+    assert sorted(values) == [0.2, 0.9, 1.0]
 
 
 def test_positions_count_from_one_and_long_ones_are_averaged(records: ModuleType) -> None:

@@ -183,6 +183,19 @@ def test_every_kind_of_prefix_region_and_anchoring_can_be_started_as_the_form_of
 
 
 @pytest.mark.usefixtures("scene")
+def test_what_a_sentinel_does_is_chosen_inside_the_sentinel() -> None:
+    app = open_form(preset="tiny")
+    field(app, "Sentinel").set_value("watch").run()
+    assert field(app, "Sentinel every steps").value == 10
+    field(app, "Sentinel action").set_value("grow").run()
+    assert not app.exception
+    assert field(app, "Sentinel action factor").value == 2.0
+    assert not button(app, "start").disabled
+    field(app, "Sentinel action factor").set_value(1.0).run()
+    assert button(app, "start").label == "Start: first correct sentinel action factor"
+
+
+@pytest.mark.usefixtures("scene")
 def test_a_changed_field_names_the_preset_value() -> None:
     app = open_form(preset="tiny")
     field(app, "Number of steps").set_value(90).run()

@@ -113,12 +113,21 @@ def test_a_run_shows_what_it_warned_of_once_with_its_step_and_advice(panel: str)
 
 
 @pytest.mark.usefixtures("scene")
-@pytest.mark.parametrize("panel", ["Overview", "Metrics", "Evaluations", "Positions", "Log", "Spec"])
+@pytest.mark.parametrize("panel", ["Overview", "Metrics", "Evaluations", "Positions", "Tail", "Log", "Spec"])
 @pytest.mark.parametrize("run_id", ["r-running", "r-p8", "r-queued", "r-failed"])
 def test_every_panel_of_a_run_draws(panel: str, run_id: str) -> None:
     app = opened("run", id=run_id, panel=panel)
     assert not app.exception
     assert not [one for one in app.error if "31" not in one.value]
+
+
+@pytest.mark.usefixtures("scene")
+def test_the_tail_is_drawn_beside_the_teachers_and_where_there_is_none_it_is_said_how() -> None:
+    watched = opened("run", id="r-p8", panel="Tail")
+    assert not watched.exception
+    assert "the teacher's own figure" in said(watched)
+    assert len(watched.get("arrow_vega_lite_chart") or watched.get("vega_lite_chart")) == 2
+    assert "`sentinel` set to watch" in said(opened("run", id="r-p16", panel="Tail"))
 
 
 @pytest.mark.usefixtures("scene")

@@ -13,7 +13,9 @@ from engine.events import (
     CheckpointRemoved,
     Finished,
     PhaseChanged,
+    TailMeasured,
 )
+from engine.flops import FlopLedger
 from tests.worker.runs import claim, queue_runs, recorded_steps, run_row, set_columns, short_spec, write_events
 from tests.worker.sample_events import (
     TIME,
@@ -89,6 +91,32 @@ def test_an_event_becomes_the_rows_that_readers_ask_for(database: Database, clai
         assert [file["name"] for file in checkpoint.files] == ["model.safetensors"]
         kinds = session.scalars(select(Event.kind).order_by(Event.seq)).all()
         assert kinds == ["state", "started", "ready", "phase", "evaluation", "traces", "checkpoint", "evaluation"]
+
+
+def test_what_the_sentinel_measured_becomes_metrics_beside_the_teachers(
+    database: Database, claimed: Claim, run_folder: Path
+) -> None:
+    def tail(step: int, eos_rate: float) -> TailMeasured:
+        return TailMeasured(
+            time=TIME, step=step, horizon=4, num_rollouts=2, metrics={"eos_rate": eos_rate, "reverse_kl_beyond": None},
+            teacher_metrics={"eos_rate": 1.0}, flops=FlopLedger(rollout=1.0, evaluation=7.0 + step), seconds=0.5,
+        )  # fmt: skip
+
+    write_events(run_folder, 1, [*start_events(1), tail(0, 0.9), step_event(1), tail(1, 0.4), tail(1, 0.4)])
+    _record_all(Recorder(database, claimed, run_folder))
+    with database.read() as session:
+        rows = session.execute(
+            select(Metric.key, Metric.step, Metric.value)
+            .where(Metric.key.startswith("sentinel"))
+            .order_by(Metric.step, Metric.key)
+        ).all()
+        (first, *_) = session.scalars(select(Event).where(Event.kind == "sentinel").order_by(Event.seq)).all()
+    assert [tuple(row) for row in rows] == [
+        ("sentinel_eos_rate", 0, 0.9), ("sentinel_reverse_kl_beyond", 0, None), ("sentinel_teacher_eos_rate", 0, 1.0),
+        ("sentinel_eos_rate", 1, 0.4), ("sentinel_reverse_kl_beyond", 1, None), ("sentinel_teacher_eos_rate", 1, 1.0),
+    ]  # fmt: skip
+    assert first.payload["teacher_metrics"] == {"eos_rate": 1.0}
+    assert run_row(database, claimed.run_id).flops == FlopLedger(rollout=1.0, evaluation=8.0)
 
 
 def test_the_offset_moves_with_the_rows_and_half_a_line_waits(
