@@ -235,6 +235,8 @@ def _assumptions(spec: RunSpec, num_steps: int, rates: Sequence[float], *, is_ad
             "How the prefix grows is known only in training: FLOPs and time are for one that stays at its start, memory is "
             "for one that grows as fast as it may."
         )
+    if isinstance(spec.sentinel, WatchTail) and spec.sentinel.action.kind != "warn":
+        stated.append("The sentinel finds no drift: what it would do then changes the cost.")
     if num_steps < spec.num_steps:
         stated.append(f"The FLOPs budget ends the run after step {num_steps} of {spec.num_steps}.")
     if rates:

@@ -34,16 +34,17 @@ def metric_line(frame: pd.DataFrame, title: str, *, log: bool = False) -> Layers
     return alt.layer(points, smooth).properties(height=_SMALL_HEIGHT)
 
 
-def tail_line(frame: pd.DataFrame, teacher: pd.DataFrame, title: str) -> Layers:
+def tail_line(frame: pd.DataFrame, teacher: pd.DataFrame) -> Layers:
     """A figure of whole texts by step beside the teacher's own. Frame: step, value. Teacher: label, value (one row or none)."""
     base = alt.Chart(frame).encode(
         x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1, tickCount=6)),
-        y=alt.Y("value:Q", title=title, scale=alt.Scale(domainMin=0)),
+        y=alt.Y("value:Q", title=None, scale=alt.Scale(domainMin=0)),
         tooltip=["step:Q", alt.Tooltip("value:Q", format=".4~g")],
     )
-    return alt.layer(
-        _reference_lines(teacher, "value"), base.mark_line(strokeWidth=2), base.mark_point(filled=True, size=30)
-    ).properties(height=_SMALL_HEIGHT)
+    layers: list[alt.Chart | Layers] = [base.mark_line(strokeWidth=2), base.mark_point(filled=True, size=30)]
+    if not teacher.empty:  # an empty layer would take the axis away
+        layers.insert(0, _reference_lines(teacher, "value"))
+    return alt.layer(*layers).properties(height=_SMALL_HEIGHT)
 
 
 def accuracy_chart(frame: pd.DataFrame, references: pd.DataFrame, x: XAxis) -> Layers:

@@ -12,12 +12,12 @@ from dashboard.api_client import ApiClient
 PREFIX = "sentinel_"
 _OF_TEACHER = "sentinel_teacher_"
 _TITLES = {
-    "reverse_kl_beyond": "reverse KL behind the horizon (nats)",
+    "reverse_kl_beyond": "Reverse KL behind the horizon (nats)",
     "stop_probability": "P(EOS) where the teacher stops",
-    "eos_rate": "share ended by EOS",
-    "mean_tokens": "tokens per text",
-    "repetition": "share of repeated 4-grams",
-    "reverse_kl_inside": "reverse KL inside the horizon (nats)",
+    "eos_rate": "Share ended by EOS",
+    "mean_tokens": "Tokens per text",
+    "repetition": "Share of repeated 4-grams",
+    "reverse_kl_inside": "Reverse KL inside the horizon (nats)",
 }
 
 
@@ -56,14 +56,14 @@ def tail(client: ApiClient, run: Run) -> None:
         "A few full-length rollouts that nothing is trained on, the same prompts every time. A short prefix can empty this "
         "tail while its own loss falls. The dashed line is the teacher's own figure."
     )
+    series = {name: frames.metric_frame(known[PREFIX + name]) for name in _TITLES if PREFIX + name in known}
+    drawn = [name for name, frame in series.items() if not frame.empty]
     columns = st.columns(2, gap="medium")
-    for at, (name, title) in enumerate((name, title) for name, title in _TITLES.items() if PREFIX + name in known):
+    for at, name in enumerate(drawn):
         with columns[at % 2]:
-            frame = frames.metric_frame(known[PREFIX + name])
-            if frame.empty:
-                continue
+            st.markdown(f"**{_TITLES[name]}**")
             st.altair_chart(
-                charts.tail_line(frame, teacher_frame(name, known), title), key=f"tail-{name}",
-                alt=f"{title} by step beside the teacher's; data in the table below",
+                charts.tail_line(series[name], teacher_frame(name, known)), key=f"tail-{name}",
+                alt=f"{_TITLES[name]} by step beside the teacher's; data in the table below",
             )  # fmt: skip
     notices.data_behind(tail_table(found), f"tail-{run.id}")

@@ -107,6 +107,9 @@ def test_a_sentinel_costs_its_rollouts_as_evaluation(base: Document) -> None:
     )
     assert watched.flops.evaluation - plain.flops.evaluation == pytest.approx(2 * expected)
     assert watched.flops.training == plain.flops.training
+    grows = base | {"sentinel": sentinel | {"action": {"kind": "grow"}}}
+    said = [one for one in estimate(RunSpec.model_validate(grows), []).assumptions if "sentinel" in one]
+    assert said == ["The sentinel finds no drift: what it would do then changes the cost."]
 
 
 def test_a_budget_ends_the_estimate_where_it_ends_the_run(base: Document) -> None:

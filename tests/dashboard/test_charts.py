@@ -46,9 +46,11 @@ def test_the_tail_stands_beside_the_teachers_own_figure() -> None:
         {"step": 0, "eos_rate": 0.9, "teacher_eos_rate": 1.0},
         {"step": 10, "eos_rate": 0.2, "teacher_eos_rate": 1.0},
     ]
-    drawn = charts.tail_line(frames.metric_frame(known["sentinel_eos_rate"]), teacher, "EOS").to_dict()
+    drawn = charts.tail_line(frames.metric_frame(known["sentinel_eos_rate"]), teacher).to_dict()
     values = [row.get("value") for rows in drawn["datasets"].values() for row in rows]
     assert sorted(values) == [0.2, 0.9, 1.0]
+    alone = charts.tail_line(frames.metric_frame(known["sentinel_eos_rate"]), teacher.iloc[:0]).to_dict()
+    assert len(alone["layer"]) == len(drawn["layer"]) - 1
 
 
 def test_positions_count_from_one_and_long_ones_are_averaged(records: ModuleType) -> None:
