@@ -2,8 +2,10 @@
 
 from engine.adaptive_prefixes import DivergenceSharePrefix, PlateauPrefix, ValidationPrefix
 from engine.anchoring import EveryNthStep, FractionOfBatch
-from engine.divergences import JSD, Divergence, ForwardKL
+from engine.divergences import JSD, ForwardKL, ReverseKL, SkewKL
 from engine.loss_region import SuffixRegion, WindowRegion
+from engine.objective_spec import Divergence
+from engine.policy_gradient import PolicyGradient
 from engine.prefixes import (
     ConstantPrefix,
     CosinePrefix,
@@ -15,6 +17,7 @@ from engine.prefixes import (
     StaircasePrefix,
 )
 from engine.spec import RunSpec
+from engine.topk_divergences import TeacherOrder, TopKKL
 
 _MAX_STAGES = 3  # said one by one
 
@@ -64,10 +67,24 @@ def schedule_in_words(prefix: PrefixSchedule) -> str:
 
 
 def divergence_in_words(divergence: Divergence) -> str:
-    """The divergence, such as `reverse KL` or `JSD(0.5)`."""
-    if isinstance(divergence, JSD):
-        return f"JSD({divergence.beta:g})"
-    return "forward KL" if isinstance(divergence, ForwardKL) else "reverse KL"
+    """The divergence, such as `reverse KL`, `JSD(0.5)` or `reverse KL of the teacher's top 32 + tail`."""
+    match divergence:
+        case ReverseKL():
+            return "reverse KL"
+        case ForwardKL():
+            return "forward KL"
+        case JSD():
+            return f"JSD({divergence.beta:g})"
+        case SkewKL():
+            return f"{divergence.direction} skew KL({divergence.alpha:g})"
+        case TopKKL():
+            owner = "both models'" if divergence.support == "union" else f"the {divergence.support}'s"
+            rest = "+ tail" if divergence.rest == "tail_bucket" else "renormalised"
+            return f"{divergence.direction} KL of {owner} top {divergence.k} {rest}"
+        case PolicyGradient():
+            return "policy gradient" + (" with baseline" if divergence.baseline == "closed_form" else "")
+        case TeacherOrder():
+            return f"order of the teacher's top {divergence.k}"
 
 
 def _ordinal(n: int) -> str:

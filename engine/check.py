@@ -9,6 +9,7 @@ from engine.errors import RunError
 from engine.findings import Finding
 from engine.frozen import Frozen
 from engine.language_model import LanguageModel, load_language_model
+from engine.objective_check import check_objective
 from engine.rollout import RolloutRequest
 from engine.sampler import Sampler
 from engine.setup import (
@@ -64,6 +65,7 @@ def check(spec: RunSpec) -> CheckResult:
             facts |= {f"{name}_parameters": model.num_parameters, f"{name}_context_tokens": model.context_tokens}
     if student is not None and teacher is not None:
         findings.extend(pair_findings(student, teacher))
+        attempt(lambda: check_objective(spec, student, teacher))
         if data is not None:
             fitting = attempt(lambda: fit_lengths(spec, data, student, teacher))
             if fitting is not None:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.divergences import Divergence, TokenScores
+from engine.divergences import TokenScores
 from engine.language_model import OutputHead
+from engine.objective_spec import Divergence
 
 # A chunk holds about six float32 tensors [chunk, V]; 2^23 entries make that 200 MB, and large vocabularies still get
 # enough tokens for an efficient matrix product.
@@ -35,6 +36,8 @@ class FusedLoss:
     """[N] nats, detached."""
     student_logprob: Tensor
     """[N] log-probability of the sampled tokens, detached."""
+    measures: dict[str, Tensor]
+    """[N] of each of the divergence's `measure_names`, detached."""
 
 
 def chunk_tokens(vocabulary: int) -> int:
@@ -63,7 +66,11 @@ def fused_divergence(
     total, columns = _FusedDivergence.apply(  # type: ignore[no-untyped-call]
         student_hidden, head.weight, head.bias, teacher_hidden, target_ids, work
     )
-    return FusedLoss(total, *columns)
+    per_token, student_entropy, teacher_entropy, student_logprob, *measures = columns
+    names = divergence.measure_names
+    return FusedLoss(
+        total, per_token, student_entropy, teacher_entropy, student_logprob, dict(zip(names, measures, strict=True))
+    )
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ class _FusedDivergence(torch.autograd.Function):
         hidden_grad = torch.empty_like(hidden)
         total = torch.zeros((), dtype=torch.promote_types(torch.float32, hidden.dtype), device=hidden.device)
         # Made beforehand: small tensors that outlive a chunk would each keep a block of its freed memory from being used again.
-        columns = total.new_empty(4, hidden.shape[0])
+        columns = total.new_empty(4 + len(work.divergence.measure_names), hidden.shape[0])
         size = chunk_tokens(work.student_head.vocabulary)
         for start in range(0, hidden.shape[0], size):
             part = slice(start, start + size)
@@ -101,7 +108,8 @@ class _FusedDivergence(torch.autograd.Function):
             teacher = _logprobs(work.teacher_head.logits(teacher_hidden[part]), work.temperature)
             with torch.enable_grad():
                 student = _logprobs(work.student_head.logits(chunk, *leaves), work.temperature)
-                per_token = work.divergence.per_token(TokenScores(student, teacher))
+                scores = TokenScores(student, teacher, target_ids[part])
+                per_token, measures = work.divergence.measured(scores)
                 loss = per_token.sum() / work.num_supervised_tokens
             hidden_grad[part], *grads = torch.autograd.grad(loss, [chunk, *learned])
             for summed, grad in zip(head_grads, grads, strict=True):
@@ -112,6 +120,8 @@ class _FusedDivergence(torch.autograd.Function):
             columns[1, part] = _entropy(student)
             columns[2, part] = _entropy(teacher)
             columns[3, part] = _picked(student, target_ids[part])
+            for column, measure in zip(columns[4:], measures, strict=True):
+                column[part] = measure
         ctx.save_for_backward(hidden_grad, *head_grads)
         ctx.mark_non_differentiable(columns)
         return total, columns

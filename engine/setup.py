@@ -15,6 +15,7 @@ from engine.errors import RunError
 from engine.evaluate import EncodedPrompt
 from engine.findings import Finding
 from engine.language_model import LanguageModel, load_language_model, load_tokenizer
+from engine.objective_check import check_objective
 from engine.prompt_spec import PromptColumns
 from engine.prompts import pinned, read_prompts
 from engine.spec import RunSpec
@@ -98,6 +99,7 @@ def load_models(spec: RunSpec, device: torch.device, precision: Precision) -> tu
     errors = [finding for finding in pair_findings(student, teacher) if finding.severity == "error"]
     if errors:
         raise RunError("bad_model", errors[0].message, errors)
+    check_objective(spec, student, teacher)
     # Within one family, heads are padded to different sizes; a sampled padding row would be no token of the other model.
     shared = min(student.head.vocabulary, teacher.head.vocabulary)
     return student.limited_to(shared), teacher.limited_to(shared)

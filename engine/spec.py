@@ -11,12 +11,13 @@ from pydantic import Field, model_validator
 from engine.adapter_spec import Adapter, NoAdapter
 from engine.anchoring import Anchoring, NoAnchoring
 from engine.completion_spec import CompletionSource, StudentCompletions
-from engine.divergences import Divergence, ReverseKL
+from engine.divergences import ReverseKL
 from engine.evaluation_spec import EvaluationSpec
 from engine.frozen import Count, Frozen
 from engine.health_spec import HealthSpec
 from engine.loss_region import LossRegion, WholeRegion
 from engine.model_spec import ModelSpec
+from engine.objective_spec import Divergence
 from engine.optimizer_spec import OptimizerSpec
 from engine.prefix_state import PrefixState, Tokens
 from engine.prefixes import ConstantPrefix, PrefixSchedule

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,8 @@ class Update:
     position_loss: list[float]
     """Mean divergence by position up to the last supervised one; 0 where no rollout has a supervised token."""
     position_count: list[int]
+    measures: dict[str, float]
+    """What the divergence measures beside itself, such as kept_mass_teacher: means over all supervised tokens."""
     num_tokens: int
     """Supervised tokens of the global batch."""
     flops: FlopLedger
@@ -54,6 +57,7 @@ class Update:
             "teacher_entropy": self.teacher_entropy,
             "sampled_logprob_gap": self.logprob_gap,
             "own_token_share": self.num_own_tokens / self.num_tokens if self.num_tokens else None,
+            **self.measures,
         }
 
 
@@ -143,6 +147,8 @@ class Student:
         is_own = torch.tensor([at in rollout.sampled_by_student for rollout in group for at in rollout.supervised])
         sums.logprob_gap += float((loss.student_logprob.cpu().float() - sampled)[is_own].abs().sum())
         sums.num_own += int(is_own.sum())
+        for name, measure in loss.measures.items():
+            sums.measures[name] += float(measure.sum())
         sums.position_loss.index_add_(0, batch.position, loss.per_token.cpu().double())
         sums.position_count.index_add_(0, batch.position, torch.ones(len(batch.position), dtype=torch.long))
         padding = batch.token_ids.numel() - batch.num_real_tokens
@@ -166,6 +172,7 @@ class _Sums:
     def __init__(self, num_positions: int) -> None:
         self.loss = self.student_entropy = self.teacher_entropy = self.logprob_gap = self.padding_flops = 0.0
         self.num_own = 0
+        self.measures: dict[str, float] = defaultdict(float)
         self.position_loss: Tensor = torch.zeros(num_positions, dtype=torch.double)
         self.position_count: Tensor = torch.zeros(num_positions, dtype=torch.long)
         self.flops = FlopLedger()
@@ -182,6 +189,7 @@ class _Sums:
             teacher_entropy=mean(self.teacher_entropy),
             logprob_gap=self.logprob_gap / self.num_own if self.num_own else None,
             num_own_tokens=self.num_own,
+            measures={name: total / num_tokens for name, total in self.measures.items()},
             position_loss=(self.position_loss / self.position_count.clamp(min=1)).tolist(),
             position_count=self.position_count.tolist(),
             num_tokens=num_tokens,

@@ -77,6 +77,15 @@ def changed(path: str, value: object) -> dict[str, Any]:
         ("optimizer.beta2", 1, "optimizer.beta2 is 1 but must be less than 1.0; lower it."),
         ("optimizer.eps", float("nan"), "optimizer.eps is nan but must be a finite number; correct it."),
         ("divergence", {"kind": "jsd", "beta": 1.0}, "divergence.beta is 1.0 but must be less than 1.0; lower it."),
+        ("divergence", {"kind": "top_k_kl", "k": 0}, "divergence.k is 0 but must be at least 1; raise it."),
+        ("divergence", {"kind": "teacher_order", "k": 1}, "divergence.k is 1 but must be at least 2; raise it."),
+        ("divergence", {"kind": "skew_kl", "alpha": 0}, "divergence.alpha is 0 but must be more than 0.0; raise it."),
+        (
+            "divergence",
+            {"kind": "top_k_kl", "k": 1, "rest": "renormalised"},
+            "divergence.k is 1 but a single token renormalised has probability 1 under both models, so that nothing is "
+            "learnt; raise k to at least 2 or set divergence.rest to tail_bucket.",
+        ),
         ("num_steps", 0, "num_steps is 0 but must be at least 1; raise it."),
         ("sampling.temperature", 0, "sampling.temperature is 0 but must be more than 0.0; raise it."),
         ("device", "tpu", "device is 'tpu' but must be one of 'auto', 'cpu' or 'cuda'; choose one of them."),

@@ -1,0 +1,20 @@
+"""Whether the objective of a spec fits its models: what cannot be known before they are open."""
+
+from __future__ import annotations
+
+from engine.errors import RunError
+from engine.findings import Finding
+from engine.language_model import LanguageModel
+from engine.spec import RunSpec
+from engine.topk_divergences import TeacherOrder, TopKKL
+
+
+def check_objective(spec: RunSpec, student: LanguageModel, teacher: LanguageModel) -> None:
+    """RunError("bad_spec") when the divergence asks for more tokens than the vocabulary that both models share has."""
+    vocabulary = min(student.head.vocabulary, teacher.head.vocabulary)
+    if isinstance(spec.divergence, TopKKL | TeacherOrder) and spec.divergence.k > vocabulary:
+        message = (
+            f"divergence.k is {spec.divergence.k} but student and teacher share a vocabulary of {vocabulary} tokens; "
+            f"lower it to at most {vocabulary}."
+        )
+        raise RunError("bad_spec", message, [Finding(field="divergence.k", message=message)])
