@@ -12,7 +12,7 @@ from importlib.metadata import version
 
 import torch
 
-from engine.evaluate import EncodedPrompt, Evaluation
+from engine.evaluate import Evaluation, Evaluator
 from engine.flops import FlopLedger
 from engine.frozen import Frozen
 from engine.json_cache import JsonCache
@@ -49,29 +49,30 @@ class BaselineCache:
             "num_teacher_texts": spec.evaluation.num_teacher_texts,
             "samples_per_prompt": spec.evaluation.samples_per_prompt,
             "answer_sampling": spec.evaluation.answer_sampling.model_dump(),
-            "scorer": spec.evaluation.scorer.model_dump(),
         }
         self._settings = json.dumps(settings, sort_keys=True)
         self._cache = JsonCache("baselines", CachedBaseline)
 
-    def find(self, subject: str, prompts: list[EncodedPrompt], horizon: int) -> Evaluation | None:
+    def find(self, subject: str, evaluator: Evaluator, horizon: int) -> Evaluation | None:
         """The evaluation of this subject on these prompts, None when it was never measured here."""
-        cached = self._cache.find(self._parts(subject, prompts, horizon))
+        cached = self._cache.find(self._parts(subject, evaluator, horizon))
         if cached is None:
             return None
         figures = {name: getattr(cached, name) for name in CachedBaseline.model_fields}
         return Evaluation(**figures, sampled=[], flops=FlopLedger())
 
-    def keep(self, subject: str, prompts: list[EncodedPrompt], horizon: int, evaluation: Evaluation) -> None:
+    def keep(self, subject: str, evaluator: Evaluator, horizon: int, evaluation: Evaluation) -> None:
         """Store an evaluation for the next run."""
         figures = {name: getattr(evaluation, name) for name in CachedBaseline.model_fields}
-        self._cache.keep(self._parts(subject, prompts, horizon), CachedBaseline(**figures))
+        self._cache.keep(self._parts(subject, evaluator, horizon), CachedBaseline(**figures))
 
-    def _parts(self, subject: str, prompts: list[EncodedPrompt], horizon: int) -> list[str]:
+    def _parts(self, subject: str, evaluator: Evaluator, horizon: int) -> list[str]:
         # The teacher's own figures have no inside and beyond.
         parts = [self._settings, subject, str(horizon if subject == "base" else 0)]
         # The prompt's text too: it names the problems of the verdicts.
-        return parts + [json.dumps([p.token_ids, p.row.prompt, p.row.answer, p.row.completion]) for p in prompts]
+        parts.append(evaluator.scorer.model_dump_json())
+        rows = [(prompt.token_ids, prompt.row) for prompt in evaluator.prompts]
+        return parts + [json.dumps([ids, row.prompt, row.answer, row.completion, row.entry]) for ids, row in rows]
 
 
 def weights_digest(model: LanguageModel) -> str:

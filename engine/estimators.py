@@ -110,3 +110,11 @@ def calibration_error(confidences: Sequence[float], outcomes: Sequence[float], n
         of_bin[0] += confidence
         of_bin[1] += outcome
     return sum(abs(confidence - outcome) for confidence, outcome in sums.values()) / len(confidences)
+
+
+def paired_interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
+    """Mean over problems of `second` minus `first` and its 95 % interval, by the standard error of the differences."""
+    differences = [b - a for a, b in zip(first, second, strict=True)]
+    mean = sum(differences) / len(differences)
+    half = _Z95 * clustered_standard_error(differences)
+    return mean, mean - half, mean + half

@@ -22,7 +22,7 @@ from engine.loss_region import LossRegion
 from engine.prompts import PromptRow
 from engine.rollout import Rollout, RolloutRequest
 from engine.sampler import Sampler
-from engine.scorers import Mark
+from engine.scorers import Mark, Scorer
 from engine.scoring import TokenColumns, score_rollouts
 from engine.spec import RunSpec
 from engine.verdicts import Verdicts, verdicts_of
@@ -53,7 +53,10 @@ class Evaluation:
 
 
 class Evaluator:
-    """Evaluates models of a run on one file of prompts; `teacher_texts` are completions of the first of them."""
+    """Evaluates models of a run on one file of prompts; `teacher_texts` are completions of the first of them.
+
+    `scorer` marks the completions: the spec's, unless the file is a task with its own.
+    """
 
     def __init__(
         self,
@@ -61,11 +64,13 @@ class Evaluator:
         prompts: list[EncodedPrompt],
         on_token: Callable[[], None],
         teacher_texts: Sequence[Rollout] = (),
+        scorer: Scorer | None = None,
     ) -> None:
         self.spec = spec
         self.prompts = prompts
         self.on_token = on_token
         self.teacher_texts = list(teacher_texts)
+        self.scorer = scorer or spec.evaluation.scorer
 
     def evaluate(self, model: LanguageModel, teacher: LanguageModel, horizon: int) -> Evaluation:
         """Greedy completions of all prompts and samples of the first `num_sampled`, both at full length.
@@ -121,10 +126,10 @@ class Evaluator:
 
     def mark(self, model: LanguageModel, rollout: Rollout) -> Mark | None:
         """Whether a completion has the row's answer; None when the row has none."""
-        answer = self.prompts[rollout.prompt_index].row.answer
-        if answer is None:
+        row = self.prompts[rollout.prompt_index].row
+        if row.answer is None:
             return None
-        return self.spec.evaluation.scorer.mark(completion_text(model, rollout), answer)
+        return self.scorer.mark(completion_text(model, rollout), row.answer, row.entry)
 
     def _answer_samples(self, model: LanguageModel) -> tuple[list[int], dict[str, float | None], float]:
         """Right samples by prompt, the metrics of k samples of each prompt, and the FLOPs of drawing them."""

@@ -28,7 +28,7 @@ class EvaluationSpec(PromptColumns):
     """Full-length evaluation: its length never depends on the horizon."""
 
     path: PromptReference
-    """Prompts with answers, and whole texts where they can be compared; a reference as in prompts.path: chooses the best checkpoint."""
+    """Prompts with answers (and whole texts to compare): a reference as in prompts.path or `task:gsm8k`; chooses the best checkpoint."""
     num_prompts: Annotated[int, Field(ge=1, le=100_000)] = 100
     """Prompts taken from the start of the file."""
     report_path: PromptReference | None = None
@@ -38,7 +38,7 @@ class EvaluationSpec(PromptColumns):
     every_steps: Count = 20
     """Steps between evaluations; there is always one at the end."""
     scorer: Scorer = FinalNumber()
-    """How a completion is marked right or wrong."""
+    """How a completion is marked right or wrong; a ready task (`task:…`) has a scorer of its own and uses that."""
     primary_metric: PrimaryMetric = "accuracy"
     """What decides which checkpoint is the best: a KL where accuracy is near zero and so tells nothing, avg@k where it is noisy."""
     num_sampled: Annotated[int, Field(ge=1, le=4096)] = 16

@@ -14,6 +14,7 @@ from engine.language_model import LanguageModel
 from engine.prefix_state import PrefixSignals
 from engine.rollout import Rollout
 from engine.setup import RunData
+from engine.task_spec import scorer_of
 from engine.teacher_texts import teacher_texts
 from engine.token_trace import write_traces
 from engine.trace import rollout_summary, token_trace
@@ -37,13 +38,13 @@ def measure_baselines(run: Run) -> None:
             run.enter("baseline", f"{subject} on {split}")
             began = time.monotonic()
             is_traced = split == "dev" and subject == "base"
-            known = None if is_traced else cache.find(subject, evaluator.prompts, horizon)
+            known = None if is_traced else cache.find(subject, evaluator, horizon)
             evaluation = known or evaluator.evaluate(model, run.teacher, horizon)
             _record(run, evaluation, subject, split, began, is_cached=known is not None)
             if is_traced:
                 _write_traces(run, evaluation, evaluator, "base")
             elif known is None:
-                cache.keep(subject, evaluator.prompts, horizon, evaluation)
+                cache.keep(subject, evaluator, horizon, evaluation)
     run.change_state(evaluated_step=0)
 
 
@@ -83,7 +84,14 @@ def report(run: Run) -> None:
 
 def _evaluator(run: Run, split: Split) -> Evaluator:
     prompts = run.data.dev if split == "dev" else run.data.report
-    return Evaluator(run.spec, prompts, run.control.raise_if_stopped, _teacher_texts(run, split, prompts))
+    path, report_path = run.spec.evaluation.path, run.spec.evaluation.report_path
+    return Evaluator(
+        run.spec,
+        prompts,
+        run.control.raise_if_stopped,
+        _teacher_texts(run, split, prompts),
+        scorer_of(path if split == "dev" or report_path is None else report_path, run.spec.evaluation.scorer),
+    )
 
 
 def _teacher_texts(run: Run, split: Split, prompts: list[EncodedPrompt]) -> list[Rollout]:

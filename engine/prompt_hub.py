@@ -44,6 +44,18 @@ def hub_files(dataset: HubDataset) -> HubFiles:
     return HubFiles(commit, [fetched(name) for name in chosen])
 
 
+def local_files(folder: Path, dataset: HubDataset) -> HubFiles:
+    """The data files of a split in a local copy, laid out as on the hub or a single file; no commit is known of it."""
+    if not folder.is_dir():
+        raise UnreadableFile(f"has the folder {str(folder)!r}, which is not on this machine; correct it")
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    data = [name for name in names if name.lower().endswith(_SUFFIXES)]
+    if len(data) == 1:
+        return HubFiles("", [folder / data[0]])
+    card = _card(folder / _CARD) if _CARD in names else {}
+    return HubFiles("", [folder / name for name in split_files(names, card, dataset)])
+
+
 def _listed(dataset: HubDataset) -> tuple[str, list[str], Path | None]:
     """Commit, names of all files, and the folder of the snapshot when the hub was not asked."""
     try:

@@ -3,8 +3,11 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote
+
+from engine.locations import resolve
 
 T = TypeVar("T")
 
@@ -48,16 +51,39 @@ class GymTasks:
     seed: int = 0
 
 
-def parsed_reference(reference: str) -> PromptFile | HubDataset | GymTasks:
+@dataclass(frozen=True)
+class ReadyTask:
+    """One of the evaluation tasks that come with Incipit, see engine/task_spec.py."""
+
+    name: str
+    folder: str | None = None
+    """A local copy of its data set, as the hub lays it out or just its file; None takes the hub or this machine's cache."""
+    revision: str | None = None
+    """Of the data set on the hub."""
+
+    def __str__(self) -> str:
+        options = {"folder": self.folder, "revision": self.revision}
+        query = "&".join(f"{key}={quote(value, safe='/')}" for key, value in options.items() if value is not None)
+        return f"task:{self.name}" + (f"?{query}" if query else "")
+
+
+def ready_tasks() -> list[str]:
+    """Names of the ready tasks."""
+    return sorted(path.stem for path in Path(resolve("builtin:tasks")).glob("*.json"))
+
+
+def parsed_reference(reference: str) -> PromptFile | HubDataset | GymTasks | ReadyTask:
     """What `reference` stands for; ValueError with the second half of a sentence when it cannot be understood.
 
-    `hf:org/name@revision?split=test&subset=main` and `reasoning_gym:chain_sum?size=500&seed=1`, all behind the name
-    optional; everything else is a path.
+    `hf:org/name@revision?split=test&subset=main`, `reasoning_gym:chain_sum?size=500&seed=1` and
+    `task:math500?folder=data/math500`, all behind the name optional; everything else is a path.
     """
     scheme, _, rest = reference.partition(":")
-    if scheme not in ("hf", "reasoning_gym"):
+    if scheme not in ("hf", "reasoning_gym", "task"):
         return PromptFile(reference)
     name, _, query = rest.partition("?")
+    if scheme == "task":
+        return _task(name, query)
     options = _options(query, ("split", "subset") if scheme == "hf" else ("size", "seed"))
     if scheme == "hf":
         found = _REPOSITORY.fullmatch(name)
@@ -72,6 +98,21 @@ def parsed_reference(reference: str) -> PromptFile | HubDataset | GymTasks:
         raise ValueError(f"{name!r} is no task's name; write one such as reasoning_gym:chain_sum?size=500&seed=1.")
     size = _option(options, "size", lambda text: _whole(text, 1, _MAX_GENERATED), 1000)
     return GymTasks(name, size, _option(options, "seed", lambda text: _whole(text, 0, _MAX_SEED), 0))
+
+
+def _task(name: str, query: str) -> ReadyTask:
+    options = _options(query, ("folder", "revision"))
+    if name not in ready_tasks():
+        raise ValueError(f"there is no task {name[:64]!r}; the tasks are {', '.join(ready_tasks())}.")
+    if options.get("folder") == "":
+        raise ValueError("its folder is empty; name one or leave it out.")
+    return ReadyTask(name, options.get("folder"), _option(options, "revision", _revision, None))
+
+
+def _revision(text: str) -> str:
+    if not re.fullmatch(r"[\w./-]{1,128}", text) or ".." in text:
+        raise ValueError("and must be a branch, a tag or a commit; correct it.")
+    return text
 
 
 def _options(query: str, known: tuple[str, str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from engine.errors import RunError
 from engine.findings import Finding
 from engine.locations import resolve
 from engine.prompt_files import FileRow, MissingColumn, UnreadableFile, file_rows
-from engine.prompt_reference import GymTasks, HubDataset, parsed_reference
+from engine.prompt_reference import GymTasks, HubDataset, ReadyTask, parsed_reference
 from engine.prompt_spec import PromptColumns
 
 _MAX_REPORTED = 5  # findings per file; the rest are counted
@@ -85,6 +85,10 @@ def pinned(reference: str, field: str) -> str:
             from engine.prompt_hub import hub_files
 
             return source.at(hub_files(source).commit)
+        if isinstance(source, ReadyTask) and source.folder is None:
+            from engine.tasks import task_files
+
+            return str(ReadyTask(source.name, revision=task_files(source).commit))
     except UnreadableFile as error:
         raise _bad_data(field, [f"{field} is {reference!r}, which {error}."]) from None
     except ValueError as error:
@@ -113,6 +117,11 @@ def _rows(reference: str, field: str, columns: PromptColumns, need_answer: bool)
         paths: list[tuple[str, Iterator[FileRow]]] = [
             (reference, gym_rows(source, columns.prompt_column, columns.answer_column))
         ]
+    elif isinstance(source, ReadyTask):
+        from engine.tasks import task_rows
+
+        yield from task_rows(source, columns.prompt_column, columns.answer_column)
+        return
     elif isinstance(source, HubDataset):
         from engine.prompt_hub import hub_files
 

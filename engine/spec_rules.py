@@ -11,6 +11,8 @@ from engine.findings import misfit
 from engine.loss_region import SuffixRegion, WindowRegion
 from engine.optimizer_spec import ConstantWithDecay
 from engine.prefixes import StagesPrefix
+from engine.prompt_reference import GymTasks, ReadyTask, parsed_reference
+from engine.scorers import ReasoningGym
 from engine.selection_spec import ProbeSelection
 from engine.sentinel_spec import GrowHorizon, WatchTail
 
@@ -195,6 +197,29 @@ def _sentinel_has_prompts_and_something_to_change(spec: RunSpec) -> None:
         )
 
 
+def _the_scorer_has_what_it_needs(spec: RunSpec) -> None:
+    evaluation = spec.evaluation
+    for field, reference in (
+        ("prompts.path", spec.prompts.path),
+        ("evaluation.path", evaluation.path),
+        ("evaluation.report_path", evaluation.report_path),
+    ):
+        source = parsed_reference(reference) if reference is not None else None
+        if isinstance(source, ReadyTask) and field == "prompts.path":
+            raise misfit(
+                field, f"{field} is {reference!r}, but ready tasks are for evaluation; train on other prompts."
+            )
+        scorer = evaluation.scorer
+        if isinstance(scorer, ReasoningGym) and source is not None and field != "prompts.path":
+            if isinstance(source, ReadyTask) or (isinstance(source, GymTasks) and source.task == scorer.task):
+                continue
+            raise misfit(
+                "evaluation.scorer",
+                f"evaluation.scorer is that of the reasoning-gym task {scorer.task} but {field} is {reference!r}; "
+                f"set the path to reasoning_gym:{scorer.task} or choose another scorer.",
+            )
+
+
 RULES: list[Callable[[RunSpec], None]] = [
     _prefix_is_within_the_completion,
     _warmup_is_within_the_run,
@@ -206,4 +231,5 @@ RULES: list[Callable[[RunSpec], None]] = [
     _data_has_one_completion_for_each_prompt,
     _a_probe_has_candidates_to_choose_from,
     _sentinel_has_prompts_and_something_to_change,
+    _the_scorer_has_what_it_needs,
 ]

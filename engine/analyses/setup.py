@@ -12,6 +12,7 @@ from engine.rollout import Rollout, RolloutRequest
 from engine.sampler import Sampler
 from engine.setup import RunData, choose_device, choose_precision, fit_lengths, load_data, load_models
 from engine.spec import RunSpec
+from engine.task_spec import scorer_of
 
 Report = Callable[[float, str], None]
 """Called with the share of the work that is done and what is being done."""
@@ -59,7 +60,8 @@ class Subjects:
     def is_right(self, model: LanguageModel, prompt: EncodedPrompt, rollout: Rollout) -> bool:
         """Whether the completion has the row's answer by the spec's scorer."""
         assert prompt.row.answer is not None, "evaluation prompts are read with their answers"
-        return self.spec.evaluation.scorer.is_right(completion_text(model, rollout), prompt.row.answer)
+        scorer = scorer_of(self.spec.evaluation.path, self.spec.evaluation.scorer)
+        return scorer.is_right(completion_text(model, rollout), prompt.row.answer, prompt.row.entry)
 
 
 def open_subjects(asked: AnalysisSpec, report: Report) -> Subjects:

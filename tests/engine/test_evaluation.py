@@ -1,5 +1,6 @@
 """What an evaluation measures beside accuracy: k samples, fixed teacher texts, calibration, and which figure decides."""
 
+import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -13,8 +14,10 @@ from pydantic import ValidationError
 
 from engine.answer_samples import answer_samples
 from engine.calibration import calibration_metrics
+from engine.errors import RunError
 from engine.evaluation_spec import EvaluationSpec
 from engine.events import Evaluated, RunEvent
+from engine.locations import resolve
 from engine.rollout import RolloutRequest
 from engine.sampler import Sampler
 from engine.scorers import Mark
@@ -178,3 +181,12 @@ def test_the_best_checkpoint_is_that_of_the_primary_metric(tmp_path: Path) -> No
 def test_a_primary_metric_that_is_not_measured_is_refused(changes: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         quick_spec(evaluation=DEV | changes)
+
+
+def test_exact_decides_only_where_there_are_texts_to_compare(tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in Path(resolve("builtin:tiny/data/dev.jsonl")).read_text().splitlines()[:2]]
+    path = tmp_path / "dev.jsonl"
+    path.write_text("".join(json.dumps({key: row[key] for key in ("prompt", "answer")}) + "\n" for row in rows))
+    with pytest.raises(RunError, match=r"none of the 2 prompts of .* has a whole text to compare with") as caught:
+        train_here(quick_spec(evaluation=DEV | {"path": str(path), "primary_metric": "exact"}), tmp_path / "run")
+    assert caught.value.findings[0].field == "evaluation.primary_metric"
