@@ -26,13 +26,9 @@ def show(estimate: Estimate, document: Mapping[str, Any]) -> None:
         st.markdown(f"Memory about **{bytes_text(estimate.memory_total_bytes)}**")
         show_horizons(estimate, document)
         with st.expander("By phase and part", icon=":material/table:"):
-            phases = estimate.flops.model_dump()
-            full = estimate.full_length_flops.model_dump()
-            shown = {
-                name.replace("_", " "): (flops_text(value), flops_text(full[name]))
-                for name, value in phases.items()
-                if value
-            }
+            phases = estimate.flops.by_phase() | {"evaluation": estimate.flops.evaluation}
+            full = estimate.full_length_flops.by_phase() | {"evaluation": estimate.full_length_flops.evaluation}
+            shown = {name: (flops_text(value), flops_text(full.get(name))) for name, value in phases.items() if value}
             st.table(pd.DataFrame(shown, index=["this run", "full length"]).T)
             parts = sorted(estimate.memory_bytes.items(), key=lambda part: -part[1])
             st.table(

@@ -32,7 +32,6 @@ _METRICS = {
     "natural_stop_rate": "share ended by EOS",
 }
 _ACCURACY_HELP = "At full length: on dev prompts on the way; on report prompts once, with the best checkpoint."
-_PHASES = ("rollout", "teacher", "student_forward", "student_backward", "recompute")
 
 
 def figures(client: ApiClient, run: Run) -> None:
@@ -108,10 +107,11 @@ def overview(client: ApiClient, run: Run) -> None:
     if run.flops is not None and run.flops.training:
         st.markdown("**Training FLOPs by phase**")
         rows = [
-            {"who": run.name, "phase": phase.replace("_", " "), "flops": getattr(run.flops, phase), "order": order}
-            for order, phase in enumerate(_PHASES)
+            {"who": run.name, "phase": phase, "flops": flops, "order": order}
+            for order, (phase, flops) in enumerate(run.flops.by_phase().items())
+            if flops
         ]
-        frame = pd.DataFrame([row for row in rows if row["flops"]])
+        frame = pd.DataFrame(rows)
         st.altair_chart(
             charts.flops_bars(frame), key="overview-flops", alt="Training FLOPs by phase; data in the table below"
         )

@@ -59,7 +59,7 @@ class BaselineCache:
         if cached is None:
             return None
         figures = {name: getattr(cached, name) for name in CachedBaseline.model_fields}
-        return Evaluation(**figures, sampled=[], flops=FlopLedger())
+        return Evaluation(**figures, sampled=[], flops=FlopLedger(), executed=FlopLedger())
 
     def keep(self, subject: str, evaluator: Evaluator, horizon: int, evaluation: Evaluation) -> None:
         """Store an evaluation for the next run."""

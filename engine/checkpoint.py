@@ -41,7 +41,11 @@ class TrainerState(Frozen):
     health: HealthState = HealthState()
     sentinel: SentinelState = SentinelState()
     flops: FlopLedger = FlopLedger()
+    """Useful FLOPs so far."""
+    executed: FlopLedger = FlopLedger()
+    """Executed FLOPs so far; of checkpoints from before they were told apart by phase, since that step."""
     executed_flops: float = 0.0
+    """Executed FLOPs so far, all phases."""
     training_seconds: float = 0.0
     evaluated_step: int | None = None
     """Last step whose evaluation is complete; None before the baselines."""

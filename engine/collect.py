@@ -24,8 +24,8 @@ class StepRollouts:
     rollouts: list[Rollout]
     flops: FlopLedger
     """Useful FLOPs."""
-    wasted_flops: float
-    """FLOPs spent on padding and on rows that had ended."""
+    executed: FlopLedger
+    """FLOPs of all that was computed, padding and rows that had ended included."""
     metrics: dict[str, float | None]
     """What the selection has to tell of the step."""
 
@@ -66,7 +66,7 @@ def collect_rollouts(
     return StepRollouts(
         rollouts=[_supervised(rollout, region) for group, region in kept for rollout in group],
         flops=flops,
-        wasted_flops=writers.wasted_flops + candidates.wasted_flops,
+        executed=writers.executed + candidates.executed,
         metrics=candidates.metrics,
     )
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.decode_cache import decode_cache, reserve
+from engine.flops import FlopLedger
 from engine.language_model import LanguageModel
 from engine.rollout import Rollout, RolloutRequest, uniforms
 from engine.truncation import truncated
@@ -66,6 +67,11 @@ class DecodeRows:
         last = self.model.hidden(token_ids.to(device), past_key_values=self.cache, use_cache=True, **inputs)[:, -1]
         self.executed_tokens = token_ids.numel()
         """Positions computed so far, padding and ended rows included."""
+        is_begun = bool(requests[0].begun)
+        self._prefill_flops = model.shape.padded_prefill(
+            len(requests), width, is_masked=mask is not None, is_projected=not is_begun
+        )
+        self._decode_flops = 0.0
         self.decoder = self.model.decoder(width + horizon)
 
         repeats = requests[0].num_rollouts
@@ -101,10 +107,16 @@ class DecodeRows:
         """Whether the last tokens have not been run through the model yet."""
         self.logits = last.new_empty(0)
         """[B, V] logits of the next token."""
-        if requests[0].begun:
+        if is_begun:
             self._read([rollout for request in requests for rollout in request.begun])
         else:
             self.logits = self.model.head.logits(last).repeat_interleave(repeats, 0)
+
+    @property
+    def executed(self) -> FlopLedger:
+        """What was computed so far, padding and ended rows included."""
+        prefill, decode = self._prefill_flops, self._decode_flops
+        return FlopLedger(rollout=prefill + decode, rollout_prefill=prefill)
 
     def run(self, until: int, on_token: Callable[[], None]) -> None:
         """Decode until every row has `until` tokens or has ended; `on_token` is called after every decode step."""
@@ -149,6 +161,7 @@ class DecodeRows:
         states = self.model.hidden(token_ids, past_key_values=self.cache, use_cache=True, **inputs)
         self.logits = self.model.head.logits(states[:, -1])
         self.executed_tokens += token_ids.numel()
+        self._prefill_flops += self.model.shape.padded_reading(len(rows), self.prompt_width, self.position)
 
     def _choose(self) -> None:
         """Pick the next token of every live row."""
@@ -217,6 +230,8 @@ class DecodeRows:
             states = self.model.hidden(self.chosen[:, None], past_key_values=self.cache, use_cache=True, **inputs)
             hidden = states[:, -1]
         self.executed_tokens += len(self.chosen)
+        context = self.prompt_width + self.position
+        self._decode_flops += self.model.shape.decode_step(len(self.chosen), context)
         self.logits = self.model.head.logits(hidden)
         self.is_behind = False
 

@@ -23,7 +23,7 @@ from engine.prompts import PromptRow
 from engine.rollout import Rollout, RolloutRequest
 from engine.sampler import Sampler
 from engine.scorers import Mark, Scorer
-from engine.scoring import TokenColumns, score_rollouts
+from engine.scoring import TokenColumns, executed_scoring_flops, score_rollouts
 from engine.spec import RunSpec
 from engine.verdicts import Verdicts, verdicts_of
 
@@ -48,6 +48,9 @@ class Evaluation:
     sampled: list[TokenColumns]
     """Scored full-length samples; empty for the teacher."""
     flops: FlopLedger
+    """Useful FLOPs, all of them evaluation."""
+    executed: FlopLedger
+    """The same with padding and rows that had ended."""
     verdicts: Verdicts | None = None
     """Which problems were answered rightly; None when there are too many to keep."""
 
@@ -71,12 +74,15 @@ class Evaluator:
         self.on_token = on_token
         self.teacher_texts = list(teacher_texts)
         self.scorer = scorer or spec.evaluation.scorer
+        self._executed = 0.0
+        """FLOPs that the evaluation at hand has executed, padding and rows that had ended included."""
 
     def evaluate(self, model: LanguageModel, teacher: LanguageModel, horizon: int) -> Evaluation:
         """Greedy completions of all prompts and samples of the first `num_sampled`, both at full length.
 
         `model is teacher` measures the teacher itself: no divergence then.
         """
+        self._executed = 0.0
         greedy = self._sample(model, self.prompts, 0.0)
         marks = [self.mark(model, rollout) for rollout in greedy]
         sampled_prompts = self.prompts[: self.spec.evaluation.num_sampled]
@@ -96,7 +102,9 @@ class Evaluator:
         )
         if model is teacher:
             metrics |= dict.fromkeys([*_DIVERGENCE_METRICS, *CALIBRATION_METRICS, _TEXTS_METRIC])
-            return Evaluation(metrics, [], [], [], [], [], FlopLedger(evaluation=flops), verdicts)
+            return Evaluation(
+                metrics, [], [], [], [], [], FlopLedger(evaluation=flops), self._executed_ledger, verdicts
+            )
         columns = self._scored(model, teacher, samples)
         texts = self._scored(model, teacher, self.teacher_texts)
         for sample in [*samples, *self.teacher_texts]:
@@ -121,6 +129,7 @@ class Evaluator:
             position_count=(~reverse.isnan()).sum(0).tolist(),
             sampled=columns,
             flops=FlopLedger(evaluation=flops),
+            executed=self._executed_ledger,
             verdicts=verdicts,
         )
 
@@ -139,6 +148,7 @@ class Evaluator:
         sampler = Sampler(model, self.spec.seed, draw.temperature, self.on_token, top_k=draw.top_k, top_p=draw.top_p)
         requests = [RolloutRequest(index, prompt.token_ids, k, 0) for index, prompt in enumerate(self.prompts)]
         rollouts = sampler.sample(requests, self.spec.max_completion_tokens)
+        self._executed += sampler.executed.total
         marks = [self.mark(model, rollout) or Mark(False, None) for rollout in rollouts]
         of_prompt = range(0, len(rollouts), k)
         found = answer_samples([marks[at : at + k] for at in of_prompt], self.spec.seed)
@@ -149,20 +159,28 @@ class Evaluator:
         )
         return found.num_right, found.metrics, flops
 
+    @property
+    def _executed_ledger(self) -> FlopLedger:
+        return FlopLedger(evaluation=self._executed)
+
     def _scored(self, model: LanguageModel, teacher: LanguageModel, rollouts: list[Rollout]) -> list[TokenColumns]:
+        micro_batch = self.spec.micro_batch_rollouts
+        self._executed += executed_scoring_flops(model, teacher, rollouts, micro_batch)
         return score_rollouts(
             model,
             teacher,
             rollouts,
             temperature=self.spec.sampling.temperature,
             top_k=self.spec.traces.top_k,
-            micro_batch=self.spec.micro_batch_rollouts,
+            micro_batch=micro_batch,
         )
 
     def _sample(self, model: LanguageModel, prompts: list[EncodedPrompt], temperature: float) -> list[Rollout]:
         requests = [RolloutRequest(index, prompt.token_ids, 1, 0) for index, prompt in enumerate(prompts)]
         sampler = Sampler(model, self.spec.seed, temperature, self.on_token)
-        return sampler.sample(requests, self.spec.max_completion_tokens)
+        rollouts = sampler.sample(requests, self.spec.max_completion_tokens)
+        self._executed += sampler.executed.total
+        return rollouts
 
     def _greedy_metrics(
         self, model: LanguageModel, rollouts: list[Rollout], marks: list[Mark | None]

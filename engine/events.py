@@ -92,6 +92,8 @@ class StepDone(EventBase):
     """Useful training and evaluation FLOPs of the run so far, by phase."""
     executed_flops: float
     """FLOPs really executed so far, padding included, all phases."""
+    executed: FlopLedger = FlopLedger()
+    """The same by phase; empty in events from before they were told apart."""
     seconds: dict[str, float]
     """Wall seconds of this step: rollout, update (teacher scoring included), total."""
 
@@ -132,6 +134,8 @@ class Evaluated(EventBase):
     is_best: bool = False
     """Whether this student is the best so far by evaluation.primary_metric on the dev split."""
     flops: FlopLedger
+    executed: FlopLedger = FlopLedger()
+    """FLOPs really executed so far, by phase."""
     seconds: float
 
 

@@ -170,10 +170,20 @@ class ModelShape(Frozen):
         contexts = steps * prompt_tokens + steps * (steps + 1) / 2
         return 2.0 * (self.run_parameters + self.head_parameters) * steps + 4.0 * self.attention_width * contexts
 
-    def padded_prefill(self, num_rows: int, width: int, *, is_masked: bool) -> float:
+    def padded_forward(self, num_rows: int, width: int, num_projected: int) -> float:
+        """Executed FLOPs of a forward pass over rows padded to `width` that projects `num_projected` tokens of them all."""
+        return num_rows * self.forward(width, 0) + self.forward(0, num_projected)
+
+    def padded_prefill(self, num_rows: int, width: int, *, is_masked: bool, is_projected: bool = True) -> float:
         """Executed FLOPs of the prefill of prompts padded to `width`; a mask makes attention compute its whole square."""
         square = 2.0 * self.attention_width * width * (width - 1) if is_masked else 0.0
-        return num_rows * (self.prefill(width) + square)
+        return num_rows * (self.forward(width, int(is_projected)) + square)
+
+    def padded_reading(self, num_rows: int, width: int, num_given: int) -> float:
+        """Executed FLOPs of reading `num_given` completion tokens behind a cache of `width` positions, with attention's whole
+        rectangle, since only a mask can describe it; the last one is projected."""
+        attention = 4.0 * self.attention_width * num_given * (width + num_given)
+        return num_rows * (2.0 * self.run_parameters * num_given + attention + 2.0 * self.head_parameters)
 
     def decode_step(self, num_rows: int, context: int) -> float:
         """Executed FLOPs of one token for each row, that attends to `context` positions with itself, padding included."""

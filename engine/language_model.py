@@ -100,7 +100,9 @@ class LanguageModel:
 
     def limited_to(self, vocabulary: int) -> LanguageModel:
         """The same model without the last rows of its head: it neither samples nor scores their tokens."""
-        return replace(self, head=replace(self.head, vocabulary=vocabulary))
+        head = replace(self.head, vocabulary=vocabulary)
+        used = {"vocabulary": vocabulary, "head_parameters": vocabulary * self.shape.hidden}
+        return replace(self, head=head, shape=self.shape.model_copy(update=used))
 
     @property
     def num_parameters(self) -> int:

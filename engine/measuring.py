@@ -97,11 +97,14 @@ def _evaluator(run: Run, split: Split) -> Evaluator:
 def _teacher_texts(run: Run, split: Split, prompts: list[EncodedPrompt]) -> list[Rollout]:
     """The fixed texts of a split; the teacher writes them when they are first asked for."""
     if split not in run.teacher_texts:
-        texts, were_kept = teacher_texts(run.spec, run.teacher, prompts, run.control.raise_if_stopped)
+        texts, executed = teacher_texts(run.spec, run.teacher, prompts, run.control.raise_if_stopped)
         run.teacher_texts[split] = texts
-        if not were_kept:
-            spent = FlopLedger(evaluation=generation_flops(run.teacher, texts))
-            run.change_state(flops=run.state.flops + spent, executed_flops=run.state.executed_flops + spent.evaluation)
+        if executed.total:
+            run.change_state(
+                flops=run.state.flops + FlopLedger(evaluation=generation_flops(run.teacher, texts)),
+                executed=run.state.executed + executed,
+                executed_flops=run.state.executed_flops + executed.total,
+            )
     return run.teacher_texts[split]
 
 
@@ -118,7 +121,8 @@ def _record(
 ) -> None:
     run.change_state(
         flops=run.state.flops + evaluation.flops,
-        executed_flops=run.state.executed_flops + evaluation.flops.evaluation,
+        executed=run.state.executed + evaluation.executed,
+        executed_flops=run.state.executed_flops + evaluation.executed.total,
     )
     at = run.state.step if step is None else step
     if split == "dev":
@@ -139,6 +143,7 @@ def _record(
         is_best=is_best,
         is_cached=is_cached,
         flops=run.state.flops,
+        executed=run.state.executed,
         seconds=time.monotonic() - began,
     )
 

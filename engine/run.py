@@ -111,14 +111,13 @@ class Run:
         done = time.monotonic()
         if update.loss is None:
             self.journal.warn_once("nothing_supervised", nothing_supervised(step + 1, horizon))
+        executed = collected.executed + update.executed
         self.change_state(
             step=step + 1,
             prefix=self._prefix_after(step, collected.rollouts, update),
             flops=self.state.flops + collected.flops + update.flops,
-            executed_flops=self.state.executed_flops
-            + collected.flops.training
-            + collected.wasted_flops
-            + update.executed_flops,
+            executed=self.state.executed + executed,
+            executed_flops=self.state.executed_flops + executed.total,
             training_seconds=self.state.training_seconds + done - began,
         )
         self.journal.emit(
@@ -129,6 +128,7 @@ class Run:
             position_loss=update.position_loss,
             position_count=update.position_count,
             flops=self.state.flops,
+            executed=self.state.executed,
             executed_flops=self.state.executed_flops,
             seconds={"rollout": sampled - began, "update": done - sampled, "total": done - began},
         )

@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 
 from engine.decode_rows import DecodeRows, Draw
+from engine.flops import FlopLedger
 from engine.language_model import LanguageModel
 from engine.rollout import Rollout, RolloutRequest
 
@@ -36,13 +37,8 @@ class Sampler:
     """Sample from the most likely tokens that together have this probability; then log-probabilities are those among them."""
     executed_tokens: int = 0
     """Positions computed so far, padding and ended rows included."""
-    needed_tokens: int = 0
-    """Positions that the rollouts so far needed: each prompt once, and all tokens of a completion but its last."""
-
-    @property
-    def wasted_tokens(self) -> int:
-        """Positions computed for padding and for rows that had ended."""
-        return self.executed_tokens - self.needed_tokens
+    executed: FlopLedger = field(default_factory=FlopLedger)
+    """What was computed so far; of rollouts that are still in a probe, nothing yet."""
 
     @torch.inference_mode()
     def sample(self, requests: list[RolloutRequest], horizon: int) -> list[Rollout]:
@@ -75,10 +71,9 @@ class Sampler:
 
     def _counted(self, rows: DecodeRows) -> list[list[Rollout]]:
         """The rollouts of a batch that is done."""
-        groups = rows.rollouts()
         self.executed_tokens += rows.executed_tokens
-        self.needed_tokens += sum(map(_needed_tokens, groups))
-        return groups
+        self.executed += rows.executed
+        return rows.rollouts()
 
 
 class Probe:
@@ -109,11 +104,6 @@ def _in_order(batches: list[tuple[list[int], list[_T]]]) -> list[_T]:
     """One value for each request, in the order of the requests, from batches of request indices and values."""
     found = {index: value for indices, values in batches for index, value in zip(indices, values, strict=True)}
     return [found[index] for index in range(len(found))]
-
-
-def _needed_tokens(group: list[Rollout]) -> int:
-    sampled = [len(r.completion_token_ids) for r in group if len(r.completion_token_ids) > r.num_begun]
-    return len(group[0].prompt_token_ids) + sum(sampled) - len(sampled) if sampled else 0
 
 
 def _batches(requests: list[RolloutRequest], horizon: int) -> list[list[int]]:

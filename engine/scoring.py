@@ -68,6 +68,22 @@ def score_rollouts(
     return [scored[id(rollout)] for rollout in rollouts]
 
 
+def executed_scoring_flops(
+    student: LanguageModel, teacher: LanguageModel, rollouts: list[Rollout], micro_batch: int
+) -> float:
+    """Executed FLOPs of `score_rollouts`, padding included."""
+    return sum(executed_reading_flops(model, rollouts, micro_batch) for model in (student, teacher))
+
+
+def executed_reading_flops(model: LanguageModel, rollouts: list[Rollout], micro_batch: int) -> float:
+    """Executed FLOPs of a forward pass of one model over rollouts in micro-batches, projected where they are supervised."""
+    total = 0.0
+    for group in micro_batches(rollouts, micro_batch):
+        width = max(len(r.prompt_token_ids) + len(r.completion_token_ids) for r in group)
+        total += model.shape.padded_forward(len(group), width, sum(len(r.supervised) for r in group))
+    return total
+
+
 def _columns(
     student: LanguageModel,
     teacher: LanguageModel,

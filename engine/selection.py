@@ -31,13 +31,13 @@ class Candidates:
     """probe_overlap_kept, probe_overlap_dropped (mean shares of the top k), kept_share; none where nothing was probed."""
     flops: FlopLedger
     """Of scoring the probes."""
-    wasted_flops: float
-    """FLOPs of scoring spent on padding."""
+    executed: FlopLedger
+    """Of scoring the probes, padding included."""
 
     @classmethod
     def all_kept(cls, groups: list[list[Rollout]]) -> Candidates:
         """Rollouts that are all trained on; nothing was scored."""
-        return cls(groups, [[True] * len(group) for group in groups], {}, FlopLedger(), 0.0)
+        return cls(groups, [[True] * len(group) for group in groups], {}, FlopLedger(), FlopLedger())
 
     @property
     def kept_groups(self) -> list[list[Rollout]]:
@@ -62,7 +62,7 @@ def probed_candidates(
     probe = sampler.probe(requests, horizon, num_tokens=selection.probe_tokens, top_k=top_k)
     candidates = [rollout for group in probe.rollouts for rollout in group]
     student_top = [top for group in probe.top_ids for top in group]
-    scores, num_padded = _overlaps(teacher, candidates, student_top, micro_batch)
+    scores, scoring = _overlaps(teacher, candidates, student_top, micro_batch)
     remaining = iter(scores)
     kept = selection.kept([[next(remaining) for _ in group] for group in probe.rollouts])
     flops = FlopLedger()
@@ -74,18 +74,18 @@ def probed_candidates(
         kept=kept,
         metrics=_metrics(scores, [flag for flags in kept for flag in flags]),
         flops=flops,
-        wasted_flops=2.0 * teacher.shape.run_parameters * num_padded,
+        executed=FlopLedger(teacher=scoring),
     )
 
 
 @torch.inference_mode()
 def _overlaps(
     teacher: LanguageModel, candidates: list[Rollout], student_top: list[Tensor], micro_batch: int
-) -> tuple[list[float], int]:
-    """Mean share of the student's top K ids [T, K] that are among the teacher's, for each candidate; and padded positions."""
+) -> tuple[list[float], float]:
+    """Mean share of the student's top K ids [T, K] that are among the teacher's, for each candidate; and executed FLOPs."""
     top_of = {id(rollout): top for rollout, top in zip(candidates, student_top, strict=True)}
     found: dict[int, float] = {}
-    num_padded = 0
+    executed = 0.0
     for group in micro_batches(candidates, micro_batch):
         batch = RolloutBatch.collate(group, teacher.pad_token_id, teacher.device)
         hidden = teacher.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index]
@@ -94,8 +94,8 @@ def _overlaps(
         for row, rollout in enumerate(group):
             # Of whole numbers, so that equal overlaps are equal whatever the order of their tokens.
             found[id(rollout)] = int(num_shared[batch.row == row].sum()) / (len(top_of[id(rollout)]) * mine.shape[1])
-        num_padded += batch.token_ids.numel() - batch.num_real_tokens
-    return [found[id(rollout)] for rollout in candidates], num_padded
+        executed += teacher.shape.padded_forward(len(group), batch.token_ids.shape[1], len(batch.target_ids))
+    return [found[id(rollout)] for rollout in candidates], executed
 
 
 def _num_shared(teacher: LanguageModel, hidden: Tensor, student_top: Tensor) -> Tensor:

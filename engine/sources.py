@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from engine.completion_spec import DataCompletions, StepSource, StudentCompletions, TeacherCompletions, TeacherPrefix
 from engine.evaluate import EncodedPrompt
+from engine.flops import FlopLedger
 from engine.language_model import LanguageModel
 from engine.rollout import Rollout, RolloutRequest
 from engine.sampler import Sampler
@@ -54,9 +55,9 @@ class Writers:
                 ]
 
     @property
-    def wasted_flops(self) -> float:
-        """FLOPs that both models have spent on padding and on rows that had ended."""
-        return sum(2.0 * s.model.shape.run_parameters * s.wasted_tokens for s in (self.student, self.teacher))
+    def executed(self) -> FlopLedger:
+        """All that both models have computed."""
+        return self.student.executed + self.teacher.executed
 
     def _copied(self, request: RolloutRequest, horizon: int) -> Rollout:
         """The row's completion up to its first end-of-text token, which is put behind it if it has none; cut at the horizon."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.batch import RolloutBatch, micro_batches
 from engine.errors import RunError
-from engine.flops import FlopLedger, update_flops
+from engine.flops import FlopLedger, padded_update_flops, update_flops
 from engine.fused_loss import fused_divergence
 from engine.gradient_checkpointing import checkpoint_blocks
 from engine.language_model import LanguageModel
@@ -40,7 +40,9 @@ class Update:
     num_tokens: int
     """Supervised tokens of the global batch."""
     flops: FlopLedger
-    executed_flops: float
+    """Useful FLOPs."""
+    executed: FlopLedger
+    """FLOPs of the padded micro-batches."""
 
     def metrics(self, rollouts: list[Rollout]) -> dict[str, float | None]:
         """The figures of a step event, see engine.events.StepDone."""
@@ -151,7 +153,6 @@ class Student:
             sums.measures[name] += float(measure.sum())
         sums.position_loss.index_add_(0, batch.position, loss.per_token.cpu().double())
         sums.position_count.index_add_(0, batch.position, torch.ones(len(batch.position), dtype=torch.long))
-        padding = batch.token_ids.numel() - batch.num_real_tokens
         for rollout in group:
             sums.flops += update_flops(
                 model.shape,
@@ -161,21 +162,26 @@ class Student:
                 num_supervised=len(rollout.supervised),
                 recomputes_blocks=self.spec.recomputes_blocks,
             )
-        # Padded positions run through the blocks of both models, three passes in the student, a fourth where it recomputes.
-        passes = 4 if self.spec.recomputes_blocks else 3
-        sums.padding_flops += 2.0 * padding * (teacher.shape.block_parameters + passes * model.shape.block_parameters)
+        sums.executed += padded_update_flops(
+            model.shape,
+            teacher.shape,
+            len(group),
+            batch.token_ids.shape[1],
+            len(batch.target_ids),
+            recomputes_blocks=self.spec.recomputes_blocks,
+        )
 
 
 class _Sums:
     """Totals over the micro-batches of one update."""
 
     def __init__(self, num_positions: int) -> None:
-        self.loss = self.student_entropy = self.teacher_entropy = self.logprob_gap = self.padding_flops = 0.0
+        self.loss = self.student_entropy = self.teacher_entropy = self.logprob_gap = 0.0
         self.num_own = 0
         self.measures: dict[str, float] = defaultdict(float)
         self.position_loss: Tensor = torch.zeros(num_positions, dtype=torch.double)
         self.position_count: Tensor = torch.zeros(num_positions, dtype=torch.long)
-        self.flops = FlopLedger()
+        self.flops = self.executed = FlopLedger()
 
     def update(self, norm: float | None, rate: float, num_tokens: int) -> Update:
         def mean(total: float) -> float | None:
@@ -194,5 +200,5 @@ class _Sums:
             position_count=self.position_count.tolist(),
             num_tokens=num_tokens,
             flops=self.flops,
-            executed_flops=self.flops.training + self.padding_flops,
+            executed=self.executed,
         )

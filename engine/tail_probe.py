@@ -21,7 +21,7 @@ from engine.flops import FlopLedger, rollout_flops
 from engine.language_model import LanguageModel
 from engine.rollout import Rollout, RolloutRequest
 from engine.sampler import Sampler
-from engine.scoring import score_rollouts
+from engine.scoring import executed_reading_flops, executed_scoring_flops, score_rollouts
 from engine.sentinel import after_measurement
 from engine.sentinel_spec import WatchTail
 from engine.spec import RunSpec
@@ -38,6 +38,8 @@ class TailProbe:
     teacher: LanguageModel
     prompts: list[EncodedPrompt]
     on_token: Callable[[], None]
+    executed_flops: float = 0.0
+    """Executed by all measurements so far, padding and rows that had ended included."""
 
     @cached_property
     def teacher_texts(self) -> list[Rollout]:
@@ -57,14 +59,16 @@ class TailProbe:
     def measure(self, student: LanguageModel, horizon: int) -> tuple[dict[str, float | None], float]:
         """The student's figures behind and inside `horizon`, and the FLOPs that they cost. RunError("nan_loss") when not finite."""
         rollouts = self._sample(student)
+        micro_batch = self.spec.micro_batch_rollouts
         columns = score_rollouts(
             student,
             self.teacher,
             rollouts,
             temperature=self.spec.sampling.temperature,
             top_k=1,
-            micro_batch=self.spec.micro_batch_rollouts,
+            micro_batch=micro_batch,
         )
+        self.executed_flops += executed_scoring_flops(student, self.teacher, rollouts, micro_batch)
         inside = torch.cat([c.reverse_kl[:horizon] for c in columns])
         beyond = torch.cat([c.reverse_kl[horizon:] for c in columns])
         if not bool(inside.isfinite().all() and beyond.isfinite().all()):
@@ -85,6 +89,7 @@ class TailProbe:
     def stop_probability(self, model: LanguageModel) -> float | None:
         """The probability of a stop token where the teacher's texts end, the mean over those that end by themselves; None without any."""
         total = 0.0
+        self.executed_flops += executed_reading_flops(model, self._ended, self.spec.micro_batch_rollouts)
         stops = sorted(token for token in model.eos_token_ids if token < model.head.vocabulary)
         for group in micro_batches(self._ended, self.spec.micro_batch_rollouts):
             batch = RolloutBatch.collate(group, model.pad_token_id, model.device)
@@ -107,7 +112,9 @@ class TailProbe:
         # Visit 0, as in evaluation: no training rollout has its noise, and every measurement has the same.
         requests = [RolloutRequest(index, prompt.token_ids, 1, 0) for index, prompt in enumerate(self.prompts)]
         sampler = Sampler(model, self.spec.seed, self.spec.sampling.temperature, self.on_token)
-        return sampler.sample(requests, self.spec.max_completion_tokens)
+        rollouts = sampler.sample(requests, self.spec.max_completion_tokens)
+        self.executed_flops += sampler.executed.total
+        return rollouts
 
     def _generation(self, model: LanguageModel, rollouts: list[Rollout]) -> float:
         return sum(rollout_flops(model.shape, len(r.prompt_token_ids), [len(r.completion_token_ids)]) for r in rollouts)
@@ -128,16 +135,19 @@ def measure_tail(run: Run) -> None:
     spec, state, step = run.spec.sentinel, run.state.sentinel, run.state.step
     assert isinstance(spec, WatchTail)
     horizon = run.measured_horizon(step)
+    executed_before = run.tail_probe.executed_flops
     metrics, flops = run.tail_probe.measure(run.student.model, horizon)
     if not state.teacher:
         flops += run.tail_probe.teacher_flops
         known = {name: value for name, value in run.tail_probe.teacher_metrics.items() if value is not None}
         state = state.model_copy(update={"teacher": known})
     state, alarms = after_measurement(spec, state, step, metrics, horizon=horizon, full=run.spec.max_completion_tokens)
+    executed = FlopLedger(evaluation=run.tail_probe.executed_flops - executed_before)
     run.change_state(
         sentinel=state,
         flops=run.state.flops + FlopLedger(evaluation=flops),
-        executed_flops=run.state.executed_flops + flops,
+        executed=run.state.executed + executed,
+        executed_flops=run.state.executed_flops + executed.total,
     )
     run.journal.emit(
         TailMeasured,

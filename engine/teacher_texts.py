@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Literal
 
 from engine.baselines import weights_digest
+from engine.flops import FlopLedger
 from engine.frozen import Frozen
 from engine.json_cache import JsonCache
 from engine.language_model import LanguageModel
@@ -31,14 +32,14 @@ class _Texts(Frozen):
 
 def teacher_texts(
     spec: RunSpec, teacher: LanguageModel, prompts: Sequence[EncodedPrompt], on_token: Callable[[], None]
-) -> tuple[list[Rollout], bool]:
-    """One full-length sample of the teacher for each of the first `num_teacher_texts` prompts; whether they were kept from before.
+) -> tuple[list[Rollout], FlopLedger]:
+    """One full-length sample of the teacher for each of the first `num_teacher_texts` prompts; executed FLOPs, 0 when kept from before.
 
     They are drawn at the training temperature from the evaluation's random numbers, so they are the same in every run.
     """
     asked = prompts[: spec.evaluation.num_teacher_texts]
     if not asked:
-        return [], True
+        return [], FlopLedger()
     cache = JsonCache("teacher-texts", _Texts)
     parts = [
         *(version(name) for name in ("incipit", "torch", "transformers")),
@@ -51,14 +52,13 @@ def teacher_texts(
         return [
             Rollout(index, prompt.token_ids, text.token_ids, text.logprobs, text.finish_reason)
             for index, (prompt, text) in enumerate(zip(asked, known.texts, strict=True))
-        ], True
+        ], FlopLedger()
     requests = [RolloutRequest(index, prompt.token_ids, 1, 0) for index, prompt in enumerate(asked)]
-    rollouts = Sampler(teacher, spec.seed, spec.sampling.temperature, on_token).sample(
-        requests, spec.max_completion_tokens
-    )
+    sampler = Sampler(teacher, spec.seed, spec.sampling.temperature, on_token)
+    rollouts = sampler.sample(requests, spec.max_completion_tokens)
     texts = [
         _Text(token_ids=r.completion_token_ids, logprobs=r.completion_logprobs, finish_reason=r.finish_reason)
         for r in rollouts
     ]
     cache.keep(parts, _Texts(texts=texts))
-    return rollouts, False
+    return rollouts, sampler.executed.as_evaluation()

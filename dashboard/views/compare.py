@@ -108,10 +108,10 @@ def table_section(comparison: Comparison) -> None:
 
 def phases_section(comparison: Comparison) -> None:
     rows = [
-        {"who": arm.name, "phase": phase.replace("_", " "), "flops": flops, "order": order}
+        {"who": arm.name, "phase": phase, "flops": flops, "order": order}
         for arm in comparison.arms
-        for order, (phase, flops) in enumerate(arm.flops.model_dump().items())
-        if phase != "evaluation" and flops
+        for order, (phase, flops) in enumerate(arm.flops.by_phase().items())
+        if flops
     ]
     if not rows:
         return

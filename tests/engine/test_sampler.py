@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import StopRequested
+from engine.flops import rollout_flops, rollout_ledger
 from engine.language_model import LanguageModel
 from engine.prompts import read_prompts
 from engine.rollout import Rollout, RolloutRequest, uniforms
@@ -129,11 +130,12 @@ def test_rollouts_of_a_prompt_share_its_prefill() -> None:
     asked = [RolloutRequest(0, list(range(3, 23)), 6, 1)]
     sampler = Sampler(MODEL, 3, 1.0)
     sampler.sample(asked, 1)
-    assert sampler.executed_tokens == 20
+    assert sampler.executed.rollout == sampler.executed.rollout_prefill == MODEL.shape.prefill(20)
     sampler = Sampler(MODEL, 3, 1.0)
     rollouts = sampler.sample(asked, 5)
     # The first token comes out of the prefill; an EOS or a last token is never run through the model.
-    assert sampler.executed_tokens == 20 + sum(len(rollout.completion_token_ids) - 1 for rollout in rollouts)
+    needed = rollout_ledger(MODEL.shape, 20, [len(rollout.completion_token_ids) for rollout in rollouts])
+    assert sampler.executed.rollout == pytest.approx(needed.rollout, rel=1e-12)
 
 
 def test_ended_rows_leave_the_batch() -> None:
@@ -142,7 +144,8 @@ def test_ended_rows_leave_the_batch() -> None:
     rollouts = sampler.sample(asked, 60)
     lengths = [len(rollout.completion_token_ids) for rollout in rollouts]
     assert min(lengths) < max(lengths)
-    assert sampler.executed_tokens == 60 * 3 + sum(length - 1 for length in lengths)
+    needed = sum(rollout_flops(MODEL.shape, 3, [length]) for length in lengths)
+    assert sampler.executed.rollout == pytest.approx(needed, rel=1e-12)
 
 
 def test_sampling_can_be_stopped_between_two_tokens() -> None:
