@@ -24,7 +24,7 @@ def result_chart(result: AnalysisResult) -> Layers:
     is_binned = bool((frame["end"] - frame["start"] >= _BINNED).any())
     is_position = result.axis == "completion position"
     # Divergence and gradients are heavy-tailed: a square root keeps the small ones visible without hiding zero.
-    scale = alt.Scale(type="sqrt") if is_position else alt.Scale(domain=[0, 1])
+    scale = alt.Scale(type="sqrt", domainMin=0) if is_position else alt.Scale(domain=[0, 1])
     x = alt.X("start:Q", title=f"{result.axis} (token)", axis=alt.Axis(tickMinStep=1))
     base = alt.Chart(frame).encode(x=x)
     tooltip = [
@@ -34,7 +34,7 @@ def result_chart(result: AnalysisResult) -> Layers:
     y = alt.Y("value:Q", title=result.measure, scale=scale)
     ends = {"y": alt.Y("low:Q", title=result.measure, scale=scale), "y2": alt.Y2("high:Q")}
     if is_binned:
-        bars = base.mark_bar(opacity=0.8).encode(x2="end:Q", y=y, tooltip=tooltip)
+        bars = base.mark_bar(opacity=0.8).encode(x2="end:Q", y=y, y2=alt.datum(0), tooltip=tooltip)
         spread = base.transform_calculate(middle="(datum.start + datum.end) / 2").mark_rule()
         layers = alt.layer(bars, spread.encode(x=alt.X("middle:Q", title=f"{result.axis} (token)"), **ends))
     elif is_position:

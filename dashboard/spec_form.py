@@ -132,7 +132,9 @@ def _draw_columns(form: DrawnForm, leaves: Sequence[FormField], seed: Mapping[st
 def _label(leaf: FormField) -> str:
     """With the name of what it belongs to, where the bare word could be of several: `Student path`."""
     above = leaf.path.rpartition(".")[0].replace("_", " ").replace(".", " ")
-    return leaf.label if not above or above == "optimizer" else f"{above} {leaf.label.lower()}".capitalize()
+    return (
+        leaf.label if not above or above in ("optimizer", "analysis") else f"{above} {leaf.label.lower()}".capitalize()
+    )
 
 
 def kind_label(kind: str) -> str:

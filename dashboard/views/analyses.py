@@ -25,7 +25,9 @@ _LOOKS = {
 
 def bases(client: ApiClient) -> dict[str, str]:
     """Keys and labels of the specs that an analysis may be asked of: the presets and the newest runs."""
-    found = {f"preset {one.name}": f"Preset: {one.title}" for one in cached.presets(client)}
+    # First those whose models come with Incipit: they can be asked at once.
+    presets = sorted(cached.presets(client), key=lambda one: not one.spec.student.path.startswith("builtin:"))
+    found = {f"preset {one.name}": f"Preset: {one.title}" for one in presets}
     asked = address.asked("from")
     runs = cached.runs(client)[:_MAX_RUNS]
     found |= {f"run {one.id}": f"Run: {one.name} · {one.experiment_name}" for one in runs}
@@ -66,7 +68,6 @@ def ask(client: ApiClient) -> None:
             st.markdown(f"- **{notices.plain(finding.field)}**: {notices.plain(finding.message)}")
         return
     address.keep("analysis", created.id)
-    st.session_state.pop("chosen-analysis", None)
     st.rerun()
 
 
@@ -124,8 +125,10 @@ with notices.problems_shown():
             st.stop()
         by_id = {one.id: one for one in known}
         ids = list(by_id)
+        # A new analysis makes it another list, which starts at the address and not where the old one was left.
         chosen = st.selectbox(
-            "Answers", ids, index=address.asked_index("analysis", ids), format_func=lambda one: label_of(by_id[one]), key="chosen-analysis",
+            "Answers", ids, index=address.asked_index("analysis", ids), format_func=lambda one: label_of(by_id[one]),
+            key=f"chosen-analysis-{ids[0]}",
         )  # fmt: skip
         address.keep("analysis", chosen)
         show(client, by_id[chosen or ids[0]])
