@@ -64,7 +64,8 @@ def check_decoding(model: LanguageModel, spec: ModelSpec, field: str) -> None:
             f"{field}.path is {spec.path!r}, of the architecture {_kind(model)}, which cannot go on token by token behind padding "
             f"({type(error).__name__}); choose a transformer with a key/value cache.",
         ) from error
-    gap = float((whole - decoded).norm() / whole.norm())
+    # Double: the square of a large float32 state is beyond its range.
+    gap = float((whole.double() - decoded.double()).norm() / whole.double().norm())
     if not gap < _DECODING_TOLERANCE.get(decoded.dtype, _LOW_PRECISION_TOLERANCE):
         raise bad_model(
             field,

@@ -48,7 +48,7 @@ class StudyFile(Frozen):
     base: RunSpec
     """What all choices share."""
     choices: str
-    """Folder beside the file whose JSON files list the choices."""
+    """Folder, relative to the file, whose JSON files list the choices."""
 
 
 class Study(Frozen):

@@ -25,7 +25,7 @@ def study(
 ) -> None:
     """Train every choice of a study through API and worker, then write its page.
 
-    Example: incipit study experiments/methods.json
+    Example: incipit study experiments/studies/methods.json
 
     Uses the running stack, or starts one for as long as the study takes. A second call finds the runs of the first.
     """

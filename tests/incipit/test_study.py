@@ -15,7 +15,7 @@ from incipit.methods_page import methods_page
 from incipit.study import Choice, Study, dotted, read_study
 
 ROOT = Path(__file__).parents[2]
-FILE = ROOT / "experiments" / "methods.json"
+FILE = ROOT / "experiments" / "studies" / "methods.json"
 
 
 @cache
