@@ -12,7 +12,7 @@ from backend.schemas import Estimate, PhaseSeconds
 from engine.adapter_shape import ADAPTABLE, AdapterShape
 from engine.adapter_spec import Adapter, Lora, NoAdapter
 from engine.findings import Finding
-from engine.flops import FlopLedger, ModelShape, rollout_flops, rollout_ledger, update_flops
+from engine.flops import FlopLedger, ModelShape, rollout_flops, update_flops
 from engine.locations import resolve
 from engine.loss_region import LossRegion, WholeRegion
 from engine.model_spec import ModelSpec
@@ -89,7 +89,9 @@ class _StepCosts(dict[_Batch, FlopLedger]):
     def _of_prompt(self, num_tokens: int, region: LossRegion) -> FlopLedger:
         each = self._spec.rollouts_per_prompt
         num_supervised = len(region.span(num_tokens))
-        sampling = rollout_ledger(self._student, self._prompt_tokens, [num_tokens] * each)
+        sampling = self._spec.completions.sampling_ledger(
+            self._student, self._teacher, self._prompt_tokens, [num_tokens] * each
+        )
         if not num_supervised:
             return sampling
         update = update_flops(

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from engine.evaluate import EncodedPrompt
-from engine.flops import FlopLedger, rollout_flops
+from engine.flops import FlopLedger
 from engine.language_model import LanguageModel
 from engine.loss_region import LossRegion
 from engine.prompts import prompts_of_step
 from engine.rollout import Rollout, RolloutRequest
-from engine.sampler import Sampler
+from engine.sources import Writers
 from engine.spec import RunSpec
 
 
@@ -29,6 +29,7 @@ class StepRollouts:
 def collect_rollouts(
     spec: RunSpec,
     student: LanguageModel,
+    teacher: LanguageModel,
     prompts: list[EncodedPrompt],
     *,
     step: int,
@@ -43,19 +44,21 @@ def collect_rollouts(
         RolloutRequest(index, prompts[index].token_ids, spec.rollouts_per_prompt, 1 + draw // len(prompts), limit)
         for draw, (index, limit) in enumerate(zip(drawn, horizons, strict=True), first)
     ]
-    sampler = Sampler(student, spec.seed, spec.sampling.temperature, on_token)
-    flops, positions, n = 0.0, 0, spec.rollouts_per_prompt
-    regions = [region for region in spec.regions_at(step) for _ in range(n)]
-    rollouts = [_supervised(*pair) for pair in zip(sampler.sample(requests, max(horizons)), regions, strict=True)]
-    for i, request in enumerate(requests):
-        lengths = [len(rollout.completion_token_ids) for rollout in rollouts[i * n : (i + 1) * n]]
-        flops += rollout_flops(student.shape, len(request.prompt_token_ids), lengths)
-        positions += len(request.prompt_token_ids) + sum(lengths) - n
-    wasted = 2.0 * student.shape.block_parameters * max(sampler.executed_tokens - positions, 0)
-    return StepRollouts(rollouts, FlopLedger(rollout=flops), wasted)
+    source = spec.completions.source_at(spec.seed, step)
+    writers = Writers.of(
+        student, teacher, prompts, seed=spec.seed, temperature=spec.sampling.temperature, on_token=on_token
+    )
+    groups = writers.write(source, requests, max(horizons))
+    flops = FlopLedger()
+    for request, group in zip(requests, groups, strict=True):
+        lengths = [len(rollout.completion_token_ids) for rollout in group]
+        flops += source.sampling_ledger(student.shape, teacher.shape, len(request.prompt_token_ids), lengths)
+    regions = spec.regions_at(step)
+    rollouts = [_supervised(r, region) for group, region in zip(groups, regions, strict=True) for r in group]
+    return StepRollouts(rollouts, flops, writers.wasted_flops)
 
 
 def _supervised(rollout: Rollout, region: LossRegion) -> Rollout:
-    """The rollout, with loss where the region lies."""
+    """The rollout, with loss where the region lies, and its source allows it."""
     span = region.span(len(rollout.completion_token_ids))
-    return replace(rollout, supervised_start=span.start, supervised_end=span.stop)
+    return replace(rollout, supervised_start=max(span.start, rollout.supervised_start), supervised_end=span.stop)

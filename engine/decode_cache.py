@@ -28,6 +28,15 @@ class _PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is
         self._show()
         return self.keys, self.values
 
+    def reserve(self, capacity: int) -> None:
+        """Make room for `capacity` positions, and keep those that are there."""
+        self.capacity = capacity
+        for name, seen in (("key_buffer", self.keys), ("value_buffer", self.values)):
+            buffer = seen.new_empty(*seen.shape[:-2], capacity, seen.shape[-1])
+            buffer[:, :, : self.length].copy_(seen)
+            setattr(self, name, buffer)
+        self._show()
+
     def batch_repeat_interleave(self, repeats: int) -> None:
         self.key_buffer = self.key_buffer.repeat_interleave(repeats, dim=0)
         self.value_buffer = self.value_buffer.repeat_interleave(repeats, dim=0)
@@ -48,6 +57,13 @@ def decode_cache(module: PreTrainedModel, capacity: int) -> DynamicCache:
     cache = DynamicCache(config=module.config)
     cache.layers = [_PreallocatedLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def reserve(cache: DynamicCache, capacity: int) -> None:
+    """Make room for `capacity` positions in a cache of `decode_cache`; layers of transformers' own kind grow by themselves."""
+    for layer in cache.layers:
+        if isinstance(layer, _PreallocatedLayer):
+            layer.reserve(capacity)
 
 
 def is_preallocated(cache: DynamicCache) -> bool:

@@ -188,9 +188,7 @@ def rollout_flops(writer: ModelShape, prompt_tokens: int, completion_tokens: lis
 def rollout_ledger(writer: ModelShape, prompt_tokens: int, completion_tokens: list[int]) -> FlopLedger:
     """FLOPs of one prompt's rollouts by the model that writes them, prefill and decode.
 
-    Completions of which the first k tokens were given (a teacher prefix, a data set) are prefilled like a prompt of
-    prompt_tokens + k; a teacher that wrote these k tokens has a ledger of its own. Probe selection: the decoded tokens of
-    every probe, those that go on and those that do not.
+    Probe selection: the decoded tokens of every probe, those that go on and those that do not.
     """
     prefill = writer.prefill(prompt_tokens)
     decode = sum(writer.decode(prompt_tokens, count) for count in completion_tokens)
@@ -206,6 +204,23 @@ def student_flops(
         student_backward=student.backward(num_tokens, num_projected),
         recompute=student.recompute(num_tokens) if recomputes_blocks else 0.0,
     )
+
+
+def continuation_ledger(
+    writer: ModelShape, prompt_tokens: int, completion_tokens: list[int], given_tokens: int
+) -> FlopLedger:
+    """FLOPs of continuing one prompt's completions whose first `given_tokens` somebody else wrote.
+
+    The prompt is read once, the given tokens by each rollout; only what follows is sampled. A completion no longer than
+    what was given has ended there and costs nothing.
+    """
+    continued = [count for count in completion_tokens if count > given_tokens]
+    if not continued:
+        return FlopLedger()
+    prompt, begun = writer.forward(prompt_tokens, 0), prompt_tokens + given_tokens
+    prefill = prompt + len(continued) * (writer.prefill(begun) - prompt)
+    decode = sum(writer.decode(begun, count - given_tokens) for count in continued)
+    return FlopLedger(rollout=prefill + decode, rollout_prefill=prefill)
 
 
 def update_flops(

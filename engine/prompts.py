@@ -25,7 +25,9 @@ class PromptRow:
     """The reference text, where the whole completion can be compared."""
 
 
-def read_prompts(reference: str, field: str, *, limit: int | None = None, need_answer: bool = False) -> list[PromptRow]:
+def read_prompts(
+    reference: str, field: str, *, limit: int | None = None, need_answer: bool = False, need_completion: bool = False
+) -> list[PromptRow]:
     """The rows of a prompt file, at most `limit` of them.
 
     Raises RunError("bad_data") with findings at `field`, each with its line number, when the file is missing, empty,
@@ -37,7 +39,7 @@ def read_prompts(reference: str, field: str, *, limit: int | None = None, need_a
         for number, line in enumerate(file, start=1):
             if limit is not None and len(rows) >= limit:
                 break
-            row = _row(line, need_answer)
+            row = _row(line, need_answer, need_completion)
             if isinstance(row, PromptRow):
                 rows.append(row)
             else:
@@ -65,7 +67,7 @@ def _opened(reference: str, field: str) -> BinaryIO:
     raise _bad_data(field, [f"{field} is {reference!r}, but {problem}; correct the path."])
 
 
-def _row(line: bytes, need_answer: bool) -> PromptRow | str:
+def _row(line: bytes, need_answer: bool, need_completion: bool) -> PromptRow | str:
     """The row, or what is wrong with the line."""
     if len(line) > _MAX_LINE_BYTES:
         return f"has {len(line)} bytes, the limit is {_MAX_LINE_BYTES}; put one object on each line."
@@ -82,6 +84,8 @@ def _row(line: bytes, need_answer: bool) -> PromptRow | str:
         return "has no text under 'answer'; evaluation needs one to compare with."
     if completion is not None and not isinstance(completion, str):
         return "has something other than text under 'completion'; correct it or remove the key."
+    if need_completion and not (completion or "").strip():
+        return "has no text under 'completion'; add it, or let a model write the completions."
     return PromptRow(prompt, answer if isinstance(answer, str) else None, completion)
 
 

@@ -1,9 +1,13 @@
-"""One rollout: a prompt, what the student wrote behind it, and how likely it found each token."""
+"""One rollout: a prompt, what was written behind it, by whom, and how likely the writer found each token."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+
+Author = Literal["student", "teacher", "data"]
 
 
 @dataclass(frozen=True)
@@ -18,22 +22,42 @@ class RolloutRequest:
     """Which of the prompt's visits this is (the step in training); 0 in evaluation, so that samples share their noise."""
     max_tokens: int | None = None
     """Where these rollouts stop, if that is before the horizon of the others; None: at the horizon."""
+    begun: tuple[Rollout, ...] = ()
+    """What somebody else has written of each rollout, to be continued: those that are open have equally many tokens."""
+
+    def limit(self, horizon: int) -> int:
+        """Tokens that these rollouts may have where others may have `horizon`."""
+        return horizon if self.max_tokens is None else min(self.max_tokens, horizon)
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """A sampled completion. A row cut at the horizon keeps all its tokens and gets no end-of-text token."""
+    """A completion. A row cut at the horizon keeps all its tokens and gets no end-of-text token."""
 
     prompt_index: int
     prompt_token_ids: list[int]
     completion_token_ids: list[int]
     completion_logprobs: list[float]
-    """Log-probability of each sampled token under the student at the sampling temperature; 0 when greedy."""
+    """Log-probability of each token under the model that sampled it, at the sampling temperature; 0 when greedy or from data."""
     finish_reason: Literal["eos", "length"]
     supervised_start: int = 0
     """First completion position that carries loss."""
     supervised_end: int | None = None
     """The position behind the last that carries loss; None is the end of the completion."""
+    author: Author = "student"
+    """Who wrote the completion, or its part behind `num_begun`."""
+    num_begun: int = 0
+    """Leading completion tokens that the teacher had written before the author went on."""
+
+    def is_open(self, limit: int) -> bool:
+        """Whether it can be continued to `limit` tokens."""
+        return self.finish_reason == "length" and len(self.completion_token_ids) < limit
+
+    @property
+    def sampled_by_student(self) -> range:
+        """Completion positions whose tokens the student sampled; empty when somebody else wrote the completion."""
+        count = len(self.completion_token_ids)
+        return range(self.num_begun if self.author == "student" else count, count)
 
     @property
     def supervised(self) -> range:

@@ -82,6 +82,7 @@ class Run:
         collected = collect_rollouts(
             self.spec,
             self.student.model,
+            self.teacher,
             self.data.train,
             step=step,
             horizons=self.spec.horizons_at(step, self.state.prefix),

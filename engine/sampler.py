@@ -1,26 +1,24 @@
-"""The decode loop: the student continues prompts up to a horizon.
+"""The decode loop: a model continues prompts, or completions that another has begun, up to a horizon.
 
 Each prompt is prefilled once for all its rollouts, sampling stops exactly at the horizon, rows that end leave the batch,
-and every token depends on (seed, prompt, visit, rollout) alone. B live rows, S positions, V vocabulary.
+and every token depends on (seed, prompt, visit, rollout) alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from engine.decode_cache import decode_cache
+from engine.decode_rows import DecodeRows, Draw
 from engine.language_model import LanguageModel
-from engine.rollout import Rollout, RolloutRequest, uniforms
-from engine.truncation import truncated
+from engine.rollout import Rollout, RolloutRequest
+
+_T = TypeVar("_T")
 
 _MAX_ROWS = 128  # rollouts decoded together: past this a 2-core CPU gains nothing and the cache grows
-_CUDA_COMPACT_EVERY = 16  # steps; asking a GPU whether rows have ended makes it wait for the answer
 
 
 @dataclass
@@ -38,176 +36,90 @@ class Sampler:
     """Sample from the most likely tokens that together have this probability; then log-probabilities are those among them."""
     executed_tokens: int = 0
     """Positions computed so far, padding and ended rows included."""
+    needed_tokens: int = 0
+    """Positions that the rollouts so far needed: each prompt once, and all tokens of a completion but its last."""
+
+    @property
+    def wasted_tokens(self) -> int:
+        """Positions computed for padding and for rows that had ended."""
+        return self.executed_tokens - self.needed_tokens
 
     @torch.inference_mode()
     def sample(self, requests: list[RolloutRequest], horizon: int) -> list[Rollout]:
         """The rollouts of all requests, in their order, at most `horizon` tokens each (>= 1), or their own `max_tokens`."""
-        # Equal limits stay together: one row that runs on decodes nearly as slowly as many.
-        limits = [_limit(request, horizon) for request in requests]
-        by_length = sorted(range(len(requests)), key=lambda i: (limits[i], len(requests[i].prompt_token_ids)))
-        rollouts: dict[int, list[Rollout]] = {}
+        done = []
         with self.model.autocast():
-            for batch in _batches(by_length, requests):
-                for index, done in zip(batch, self._decode([requests[i] for i in batch], horizon), strict=True):
-                    rollouts[index] = done
-        return [rollout for index in range(len(requests)) for rollout in rollouts[index]]
+            for batch in _batches(requests, horizon):
+                rows = self._rows([requests[i] for i in batch], horizon)
+                rows.run(rows.horizon, self.on_token)
+                done.append((batch, self._counted(rows)))
+        return [rollout for group in _in_order(done) for rollout in group]
 
-    def _decode(self, requests: list[RolloutRequest], horizon: int) -> list[list[Rollout]]:
-        horizon = max(_limit(request, horizon) for request in requests)
-        rows = _Rows(self, requests, horizon)
-        for position in range(horizon):
-            rows.choose(position)
-            if position + 1 == horizon or not rows.compact(position):
-                break
-            rows.advance(position)
-            self.on_token()
-        return rows.rollouts(requests)
+    @torch.inference_mode()
+    def probe(self, requests: list[RolloutRequest], horizon: int, *, num_tokens: int, top_k: int) -> Probe:
+        """The first `num_tokens` of all rollouts, with the model's `top_k` most likely ids at each."""
+        waiting = []
+        with self.model.autocast():
+            for batch in _batches(requests, horizon):
+                rows = self._rows([requests[i] for i in batch], horizon, room=num_tokens, num_top=top_k)
+                rows.run(num_tokens, self.on_token)
+                waiting.append((batch, rows))
+        return Probe(self, waiting)
 
+    def _rows(
+        self, requests: list[RolloutRequest], horizon: int, *, room: int | None = None, num_top: int = 0
+    ) -> DecodeRows:
+        longest = max(request.limit(horizon) for request in requests)
+        draw = Draw(self.seed, self.temperature, self.top_k, self.top_p)
+        return DecodeRows(self.model, requests, longest, draw, room=room, num_top=num_top)
 
-class _Rows:
-    """The live rows of one decode batch; `alive` maps them to the rollouts they belong to."""
-
-    def __init__(self, sampler: Sampler, requests: list[RolloutRequest], horizon: int) -> None:
-        """Prefill each prompt once and repeat its cache for its rollouts."""
-        self.sampler = sampler
-        self.model = sampler.model
-        self.horizon = horizon
-        device = self.model.device
-        lengths = torch.tensor([len(request.prompt_token_ids) for request in requests])
-        width = int(lengths.max())
-        token_ids = torch.full((len(requests), width), self.model.pad_token_id)
-        for row, request in enumerate(requests):
-            token_ids[row, width - len(request.prompt_token_ids) :] = torch.tensor(request.prompt_token_ids)
-        mask: Tensor | None = None
-        inputs: dict[str, Tensor] = {}
-        if bool((lengths != width).any()):
-            mask = (torch.arange(width) >= (width - lengths)[:, None]).to(device)
-            inputs = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
-        self.cache: Any = decode_cache(self.model.module, width + horizon)
-        last = self.model.hidden(token_ids.to(device), past_key_values=self.cache, use_cache=True, **inputs)[:, -1]
-        sampler.executed_tokens += token_ids.numel()
-        self.decoder = self.model.decoder(width + horizon)
-
-        repeats = requests[0].num_rollouts
-        if repeats > 1:
-            self.cache.batch_repeat_interleave(repeats)
-        self.logits = self.model.head.logits(last).repeat_interleave(repeats, 0)
-        """[B, V] logits of the next token."""
-        self.prompt_width = width
-        self.prompt_lengths = lengths.to(device).repeat_interleave(repeats, 0)
-        """[B]"""
-        self.pad_mask = None if mask is None else mask.repeat_interleave(repeats, 0)
-        """[B, prompt width], False on the left padding; None when all prompts have one length."""
-        noise = np.stack([uniforms(sampler.seed, request, r, horizon) for request in requests for r in range(repeats)])
-        self.noise = torch.from_numpy(noise).T.contiguous().to(device)
-        """[horizon, B] uniforms."""
-        self.total = len(requests) * repeats
-        self.alive = torch.arange(self.total, device=device)
-        self.eos = torch.tensor(sorted(self.model.eos_token_ids), device=device)
-        limits = torch.tensor([_limit(request, horizon) for request in requests], device=device)
-        self.limits = limits.repeat_interleave(repeats, 0)
-        """[B] tokens after which a row is cut."""
-        self.has_own_limits = bool((limits < horizon).any())
-        self.has_ended = torch.zeros(self.total, dtype=torch.bool, device=device)
-        """[B], kept on a GPU between two compactions."""
-        self.chosen = self.alive
-        self.columns: list[tuple[Tensor, Tensor, Tensor]] = []
-        """For every position: the rollouts that were alive, their tokens and log-probabilities."""
-
-    def choose(self, position: int) -> None:
-        """Pick the token at `position` for every live row."""
-        if self.sampler.temperature == 0:
-            self.chosen = self.logits.argmax(-1)
-            picked = torch.zeros(len(self.chosen), dtype=self.logits.dtype, device=self.chosen.device)
-        else:
-            logprobs = torch.log_softmax(self.logits / self.sampler.temperature, -1)
-            if self.sampler.top_k or self.sampler.top_p < 1:
-                logprobs = truncated(logprobs, top_k=self.sampler.top_k, top_p=self.sampler.top_p)
-            # Inverse CDF with one uniform per token. float64: a float32 running sum over a large vocabulary loses the tail.
-            cumulative = logprobs.double().exp().cumsum(-1)
-            threshold = self.noise[position, :, None] * cumulative[:, -1:]
-            chosen = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=logprobs.shape[-1] - 1)
-            picked = logprobs.gather(-1, chosen).squeeze(-1)
-            self.chosen = chosen.squeeze(-1)
-        self.columns.append((self.alive, self.chosen, picked))
-
-    def compact(self, position: int) -> bool:
-        """Drop the rows that have ended; whether any is left."""
-        ended = self._ended(position)
-        if not any(ended):
-            return True
-        if all(ended):
-            return False
-        keep = torch.tensor([row for row, flag in enumerate(ended) if not flag], device=self.chosen.device)
-        self.cache.batch_select_indices(keep)
-        self.alive, self.chosen, self.prompt_lengths = self.alive[keep], self.chosen[keep], self.prompt_lengths[keep]
-        self.noise, self.has_ended, self.limits = self.noise[:, keep], self.has_ended[keep], self.limits[keep]
-        self.pad_mask = None if self.pad_mask is None else self.pad_mask[keep]
-        return True
-
-    def _ended(self, position: int) -> list[bool]:
-        if not self.chosen.is_cuda:
-            ended = [token in self.model.eos_token_ids for token in self.chosen.tolist()]
-            if self.has_own_limits:
-                ended = [flag or limit <= position + 1 for flag, limit in zip(ended, self.limits.tolist(), strict=True)]
-            return ended
-        self.has_ended |= torch.isin(self.chosen, self.eos) | (self.limits <= position + 1)
-        return self.has_ended.tolist() if position % _CUDA_COMPACT_EVERY == 0 else []
-
-    def advance(self, position: int) -> None:
-        """Run the chosen tokens through the model."""
-        mask: Tensor | None = None
-        if self.pad_mask is not None:
-            seen = torch.ones(len(self.chosen), position + 1, dtype=torch.bool, device=self.chosen.device)
-            mask = torch.cat([self.pad_mask, seen], dim=1)[:, None, None, :]
-        if self.decoder is not None:
-            place = self.prompt_width + position if mask is None else self.prompt_lengths + position
-            hidden = self.decoder.hidden(self.chosen, place, self.cache, mask)
-        else:
-            inputs: dict[str, Tensor] = {}
-            if mask is not None:
-                inputs = {"attention_mask": mask, "position_ids": (self.prompt_lengths + position)[:, None]}
-            states = self.model.hidden(self.chosen[:, None], past_key_values=self.cache, use_cache=True, **inputs)
-            hidden = states[:, -1]
-        self.sampler.executed_tokens += len(self.chosen)
-        self.logits = self.model.head.logits(hidden)
-
-    def rollouts(self, requests: list[RolloutRequest]) -> list[list[Rollout]]:
-        """The finished rollouts, grouped by request."""
-        tokens: list[list[int]] = [[] for _ in range(self.total)]
-        logprobs: list[list[float]] = [[] for _ in range(self.total)]
-        ended = [False] * self.total
-        limits = [_limit(request, self.horizon) for request in requests for _ in range(request.num_rollouts)]
-        for alive, chosen, picked in self.columns:
-            for row, token, logprob in zip(alive.tolist(), chosen.tolist(), picked.tolist(), strict=True):
-                if (
-                    not ended[row] and len(tokens[row]) < limits[row]
-                ):  # on a GPU, rows decode on until the next compaction
-                    tokens[row].append(token)
-                    logprobs[row].append(logprob)
-                    ended[row] = token in self.model.eos_token_ids
-        rows = iter(range(self.total))
-        return [
-            [
-                Rollout(
-                    prompt_index=request.prompt_index,
-                    prompt_token_ids=request.prompt_token_ids,
-                    completion_token_ids=tokens[row],
-                    completion_logprobs=logprobs[row],
-                    finish_reason="eos" if ended[row] else "length",
-                )
-                for row in (next(rows) for _ in range(request.num_rollouts))
-            ]
-            for request in requests
-        ]
+    def _counted(self, rows: DecodeRows) -> list[list[Rollout]]:
+        """The rollouts of a batch that is done."""
+        groups = rows.rollouts()
+        self.executed_tokens += rows.executed_tokens
+        self.needed_tokens += sum(map(_needed_tokens, groups))
+        return groups
 
 
-def _limit(request: RolloutRequest, horizon: int) -> int:
-    return horizon if request.max_tokens is None else min(request.max_tokens, horizon)
+class Probe:
+    """Rollouts that have begun and wait, with their caches, to be continued or dropped."""
+
+    def __init__(self, sampler: Sampler, waiting: list[tuple[list[int], DecodeRows]]) -> None:
+        self._sampler = sampler
+        self._waiting = waiting
+        self.rollouts = _in_order([(batch, rows.rollouts()) for batch, rows in waiting])
+        """By request."""
+        self.top_ids = _in_order([(batch, rows.top_ids()) for batch, rows in waiting])
+        """By request, [T, K] for each rollout: the most likely ids where its tokens were picked, most likely first."""
+
+    @torch.inference_mode()
+    def finish(self, kept: list[list[bool]]) -> list[list[Rollout]]:
+        """The rollouts by request, those that are kept (flags by request) continued to their horizon. To be called once."""
+        done = []
+        with self._sampler.model.autocast():
+            while self._waiting:
+                batch, rows = self._waiting.pop(0)  # frees its cache before the next one grows
+                rows.go_on_with([flag for index in batch for flag in kept[index]])
+                rows.run(rows.horizon, self._sampler.on_token)
+                done.append((batch, self._sampler._counted(rows)))
+        return _in_order(done)
 
 
-def _batches(order: list[int], requests: list[RolloutRequest]) -> list[list[int]]:
-    """Consecutive indices of equal `num_rollouts`, at most _MAX_ROWS rollouts each (one request at least)."""
+def _in_order(batches: list[tuple[list[int], list[_T]]]) -> list[_T]:
+    """One value for each request, in the order of the requests, from batches of request indices and values."""
+    found = {index: value for indices, values in batches for index, value in zip(indices, values, strict=True)}
+    return [found[index] for index in range(len(found))]
+
+
+def _needed_tokens(group: list[Rollout]) -> int:
+    sampled = [len(r.completion_token_ids) for r in group if len(r.completion_token_ids) > r.num_begun]
+    return len(group[0].prompt_token_ids) + sum(sampled) - len(sampled) if sampled else 0
+
+
+def _batches(requests: list[RolloutRequest], horizon: int) -> list[list[int]]:
+    """Indices of requests that decode together: of equal `num_rollouts`, at most _MAX_ROWS rollouts (one request at least)."""
+    # Equal limits stay together: one row that runs on decodes nearly as slowly as many.
+    order = sorted(range(len(requests)), key=lambda i: (requests[i].limit(horizon), len(requests[i].prompt_token_ids)))
     batches: list[list[int]] = []
     for index in order:
         repeats = requests[index].num_rollouts

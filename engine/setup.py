@@ -59,8 +59,9 @@ def load_data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase) -> RunData:
         report = read_prompts(
             evaluation.report_path, "evaluation.report_path", limit=evaluation.num_report_prompts, need_answer=True
         )
+    train = read_prompts(spec.prompts.path, "prompts.path", need_completion=spec.completions.reads_prompt_file)
     return RunData(
-        train=_encoded(spec, tokenizer, read_prompts(spec.prompts.path, "prompts.path"), "prompts.path"),
+        train=_encoded(spec, tokenizer, train, "prompts.path"),
         dev=_encoded(spec, tokenizer, dev, "evaluation.path"),
         report=_encoded(spec, tokenizer, report, "evaluation.report_path"),
     )

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from engine.adapter_spec import Adapter, NoAdapter
 from engine.anchoring import Anchoring, NoAnchoring
+from engine.completion_spec import CompletionSource, StudentCompletions
 from engine.divergences import Divergence, ReverseKL
 from engine.evaluation_spec import EvaluationSpec
 from engine.frozen import Count, Frozen
@@ -28,7 +29,7 @@ Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^\S(.*\S)?$"
 
 
 class SamplingSpec(Frozen):
-    """How the student samples its completions."""
+    """How completions are sampled."""
 
     temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
     """Softmax temperature of sampling and of both models in the divergence; 1 is what all published recipes use."""
@@ -53,7 +54,7 @@ class CheckpointSpec(Frozen):
 
 
 class RunSpec(Frozen):
-    """One training run: a student follows a teacher on the prefix of its own completions."""
+    """One training run: a student follows a teacher on the prefix of completions, its own as a rule."""
 
     spec_version: Literal[1] = 1
     """Version of this description."""
@@ -75,6 +76,8 @@ class RunSpec(Frozen):
     """Which of the sampled tokens are trained on."""
     anchoring: Anchoring = NoAnchoring()
     """Whether some rollouts leave the schedule and run to the full length, where every token is trained on."""
+    completions: CompletionSource = StudentCompletions()
+    """Who writes the completions that are trained on."""
     divergence: Divergence = ReverseKL()
     """What is minimised on each token of the prefix."""
     num_steps: Count = 100
@@ -90,7 +93,7 @@ class RunSpec(Frozen):
     gradient_checkpointing: Literal["never", "always"] = "never"
     """Whether the student's blocks forget their activations and recompute them: memory for one more forward pass."""
     sampling: SamplingSpec = SamplingSpec()
-    """How the student samples."""
+    """How completions are sampled, by whichever model."""
     adapter: Adapter = NoAdapter()
     """Whether all weights are trained or an adapter beside them."""
     optimizer: OptimizerSpec = OptimizerSpec()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from engine.anchoring import NoAnchoring
+from engine.completion_spec import DataCompletions, TeacherPrefix
 from engine.findings import misfit
 from engine.loss_region import SuffixRegion, WindowRegion
 from engine.optimizer_spec import ConstantWithDecay
@@ -116,6 +117,27 @@ def _the_primary_metric_is_measured(spec: RunSpec) -> None:
         )
 
 
+def _a_teacher_prefix_leaves_tokens_to_the_student(spec: RunSpec) -> None:
+    if not isinstance(spec.completions, TeacherPrefix):
+        return
+    horizon = spec.prefix_horizon_at(0, spec.prefix_state())
+    if spec.completions.tokens >= horizon:
+        raise misfit(
+            "completions.tokens",
+            f"completions.tokens is {spec.completions.tokens} but the horizon of the first step is {horizon}, which leaves "
+            "the student nothing to write; let the teacher write less or lengthen the prefix.",
+        )
+
+
+def _data_has_one_completion_for_each_prompt(spec: RunSpec) -> None:
+    if isinstance(spec.completions, DataCompletions) and spec.rollouts_per_prompt > 1:
+        raise misfit(
+            "rollouts_per_prompt",
+            f"rollouts_per_prompt is {spec.rollouts_per_prompt} but each row of the prompt file has one completion; "
+            "set it to 1 or let a model write the completions.",
+        )
+
+
 RULES: list[Callable[[RunSpec], None]] = [
     _prefix_is_within_the_completion,
     _warmup_is_within_the_run,
@@ -123,4 +145,6 @@ RULES: list[Callable[[RunSpec], None]] = [
     _anchoring_has_something_to_anchor,
     _loss_region_is_within_the_rollouts,
     _the_primary_metric_is_measured,
+    _a_teacher_prefix_leaves_tokens_to_the_student,
+    _data_has_one_completion_for_each_prompt,
 ]

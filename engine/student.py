@@ -28,7 +28,9 @@ class Update:
     student_entropy: float | None
     teacher_entropy: float | None
     logprob_gap: float | None
-    """Mean |sampler's log-prob − training pass's log-prob| of the supervised tokens, nats: 0 but for rounding."""
+    """Mean |sampler's log-prob − training pass's log-prob| of the student's own supervised tokens, nats: 0 but for rounding."""
+    num_own_tokens: int
+    """Supervised tokens that the student sampled."""
     position_loss: list[float]
     """Mean divergence by position up to the last supervised one; 0 where no rollout has a supervised token."""
     position_count: list[int]
@@ -51,6 +53,7 @@ class Update:
             "student_entropy": self.student_entropy,
             "teacher_entropy": self.teacher_entropy,
             "sampled_logprob_gap": self.logprob_gap,
+            "own_token_share": self.num_own_tokens / self.num_tokens if self.num_tokens else None,
         }
 
 
@@ -137,7 +140,9 @@ class Student:
         sums.student_entropy += float(loss.student_entropy.sum())
         sums.teacher_entropy += float(loss.teacher_entropy.sum())
         sampled = torch.tensor([rollout.completion_logprobs[at] for rollout in group for at in rollout.supervised])
-        sums.logprob_gap += float((loss.student_logprob.cpu().float() - sampled).abs().sum())
+        is_own = torch.tensor([at in rollout.sampled_by_student for rollout in group for at in rollout.supervised])
+        sums.logprob_gap += float((loss.student_logprob.cpu().float() - sampled)[is_own].abs().sum())
+        sums.num_own += int(is_own.sum())
         sums.position_loss.index_add_(0, batch.position, loss.per_token.cpu().double())
         sums.position_count.index_add_(0, batch.position, torch.ones(len(batch.position), dtype=torch.long))
         padding = batch.token_ids.numel() - batch.num_real_tokens
@@ -160,6 +165,7 @@ class _Sums:
 
     def __init__(self, num_positions: int) -> None:
         self.loss = self.student_entropy = self.teacher_entropy = self.logprob_gap = self.padding_flops = 0.0
+        self.num_own = 0
         self.position_loss: Tensor = torch.zeros(num_positions, dtype=torch.double)
         self.position_count: Tensor = torch.zeros(num_positions, dtype=torch.long)
         self.flops = FlopLedger()
@@ -174,7 +180,8 @@ class _Sums:
             learning_rate=rate,
             student_entropy=mean(self.student_entropy),
             teacher_entropy=mean(self.teacher_entropy),
-            logprob_gap=mean(self.logprob_gap),
+            logprob_gap=self.logprob_gap / self.num_own if self.num_own else None,
+            num_own_tokens=self.num_own,
             position_loss=(self.position_loss / self.position_count.clamp(min=1)).tolist(),
             position_count=self.position_count.tolist(),
             num_tokens=num_tokens,
