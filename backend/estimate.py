@@ -89,8 +89,8 @@ class _StepCosts(dict[_Batch, FlopLedger]):
     def _of_prompt(self, num_tokens: int, region: LossRegion) -> FlopLedger:
         each = self._spec.rollouts_per_prompt
         num_supervised = len(region.span(num_tokens))
-        sampling = self._spec.completions.sampling_ledger(
-            self._student, self._teacher, self._prompt_tokens, [num_tokens] * each
+        sampling = self._spec.selection.expected_ledger(
+            self._spec.completions, (self._student, self._teacher), self._prompt_tokens, [num_tokens] * each
         )
         if not num_supervised:
             return sampling
@@ -102,7 +102,7 @@ class _StepCosts(dict[_Batch, FlopLedger]):
             num_supervised=num_supervised,
             recomputes_blocks=self._spec.recomputes_blocks,
         )
-        return sampling + update * each
+        return sampling + update * (self._spec.trained_rollouts_per_step / self._spec.prompts_per_step)
 
 
 def _total(batches: Sequence[_Batch], of_step: _StepCosts) -> FlopLedger:

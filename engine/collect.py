@@ -11,6 +11,8 @@ from engine.language_model import LanguageModel
 from engine.loss_region import LossRegion
 from engine.prompts import prompts_of_step
 from engine.rollout import Rollout, RolloutRequest
+from engine.selection import Candidates, probed_candidates
+from engine.selection_spec import ProbeSelection
 from engine.sources import Writers
 from engine.spec import RunSpec
 
@@ -24,6 +26,8 @@ class StepRollouts:
     """Useful FLOPs."""
     wasted_flops: float
     """FLOPs spent on padding and on rows that had ended."""
+    metrics: dict[str, float | None]
+    """What the selection has to tell of the step."""
 
 
 def collect_rollouts(
@@ -48,14 +52,23 @@ def collect_rollouts(
     writers = Writers.of(
         student, teacher, prompts, seed=spec.seed, temperature=spec.sampling.temperature, on_token=on_token
     )
-    groups = writers.write(source, requests, max(horizons))
-    flops = FlopLedger()
-    for request, group in zip(requests, groups, strict=True):
+    if isinstance(spec.selection, ProbeSelection):
+        candidates = probed_candidates(
+            spec.selection, writers.student, teacher, requests, max(horizons), micro_batch=spec.micro_batch_rollouts
+        )
+    else:
+        candidates = Candidates.all_kept(writers.write(source, requests, max(horizons)))
+    flops = candidates.flops
+    for request, group in zip(requests, candidates.groups, strict=True):
         lengths = [len(rollout.completion_token_ids) for rollout in group]
         flops += source.sampling_ledger(student.shape, teacher.shape, len(request.prompt_token_ids), lengths)
-    regions = spec.regions_at(step)
-    rollouts = [_supervised(r, region) for group, region in zip(groups, regions, strict=True) for r in group]
-    return StepRollouts(rollouts, flops, writers.wasted_flops)
+    kept = zip(candidates.kept_groups, spec.regions_at(step), strict=True)
+    return StepRollouts(
+        rollouts=[_supervised(rollout, region) for group, region in kept for rollout in group],
+        flops=flops,
+        wasted_flops=writers.wasted_flops + candidates.wasted_flops,
+        metrics=candidates.metrics,
+    )
 
 
 def _supervised(rollout: Rollout, region: LossRegion) -> Rollout:

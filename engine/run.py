@@ -107,7 +107,7 @@ class Run:
             StepDone,
             step=step + 1,
             horizon=horizon,
-            metrics=update.metrics(collected.rollouts),
+            metrics=update.metrics(collected.rollouts) | collected.metrics,
             position_loss=update.position_loss,
             position_count=update.position_count,
             flops=self.state.flops,

@@ -21,6 +21,7 @@ from engine.optimizer_spec import OptimizerSpec
 from engine.prefix_state import PrefixState, Tokens
 from engine.prefixes import ConstantPrefix, PrefixSchedule
 from engine.prompt_spec import PromptSpec
+from engine.selection_spec import AllRollouts, RolloutSelection
 from engine.spec_rules import RULES
 
 SPEC_VERSION = 1
@@ -78,6 +79,8 @@ class RunSpec(Frozen):
     """Whether some rollouts leave the schedule and run to the full length, where every token is trained on."""
     completions: CompletionSource = StudentCompletions()
     """Who writes the completions that are trained on."""
+    selection: RolloutSelection = AllRollouts()
+    """Which of a step's rollouts are trained on."""
     divergence: Divergence = ReverseKL()
     """What is minimised on each token of the prefix."""
     num_steps: Count = 100
@@ -131,6 +134,11 @@ class RunSpec(Frozen):
     def trains_whole_completions(self) -> bool:
         """Whether every step samples and trains to the full length: ordinary distillation, the baseline of all savings."""
         return self.prefix.kind == "full" and self.loss_region.kind == "whole"
+
+    @property
+    def trained_rollouts_per_step(self) -> int:
+        """Rollouts of a step that the selection leaves."""
+        return self.selection.num_trained(self.prompts_per_step, self.rollouts_per_prompt)
 
     def prefix_state(self) -> PrefixState:
         """The schedule's state before the first step."""

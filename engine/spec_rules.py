@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from engine.anchoring import NoAnchoring
-from engine.completion_spec import DataCompletions, TeacherPrefix
+from engine.completion_spec import DataCompletions, StudentCompletions, TeacherPrefix
 from engine.findings import misfit
 from engine.loss_region import SuffixRegion, WindowRegion
 from engine.optimizer_spec import ConstantWithDecay
 from engine.prefixes import StagesPrefix
+from engine.selection_spec import ProbeSelection
 
 if TYPE_CHECKING:
     from engine.spec import RunSpec
@@ -138,6 +139,37 @@ def _data_has_one_completion_for_each_prompt(spec: RunSpec) -> None:
         )
 
 
+def _a_probe_has_candidates_to_choose_from(spec: RunSpec) -> None:
+    selection, n = spec.selection, spec.rollouts_per_prompt
+    if not isinstance(selection, ProbeSelection):
+        return
+    if not isinstance(spec.completions, StudentCompletions):
+        raise misfit(
+            "selection",
+            f"selection is a probe of what the student writes but completions.kind is {spec.completions.kind!r}; "
+            "set completions to student or selection to all.",
+        )
+    if n < 2:
+        raise misfit(
+            "rollouts_per_prompt",
+            f"rollouts_per_prompt is {n} but a probe keeps at least one rollout of each prompt, so it needs 2 or more to "
+            "choose from; raise it or set selection to all.",
+        )
+    if selection.drop_share > 1 - 1 / n:
+        raise misfit(
+            "selection.drop_share",
+            f"selection.drop_share is {selection.drop_share:g} but at most {1 - 1 / n:.3g} of {n} rollouts per prompt can be "
+            "dropped, as one is kept for each; lower it or raise rollouts_per_prompt.",
+        )
+    horizon = spec.prefix_horizon_at(0, spec.prefix_state())
+    if selection.probe_tokens > horizon:
+        raise misfit(
+            "selection.probe_tokens",
+            f"selection.probe_tokens is {selection.probe_tokens} but the horizon of the first step is {horizon}; "
+            "shorten the probe or lengthen the prefix.",
+        )
+
+
 RULES: list[Callable[[RunSpec], None]] = [
     _prefix_is_within_the_completion,
     _warmup_is_within_the_run,
@@ -147,4 +179,5 @@ RULES: list[Callable[[RunSpec], None]] = [
     _the_primary_metric_is_measured,
     _a_teacher_prefix_leaves_tokens_to_the_student,
     _data_has_one_completion_for_each_prompt,
+    _a_probe_has_candidates_to_choose_from,
 ]
