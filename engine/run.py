@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from engine.checkpoint import TrainerState
 from engine.checkpoint_shelf import CheckpointShelf
 from engine.collect import collect_rollouts
 from engine.control import Control
-from engine.events import PhaseChanged, Split, StepDone
+from engine.events import Phase, PhaseChanged, Split, StepDone
 from engine.journal import Journal
 from engine.language_model import LanguageModel
 from engine.loss_region import nothing_supervised
@@ -20,6 +19,7 @@ from engine.rollout import Rollout
 from engine.setup import RunData
 from engine.spec import RunSpec
 from engine.student import Student, Update
+from engine.warmup import Warmup, take_warmup_step
 from engine.watch import watch_step
 
 
@@ -45,6 +45,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.shelf = CheckpointShelf(self.attempt_folder, self.spec.checkpoints.keep_last, self.journal)
+        self.warmup = Warmup.of(self)
 
     @property
     def attempt_folder(self) -> Path:
@@ -64,20 +65,29 @@ class Run:
 
     def measured_horizon(self, step: int) -> int:
         """Where "beyond" begins for the student of `step` updates: the horizon of its last step, anchors left out."""
-        return self.spec.prefix_horizon_at(max(step - 1, 0), self.state.prefix)
+        last = max(step - self.spec.warmup_phase.num_steps - 1, 0)
+        return self.spec.prefix_horizon_at(last, self.state.prefix)
 
     def change_state(self, **values: object) -> None:
         """Replace fields of the state."""
         self.state = self.state.model_copy(update=values)
 
-    def enter(self, phase: Literal["loading", "baseline", "training", "report", "saving"], detail: str = "") -> None:
+    def enter(self, phase: Phase, detail: str = "") -> None:
         """Tell the world which phase begins."""
         self.journal.emit(PhaseChanged, phase=phase, detail=detail)
 
+    @property
+    def training_phase(self) -> Phase:
+        """Whether the next step belongs to the warm-up or to distillation."""
+        return "warmup" if self.state.step < self.spec.warmup_phase.num_steps else "training"
+
     def train_step(self) -> None:
-        """Sample, score, diverge, update."""
+        """Sample, score, diverge, update; in the warm-up phase fine-tune on given completions."""
+        if self.warmup is not None and self.training_phase == "warmup":
+            take_warmup_step(self, self.warmup)
+            return
         began = time.monotonic()
-        step = self.state.step
+        step = self.state.step - self.spec.warmup_phase.num_steps
         horizon = self.spec.horizon_at(step, self.state.prefix)
         collected = collect_rollouts(
             self.spec,
@@ -92,9 +102,9 @@ class Run:
         update = self.student.update(collected.rollouts, self.teacher, step)
         done = time.monotonic()
         if update.loss is None:
-            self.journal.warn_once("nothing_supervised", nothing_supervised(step + 1, horizon))
+            self.journal.warn_once("nothing_supervised", nothing_supervised(self.state.step + 1, horizon))
         self.change_state(
-            step=step + 1,
+            step=self.state.step + 1,
             prefix=self._prefix_after(step, collected.rollouts, update),
             flops=self.state.flops + collected.flops + update.flops,
             executed_flops=self.state.executed_flops
@@ -105,7 +115,7 @@ class Run:
         )
         self.journal.emit(
             StepDone,
-            step=step + 1,
+            step=self.state.step,
             horizon=horizon,
             metrics=update.metrics(collected.rollouts) | collected.metrics,
             position_loss=update.position_loss,

@@ -59,7 +59,8 @@ def load_data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase) -> RunData:
         report = read_prompts(
             evaluation.report_path, "evaluation.report_path", limit=evaluation.num_report_prompts, need_answer=True
         )
-    train = read_prompts(spec.prompts.path, "prompts.path", need_completion=spec.completions.reads_prompt_file)
+    need_completion = spec.completions.reads_prompt_file or spec.warmup_phase.reads_prompt_file
+    train = read_prompts(spec.prompts.path, "prompts.path", need_completion=need_completion)
     return RunData(
         train=_encoded(spec, tokenizer, train, "prompts.path"),
         dev=_encoded(spec, tokenizer, dev, "evaluation.path"),

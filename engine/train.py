@@ -33,7 +33,7 @@ def train(
     try:
         if run.state.evaluated_step is None:
             measure_baselines(run)
-        run.enter("training")
+        run.enter(run.training_phase)
         while True:
             if run.state.step and run.evaluation_is_due():
                 evaluate_student(run)
