@@ -23,7 +23,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Models and prompts": ("name", "student", "teacher", "prompts"),
     "Prefix and divergence": ("max_completion_tokens", "prefix", "loss_region", "anchoring", "completions", "selection", "divergence"),
     "Training": (
-        "num_steps", "prompts_per_step", "rollouts_per_prompt", "micro_batch_rollouts", "gradient_checkpointing",
+        "num_steps", "warmup_phase", "prompts_per_step", "rollouts_per_prompt", "micro_batch_rollouts", "gradient_checkpointing",
         "sampling", "adapter", "optimizer", "training_flops_budget", "device", "precision",
     ),
     "Evaluation and storage": ("evaluation", "sentinel", "health", "traces", "checkpoints"),
