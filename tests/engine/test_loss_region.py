@@ -130,7 +130,8 @@ def test_the_loss_is_the_mean_reverse_kl_over_the_region_in_float64(region: Loss
         ids = torch.tensor([rollout.prompt_token_ids + rollout.completion_token_ids])
         with torch.no_grad():
             s, t = (model.module(input_ids=ids).logits[0].numpy() for model in (random_model(0), TEACHER))
-        values = reverse_kl(ReverseKL(), s, t)[len(rollout.prompt_token_ids) - 1 : -1]
+        scored = slice(len(rollout.prompt_token_ids) - 1, -1)
+        values = reverse_kl(ReverseKL(), s[scored], t[scored], np.array(rollout.completion_token_ids))
         assert len(values) == len(rollout.completion_token_ids)
         for at in range(len(values)):
             first, last = {
