@@ -15,6 +15,7 @@ from engine.frozen import Frozen
 from engine.verdicts import Verdicts
 
 _TELLING_ACCURACY = 0.1  # a teacher below this cannot show by accuracy whether a student follows it
+_SIGNIFICANT = 0.05  # of the paired test, the counterpart of 95 % intervals
 _EOS_GAP = 0.1  # a difference in EOS rate that is worth a word
 
 
@@ -215,7 +216,9 @@ def _about(arm: Arm, baseline: Arm | None, before: float | None, teacher_eos: fl
         times = f"{arm.saving:.1f}x fewer" if arm.saving >= 1 else f"{1 / arm.saving:.1f}x more"
         gap = arm.accuracy - baseline.accuracy
         overlap = arm.accuracy_low <= baseline.accuracy_high and baseline.accuracy_low <= arm.accuracy_high
-        verdict = "level with" if overlap else "above" if gap > 0 else "below"
+        # The paired test sees what two separate intervals hide: whether one arm fails where the other does not.
+        is_level = overlap if arm.mcnemar_p is None else arm.mcnemar_p >= _SIGNIFICANT
+        verdict = "level with" if is_level else "above" if gap > 0 else "below"
         paired = "" if arm.mcnemar_p is None else f", McNemar p = {arm.mcnemar_p:.2g} on the same problems"
         parts.append(f"{verdict} {baseline.name} ({baseline.accuracy:.3f}{paired}) at {times} training FLOPs")
     if arm.share_inside is not None:

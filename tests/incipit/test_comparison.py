@@ -183,6 +183,21 @@ def test_arms_on_the_same_problems_are_paired() -> None:
     assert "McNemar p = 0.016 on the same problems" in next(s for s in comparison.sentences if s.startswith("b:"))
 
 
+@pytest.mark.parametrize(("num_wrong", "word"), [(5, "level with"), (6, "below")])
+def test_the_verdict_follows_the_paired_test_where_there_is_one(num_wrong: int, word: str) -> None:
+    """5 of 300 against 0 gives p = 2/32, 6 give 2/64; the two intervals overlap in both cases."""
+
+    def arm(right: str) -> list[Evaluation]:
+        verdicts = Verdicts(problems="p", right=right)
+        one = measured("student", "report", right.count("1") / 300)
+        return [one.model_copy(update={"verdicts": verdicts, "num_prompts": 300})]
+
+    full, prefix = a_run("full", {"kind": "full"}, 8e11), a_run("prefix 8", PREFIX_8, 5e10)
+    comparison = compare([(full, arm("1" * 300)), (prefix, arm("0" * num_wrong + "1" * (300 - num_wrong)))])
+    assert comparison.arms[1].accuracy_high >= comparison.arms[0].accuracy_low
+    assert f"{word} full (1.000" in next(s for s in comparison.sentences if s.startswith("prefix 8"))
+
+
 def test_an_average_over_samples_is_told_with_its_interval() -> None:
     full = a_run("full", {"kind": "full"}, 8e11)
     sampled = measured("student", "report", 0.5, avg_at_k=0.25, avg_at_k_low=0.2, avg_at_k_high=0.3)
