@@ -199,7 +199,7 @@ def _model(model: ModelSpec, field: str, adapter: Adapter) -> Model:
 def _prompt_tokens(spec: RunSpec) -> tuple[int, list[str]]:
     """Mean prompt length in tokens, and what was assumed for it."""
     try:
-        words = _words_per_prompt(Path(resolve(spec.prompts.path)))
+        words = _words_per_prompt(Path(resolve(spec.prompts.path)), spec.prompts.prompt_column)
     except (OSError, ValueError, RecursionError):
         words = []
     if not words:
@@ -210,7 +210,7 @@ def _prompt_tokens(spec: RunSpec) -> tuple[int, list[str]]:
     return tokens, [text + (", chat template not counted." if spec.prompts.template == "chat" else ".")]
 
 
-def _words_per_prompt(path: Path) -> list[int]:
+def _words_per_prompt(path: Path, column: str) -> list[int]:
     words: list[int] = []
     if not path.is_file():
         return words
@@ -218,8 +218,8 @@ def _words_per_prompt(path: Path) -> list[int]:
         for _ in range(_SAMPLED_PROMPTS):
             line = file.readline(_MAX_PROMPT_BYTES)
             row: Any = json.loads(line) if line.strip() else None
-            if isinstance(row, dict) and isinstance(row.get("prompt"), str):
-                words.append(len(row["prompt"].split()))
+            if isinstance(row, dict) and isinstance(row.get(column), str):
+                words.append(len(row[column].split()))
     return words
 
 

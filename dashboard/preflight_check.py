@@ -14,6 +14,7 @@ from engine.findings import Finding
 
 _POLL_SECONDS = 1.0
 _KEY = "preflight"
+_CHATS = {"student_chat": "Student (this is used)", "teacher_chat": "Teacher"}
 
 
 def _print_of(document: Mapping[str, Any]) -> str:
@@ -49,9 +50,39 @@ def show_preflight(client: ApiClient, document: dict[str, Any], *, is_valid: boo
     elif not any(one.severity == "error" for one in result.findings):
         st.success("A worker has opened models and data: nothing stands in the way.", icon=":material/check_circle:")
     if result.facts:
-        with st.expander("What the worker found", icon=":material/table:"):
-            facts = [{"what": name.replace("_", " "), "found": str(value)} for name, value in result.facts.items()]
-            st.table(pd.DataFrame(facts), hide_index=True)
+        show_facts(result.facts)
+
+
+def show_facts(facts: Mapping[str, Any]) -> None:
+    """A table of the facts, and the chats of both models side by side."""
+    chats = {name: str(value) for name, value in facts.items() if name in _CHATS}
+    with st.expander("What the worker found", icon=":material/table:"):
+        rows = [
+            {"what": name.replace("_", " ").replace(" bytes", ""), "found": fact_in_words(name, value)}
+            for name, value in facts.items()
+            if name not in _CHATS
+        ]
+        st.table(pd.DataFrame(rows), hide_index=True)
+    if chats:
+        with st.expander("The first prompt in the chat templates of both models", icon=":material/forum:"):
+            # As code: the text is of models and data, and is shown as it stands.
+            for name, column in zip(_CHATS, st.columns(2), strict=True):
+                with column:
+                    st.caption(_CHATS[name])
+                    st.code(chats.get(name, "(no chat template)"), language=None, wrap_lines=True)
+
+
+def fact_in_words(name: str, value: Any) -> str:
+    """A fact with its unit: bytes in GB, FLOPs in powers of ten, counts with separators."""
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return value
+    if name.endswith("_bytes"):
+        return f"{value / 1e9:.2f} GB"
+    if "flops" in name:
+        return f"{value:.2e}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _poll(client: ApiClient) -> None:

@@ -1,4 +1,4 @@
-"""Preflight: open models and data of a spec, find what would fail, run one batch. Nothing is trained or kept."""
+"""Preflight: open models and data of a spec, find what would fail, try some updates. Nothing that is trained is kept."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from engine.findings import Finding
 from engine.frozen import Frozen
 from engine.language_model import LanguageModel, load_language_model
 from engine.objective_check import check_objective
-from engine.rollout import RolloutRequest
-from engine.sampler import Sampler
+from engine.pairing import chats_side_by_side, pair_findings, shared_vocabulary, thinking_findings
 from engine.setup import (
     RunData,
     choose_device,
@@ -19,64 +18,93 @@ from engine.setup import (
     fit_lengths,
     load_data,
     load_student,
-    pair_findings,
     student_tokenizer,
 )
 from engine.spec import RunSpec
+from engine.trial import device_memory_bytes, trial
 
 T = TypeVar("T")
-
-_TRIAL_TOKENS = 4  # enough for a prefill, a decode step and the head
+Facts = dict[str, int | float | str | None]
 
 
 class CheckResult(Frozen):
     """What a preflight found."""
 
     findings: list[Finding]
-    facts: dict[str, int | float | str | None]
+    facts: Facts
+
+
+class _Found:
+    """Findings and facts so far."""
+
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []
+        self.facts: Facts = {}
+
+    @property
+    def is_sound(self) -> bool:
+        return not any(finding.severity == "error" for finding in self.findings)
+
+    def attempt(self, work: Callable[[], T]) -> T | None:
+        """What the work gives; None when it fails, with its findings noted."""
+        try:
+            return work()
+        except RunError as error:
+            self.findings.extend(error.findings or [Finding(field="", message=error.message)])
+            return None
 
 
 def check(spec: RunSpec) -> CheckResult:
     """All problems that can be found without training, each at its field; facts about what was opened."""
-    findings: list[Finding] = []
-    facts: dict[str, int | float | str | None] = {}
-
-    def attempt(work: Callable[[], T]) -> T | None:
-        try:
-            return work()
-        except RunError as error:
-            findings.extend(error.findings or [Finding(field="", message=error.message)])
-            return None
-
-    device = attempt(lambda: choose_device(spec))
+    found = _Found()
+    device = found.attempt(lambda: choose_device(spec))
     if device is None:
-        return CheckResult(findings=findings, facts=facts)
+        return CheckResult(findings=found.findings, facts=found.facts)
     precision = choose_precision(spec, device)
-    facts |= {"device": str(device), "precision": precision}
-    tokenizer = attempt(lambda: student_tokenizer(spec))
-    data = attempt(lambda: load_data(spec, tokenizer)) if tokenizer is not None else None
-    student = attempt(lambda: load_student(spec, device, precision)) if tokenizer is not None else None
-    teacher = attempt(lambda: load_language_model(spec.teacher, "teacher", device, precision))
+    found.facts |= {
+        "device": str(device), "device_memory_bytes": device_memory_bytes(device), "precision": precision,
+    }  # fmt: skip
+    tokenizer = found.attempt(lambda: student_tokenizer(spec))
+    data = found.attempt(lambda: load_data(spec, tokenizer)) if tokenizer is not None else None
+    student = found.attempt(lambda: load_student(spec, device, precision)) if tokenizer is not None else None
+    teacher = found.attempt(lambda: load_language_model(spec.teacher, "teacher", device, precision))
     if data is not None:
-        facts |= {"train_prompts": len(data.train), "longest_prompt_tokens": data.longest_prompt}
-        facts["mean_prompt_tokens"] = sum(len(p.token_ids) for p in data.train) / len(data.train)
+        _tell_of_data(data, found)
     for name, model in (("student", student), ("teacher", teacher)):
         if model is not None:
-            facts |= {f"{name}_parameters": model.num_parameters, f"{name}_context_tokens": model.context_tokens}
+            found.facts |= {f"{name}_parameters": model.num_parameters, f"{name}_context_tokens": model.context_tokens}
     if student is not None and teacher is not None:
-        findings.extend(pair_findings(student, teacher))
-        attempt(lambda: check_objective(spec, student, teacher))
-        if data is not None:
-            fitting = attempt(lambda: fit_lengths(spec, data, student, teacher))
-            if fitting is not None:
-                facts |= {f"overlong {name}": overlong.in_words for name, overlong in fitting.overlong.items()}
-            if fitting is not None and not any(finding.severity == "error" for finding in findings):
-                attempt(lambda: _try_one_batch(student, fitting))
-    return CheckResult(findings=findings, facts=facts)
+        _check_pair(spec, student, teacher, data, found)
+    return CheckResult(findings=found.findings, facts=found.facts)
 
 
-def _try_one_batch(student: LanguageModel, data: RunData) -> None:
-    longest = max(range(len(data.train)), key=lambda index: len(data.train[index].token_ids))
-    request = RolloutRequest(longest, data.train[longest].token_ids, 1, 0)
-    rollouts = Sampler(student, seed=0, temperature=1.0).sample([request], _TRIAL_TOKENS)
-    assert rollouts[0].completion_token_ids, "a rollout has at least one token"
+def _tell_of_data(data: RunData, found: _Found) -> None:
+    found.facts |= {"train_prompts": len(data.train), "longest_prompt_tokens": data.longest_prompt}
+    found.facts["mean_prompt_tokens"] = sum(len(p.token_ids) for p in data.train) / len(data.train)
+    found.facts |= {f"read {name}": source for name, source in data.sources.items() if source.startswith("hf:")}
+
+
+def _check_pair(
+    spec: RunSpec, student: LanguageModel, teacher: LanguageModel, data: RunData | None, found: _Found
+) -> None:
+    """What shows only when both models are open, down to some updates when nothing stands in their way."""
+    found.findings.extend(pair_findings(student, teacher))
+    found.attempt(lambda: check_objective(spec, student, teacher))
+    found.findings.extend(thinking_findings(spec.prompts, student.tokenizer))
+    if data is None:
+        return
+    if spec.prompts.template == "chat":
+        prompt = data.train[0].row.prompt
+        chats, differing = chats_side_by_side(spec.prompts, student.tokenizer, teacher.tokenizer, prompt)
+        found.facts |= chats
+        found.findings.extend(differing)
+    fitting = found.attempt(lambda: fit_lengths(spec, data, student, teacher)) if found.is_sound else None
+    if fitting is None or not found.is_sound:
+        return
+    found.facts |= {f"overlong {name}": overlong.in_words for name, overlong in fitting.overlong.items()}
+    shared = shared_vocabulary(student, teacher)
+    found.facts["shared_vocabulary"] = shared
+    tried = found.attempt(lambda: trial(spec, student.limited_to(shared), teacher.limited_to(shared), fitting))
+    if tried is not None:
+        found.facts |= tried.facts
+        found.findings.extend(tried.findings)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from engine.chat_template import TemplateFailed, chat_template, rendered_chats
 from engine.errors import RunError
 from engine.evaluate import EncodedPrompt
 from engine.findings import Finding
@@ -19,14 +20,16 @@ def encoded(
     spec: RunSpec, tokenizer: PreTrainedTokenizerBase, rows: list[PromptRow], field: str
 ) -> list[EncodedPrompt]:
     """The rows with their token ids; RunError("bad_data") with a finding at the field that the rows were read from."""
-    if spec.prompts.template == "chat" and tokenizer.chat_template is None:
+    if spec.prompts.template == "chat" and chat_template(tokenizer) is None:
         message = "prompts.template is 'chat' but the student's tokenizer has no chat template; set it to plain."
         raise RunError("bad_data", message, [Finding(field="prompts.template", message=message)])
     if not rows:
         return []
     try:
         token_ids = token_ids_of(spec, tokenizer, [row.prompt for row in rows])
-    except Exception as error:  # whatever a tokenizer or a chat template raises, it is about a row
+    except TemplateFailed as error:
+        raise _bad_template(spec, rows[error.index], error) from None
+    except Exception as error:  # whatever a tokenizer raises, it is about a row
         raise _bad_row(spec, tokenizer, rows, field) or error from error
     for row, ids in zip(rows, token_ids, strict=True):
         if not ids:
@@ -35,22 +38,36 @@ def encoded(
 
 
 def token_ids_of(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    """The token ids that the models see for these prompts, the chat template included."""
+    """The token ids that the models see for these prompts, the chat template included; TemplateFailed when it fails."""
     if spec.prompts.template == "plain":
         return [list(ids) for ids in tokenizer(list(prompts))["input_ids"]]
-    # transformers renders templates in jinja2's immutable sandbox.
-    talks = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    return [
-        list(tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=True, return_dict=False))
-        for talk in talks
-    ]
+    # The template writes special tokens itself.
+    texts = rendered_chats(tokenizer, spec.prompts, prompts)
+    return [list(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+
+def _bad_template(spec: RunSpec, row: PromptRow, error: TemplateFailed) -> RunError:
+    """At the system message where there is one, as many templates know no such role."""
+    name = "template" if spec.prompts.system_message is None else "system_message"
+    message = (
+        f"prompts.{name} is {_shown(getattr(spec.prompts, name))} but the student's chat template fails on {row.place} ({error}); "
+        f"{'set it to plain' if name == 'template' else 'leave it empty'} or correct the template."
+    )
+    return RunError("bad_data", message, [Finding(field=f"prompts.{name}", message=message)])
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:40] + "…")
 
 
 def _bad_row(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, rows: list[PromptRow], field: str) -> RunError | None:
     """The first row that cannot be encoded alone."""
-    for row in rows:
+    texts = [row.prompt for row in rows]
+    if spec.prompts.template == "chat":
+        texts = rendered_chats(tokenizer, spec.prompts, texts)
+    for row, text in zip(rows, texts, strict=True):
         try:
-            token_ids_of(spec, tokenizer, [row.prompt])
+            tokenizer(text)
         except Exception as error:
             return _bad_prompt(field, row, f"has a prompt that the student's tokenizer cannot encode ({error})")
     return None
@@ -102,8 +119,11 @@ def fitted(
             )
             raise RunError("bad_data", message, [Finding(field=field, message=message)])
         return kept
-    cut = _shortener(spec, tokenizer, field, limit)
-    return [cut(prompt) if len(prompt.token_ids) > limit else prompt for prompt in prompts]
+    if spec.prompts.template == "chat":
+        cut = iter(_cut_chats(spec, tokenizer, overlong, field, limit))
+    else:
+        cut = (_cut_ids(tokenizer, prompt, limit) for prompt in overlong)
+    return [prompt if len(prompt.token_ids) <= limit else next(cut) for prompt in prompts]
 
 
 def _refused(overlong: list[EncodedPrompt], field: str, limit: int) -> RunError:
@@ -116,28 +136,29 @@ def _refused(overlong: list[EncodedPrompt], field: str, limit: int) -> RunError:
     return RunError("bad_data", message, [Finding(field="prompts.overlong", message=message)])
 
 
-def _shortener(
-    spec: RunSpec, tokenizer: PreTrainedTokenizerBase, field: str, limit: int
-) -> Callable[[EncodedPrompt], EncodedPrompt]:
-    """Cuts the beginning of a prompt. A chat's frame and a leading BOS are kept, as models are lost without them."""
+def _cut_ids(tokenizer: PreTrainedTokenizerBase, prompt: EncodedPrompt, limit: int) -> EncodedPrompt:
+    """The end of a prompt; a leading BOS is kept, as models are lost without it."""
+    ids = prompt.token_ids
+    if ids[0] == tokenizer.bos_token_id and limit > 1:
+        return EncodedPrompt(prompt.row, [ids[0], *ids[len(ids) - limit + 1 :]])
+    return EncodedPrompt(prompt.row, ids[-limit:])
 
-    def of_ids(prompt: EncodedPrompt) -> EncodedPrompt:
-        ids = prompt.token_ids
-        if ids[0] == tokenizer.bos_token_id and limit > 1:
-            return EncodedPrompt(prompt.row, [ids[0], *ids[len(ids) - limit + 1 :]])
-        return EncodedPrompt(prompt.row, ids[-limit:])
 
-    def of_chat(prompt: EncodedPrompt) -> EncodedPrompt:
-        words = tokenizer(prompt.row.prompt, add_special_tokens=False)["input_ids"]
-        excess = len(prompt.token_ids) - limit
-        while excess < len(words):
-            words = words[excess:]
-            ids = token_ids_of(spec, tokenizer, [str(tokenizer.decode(words))])[0]
-            if len(ids) <= limit:
-                return EncodedPrompt(prompt.row, ids)
-            excess = len(ids) - limit
-        raise _bad_prompt(
-            field, prompt.row, f"has a chat frame that alone fills the limit of {limit} tokens; raise it, or else"
-        )
-
-    return of_chat if spec.prompts.template == "chat" else of_ids
+def _cut_chats(
+    spec: RunSpec, tokenizer: PreTrainedTokenizerBase, prompts: list[EncodedPrompt], field: str, limit: int
+) -> list[EncodedPrompt]:
+    """The chats with the beginning of the user's text cut off, their frame whole."""
+    words = [list(ids) for ids in tokenizer([p.row.prompt for p in prompts], add_special_tokens=False)["input_ids"]]
+    token_ids = [prompt.token_ids for prompt in prompts]
+    # Cutting may change how the rest is split into tokens, so that one round need not be enough.
+    while too_long := [i for i, ids in enumerate(token_ids) if len(ids) > limit]:
+        for i in too_long:
+            excess = len(token_ids[i]) - limit
+            if excess >= len(words[i]):
+                problem = f"has a chat frame that leaves no room within the limit of {limit} tokens"
+                raise _bad_prompt(field, prompts[i].row, problem)
+            words[i] = words[i][excess:]
+        shorter = token_ids_of(spec, tokenizer, [str(tokenizer.decode(words[i])) for i in too_long])
+        for i, ids in zip(too_long, shorter, strict=True):
+            token_ids[i] = ids
+    return [EncodedPrompt(prompt.row, ids) for prompt, ids in zip(prompts, token_ids, strict=True)]

@@ -1,8 +1,8 @@
 """Which prompts the student answers. It imports without torch."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from engine.frozen import Frozen, Reference
@@ -40,7 +40,19 @@ class PromptSpec(PromptColumns):
     """JSON lines, `.csv` or `.parquet`; `hf:org/name@revision?split=train&subset=main`; `reasoning_gym:chain_sum?size=1000&seed=0`."""
     template: Literal["plain", "chat"] = "plain"
     """`plain` sends the prompt as it is; `chat` wraps it as a user message in the student's chat template."""
+    system_message: Annotated[str, Field(min_length=1, max_length=20_000)] | None = None
+    """A system message before each chat; empty for none."""
+    enable_thinking: bool | None = None
+    """Tells a chat template that knows it whether the model thinks before it answers; empty leaves the template's default."""
     max_prompt_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Longest prompt, in tokens, in training and evaluation; empty for what the models' contexts leave beside the completion."""
     overlong: Literal["refuse", "drop", "truncate_left"] = "refuse"
     """What happens to longer prompts: the run is refused, they are left out, or their beginning is cut off; always counted and told."""
+
+    @model_validator(mode="after")
+    def _chat_options_have_a_chat(self) -> Self:
+        if self.template == "plain" and (self.system_message is not None or self.enable_thinking is not None):
+            name = "enable_thinking" if self.system_message is None else "system_message"
+            problem = f"{name} is set but template is 'plain'; set template to chat or leave {name} empty."
+            raise PydanticCustomError("contradiction", "{problem}", {"problem": problem})
+        return self

@@ -16,6 +16,7 @@ from engine.evaluate import EncodedPrompt
 from engine.findings import Finding
 from engine.language_model import LanguageModel, load_language_model, load_tokenizer
 from engine.objective_check import check_objective
+from engine.pairing import pair_findings, shared_vocabulary
 from engine.prompt_spec import PromptColumns
 from engine.prompts import pinned, read_prompts
 from engine.spec import RunSpec
@@ -107,7 +108,7 @@ def load_models(spec: RunSpec, device: torch.device, precision: Precision) -> tu
         raise RunError("bad_model", errors[0].message, errors)
     check_objective(spec, student, teacher)
     # Within one family, heads are padded to different sizes; a sampled padding row would be no token of the other model.
-    shared = min(student.head.vocabulary, teacher.head.vocabulary)
+    shared = shared_vocabulary(student, teacher)
     return student.limited_to(shared), teacher.limited_to(shared)
 
 
@@ -128,28 +129,6 @@ def _load_teacher(spec: RunSpec, student: LanguageModel, device: torch.device, p
     return teacher
 
 
-def pair_findings(student: LanguageModel, teacher: LanguageModel) -> list[Finding]:
-    """What does not fit between two models: vocabularies (error), end-of-text ids (warning)."""
-    findings = []
-    mine, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
-    different = sum(theirs.get(token) != token_id for token, token_id in mine.items()) + len(
-        theirs.keys() - mine.keys()
-    )
-    if different:
-        message = (
-            f"student and teacher have different vocabularies ({different} of {max(len(mine), len(theirs))} tokens differ); "
-            "choose a teacher with the student's tokenizer."
-        )
-        findings.append(Finding(field="teacher.path", message=message))
-    if student.eos_token_ids != teacher.eos_token_ids:
-        message = (
-            f"the student ends its texts with token ids {sorted(student.eos_token_ids)}, the teacher with "
-            f"{sorted(teacher.eos_token_ids)}; lengths may drift apart, align eos_token_id in their generation_config.json."
-        )
-        findings.append(Finding(field="teacher.path", message=message, severity="warning"))
-    return findings
-
-
 def fit_lengths(spec: RunSpec, data: RunData, student: LanguageModel, teacher: LanguageModel) -> RunData:
     """The prompts that fit into the contexts of both models beside a full completion, and into max_prompt_tokens.
 
@@ -164,6 +143,7 @@ def fit_lengths(spec: RunSpec, data: RunData, student: LanguageModel, teacher: L
     limit = min((limit for limit in limits if limit is not None), default=None)
     # A completion that fills a context leaves nothing to cut to; the check below says so.
     data = data if limit is None or limit < 1 else _fitted(spec, data, student.tokenizer, limit)
+    _check_tokens(data, shared_vocabulary(student, teacher))
     for name, model in (("student", student), ("teacher", teacher)):
         context = model.context_tokens
         if context is not None and data.longest_prompt + spec.max_completion_tokens > context:
@@ -174,6 +154,18 @@ def fit_lengths(spec: RunSpec, data: RunData, student: LanguageModel, teacher: L
             )
             raise RunError("bad_data", message, [Finding(field="max_completion_tokens", message=message)])
     return data
+
+
+def _check_tokens(data: RunData, vocabulary: int) -> None:
+    for name, prompts in data.by_field().items():
+        for prompt in prompts:
+            token_id = max(prompt.token_ids)
+            if token_id >= vocabulary:
+                message = (
+                    f"{name}: {prompt.row.place} has a token of id {token_id} but student and teacher share only the first "
+                    f"{vocabulary}; change the prompt or choose a teacher with the student's tokenizer."
+                )
+                raise RunError("bad_data", message, [Finding(field=name, message=message)])
 
 
 def _fitted(spec: RunSpec, data: RunData, tokenizer: PreTrainedTokenizerBase, limit: int) -> RunData:

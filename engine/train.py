@@ -15,8 +15,9 @@ from engine.errors import RunError, StopRequested, is_out_of_space
 from engine.events import Finished, PhaseChanged, Ready, Started, Stopped, Warned
 from engine.journal import Journal
 from engine.measuring import evaluate_student, measure_baselines, report
+from engine.pairing import pair_findings, thinking_findings
 from engine.run import Run
-from engine.setup import choose_device, choose_precision, fit_lengths, load_data, load_models, pair_findings
+from engine.setup import choose_device, choose_precision, fit_lengths, load_data, load_models
 from engine.spec import RunSpec
 from engine.student import Student
 from engine.tail_probe import measure_tail
@@ -83,7 +84,8 @@ def _open_run(
     data = fit_lengths(spec, load_data(spec, student_model.tokenizer), student_model, teacher)
     for field, overlong in data.overlong.items():
         journal.emit(Warned, code="overlong_prompts", message=f"{field}: {overlong.in_words}")
-    for finding in pair_findings(student_model, teacher):
+    noted = pair_findings(student_model, teacher) + thinking_findings(spec.prompts, student_model.tokenizer)
+    for finding in noted:
         journal.emit(Warned, code="model_pair", message=finding.message)
     student = Student(student_model, spec)
     if resume is not None:

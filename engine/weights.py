@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from engine.adapter import ADAPTER_FOLDER
 from engine.errors import RunError
@@ -35,23 +36,47 @@ def save_weights(folder: Path, model: LanguageModel) -> None:
 
 def restore_weights(folder: Path, model: LanguageModel) -> None:
     """Put the weights of a folder into a model, with LoRA those of the adapter; RunError("bad_checkpoint") if they do not fit."""
-    weights: dict[str, torch.Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        weights |= load_file(path)
+    weights = _saved(folder)
     module = model.module
     mine = model.state_dict()
-    wanted = {name: tensor.shape for name, tensor in mine.items()}
-    found = {name: tensor.shape for name, tensor in weights.items()}
     tied = set(getattr(module, "all_tied_weights_keys", None) or {})
-    differing = [name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)]
-    if set(differing) - (tied - found.keys()):
-        raise RunError("bad_checkpoint", f"{folder} does not fit the student: {sorted(differing)[:3]} differ.")
+    if _differing(mine, weights, tied) and model.adapter is None:
+        weights = _under_own_names(folder, module) or weights
+    differing = _differing(mine, weights, tied)
+    if differing:
+        raise RunError("bad_checkpoint", f"{folder} does not fit the student: {differing[:3]} differ.")
     if model.adapter is None:
         module.load_state_dict(weights, strict=False)
         module.tie_weights()
         return
     model.adapter.load(folder / ADAPTER_FOLDER)
     _check_base(folder, weights, model.state_dict())
+
+
+def _saved(folder: Path) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        weights |= load_file(path)
+    return weights
+
+
+def _differing(mine: dict[str, torch.Tensor], found: dict[str, torch.Tensor], tied: set[str]) -> list[str]:
+    """Names that only one of both has, or that have two shapes; of tied weights one name may be missing."""
+    shapes = [{name: tensor.shape for name, tensor in weights.items()} for weights in (mine, found)]
+    names = shapes[0].keys() | shapes[1].keys()
+    return sorted({name for name in names if shapes[0].get(name) != shapes[1].get(name)} - (tied - found.keys()))
+
+
+def _under_own_names(folder: Path, module: PreTrainedModel) -> dict[str, torch.Tensor] | None:
+    """The weights under the module's names: experts, which a module keeps as one tensor, are saved one by one."""
+    dtype = next(module.parameters()).dtype
+    try:
+        opened, loading = type(module).from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    except Exception:  # the folder of another architecture: the caller says what differs
+        return None
+    return None if loading["missing_keys"] or loading["unexpected_keys"] else dict(opened.state_dict())
 
 
 def _check_base(folder: Path, saved: dict[str, torch.Tensor], merged: dict[str, torch.Tensor]) -> None:

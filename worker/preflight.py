@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from backend.preflight_facts import estimated_facts
 from backend.queries.leases import PREFLIGHT_SECONDS, PreflightClaim, end_preflight
 from engine.findings import Finding
 from worker.engine_process import engine_command, engine_environment
@@ -25,7 +26,7 @@ class _Answer(BaseModel):
     """What `engine check` prints."""
 
     findings: list[Finding]
-    facts: dict[str, object]
+    facts: dict[str, int | float | str | None]
 
 
 def answer(claim: PreflightClaim, slots: list[Slot], place: Workplace) -> None:
@@ -59,7 +60,8 @@ def _check(claim: PreflightClaim, slot: Slot, place: Workplace) -> tuple[list[Fi
     except (ValueError, IndexError, ValidationError):
         _log.error("engine check: exit %s\n%s", checked.returncode, checked.stderr.decode(errors="replace")[-4000:])
         return _no_answer(f"ended with exit code {checked.returncode} and no answer; see the worker's log"), {}, False
-    return result.findings, result.facts, True
+    facts, warnings = estimated_facts(claim.spec, result.facts)
+    return [*result.findings, *warnings], dict(facts), True
 
 
 def _no_answer(what_happened: str) -> list[Finding]:

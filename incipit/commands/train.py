@@ -49,6 +49,7 @@ def check(
 
     Example: incipit check experiments/tiny-prefix-8.json
     """
+    from backend.preflight_facts import estimated_facts
     from engine.__main__ import read_spec
     from engine.check import check as run_check
     from engine.exit_codes import OF_FAILURE
@@ -57,11 +58,15 @@ def check(
     if run_spec is None:
         raise typer.Exit(OF_FAILURE["bad_spec"])
     result = run_check(run_spec)
+    facts, warnings = estimated_facts(run_spec, result.facts)
+    result = result.model_copy(update={"facts": facts, "findings": [*result.findings, *warnings]})
     if json:
         typer.echo(result.model_dump_json(indent=1))
     else:
         for finding in result.findings:
             typer.echo(f"{finding.severity}: {finding.message}")
         for name, value in result.facts.items():
-            typer.echo(f"{name}: {value}")
+            # A chat has lines of its own, and what a terminal would take for commands.
+            shown = str(value)
+            typer.echo(f"{name}: {shown if shown.isprintable() else ascii(shown)}")
     raise typer.Exit(OF_FAILURE["bad_spec"] if any(f.severity == "error" for f in result.findings) else 0)

@@ -12,10 +12,11 @@ from engine.check import check
 from engine.errors import RunError
 from engine.language_model import load_language_model
 from engine.model_spec import ModelSpec
+from engine.pairing import pair_findings
 from engine.rollout import RolloutRequest
 from engine.sampler import Sampler
 from engine.scoring import score_rollouts
-from engine.setup import fit_lengths, load_data, load_models, pair_findings
+from engine.setup import fit_lengths, load_data, load_models
 from engine.student import Student
 from tests.engine.models import CPU, TINY, random_model, tiny_document, tiny_model, tiny_spec, write_random_model
 
@@ -115,7 +116,10 @@ def test_different_vocabularies_are_an_error_and_different_endings_a_warning(fol
     other = load_language_model(ModelSpec(path=str(folder)), "teacher", CPU, "float32")
     (finding,) = pair_findings(student, other)
     assert (finding.field, finding.severity) == ("teacher.path", "error")
-    assert "different vocabularies (2 of 81 tokens differ)" in finding.message
+    assert finding.message == (
+        "student and teacher have different vocabularies (2 of 81 ids differ: 17 is 'k0' and 'k1', 18 is 'k1' and 'k0'); "
+        "choose a teacher with the student's tokenizer."
+    )
 
 
 def test_two_sets_of_endings_are_a_warning(folder: Path) -> None:

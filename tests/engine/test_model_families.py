@@ -41,7 +41,7 @@ def test_the_sampler_and_the_training_pass_agree(family: str, tmp_path: Path) ->
     assert len(changed) > len(before) / 2
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "qwen3_moe"])
 def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(family: str, tmp_path: Path) -> None:
     write_family(tmp_path / "student", family)
     write_family(tmp_path / "teacher", family, seed=1)

@@ -1,0 +1,110 @@
+"""What student and teacher share: token ids, ends of text, and how their chat templates differ."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from transformers import PreTrainedTokenizerBase
+
+from engine.chat_template import TemplateFailed, chat_template, knows_thinking, rendered_chats
+from engine.findings import Finding
+from engine.prompt_spec import PromptSpec
+
+if TYPE_CHECKING:
+    from engine.language_model import LanguageModel
+
+_MAX_NAMED = 3  # differing ids that a message names
+_MAX_SHOWN = 4000  # characters of a rendered chat
+
+
+def pair_findings(student: LanguageModel, teacher: LanguageModel) -> list[Finding]:
+    """What does not fit between two models: vocabularies (error), end-of-text ids (error or warning)."""
+    found = _different_ids(student, teacher)
+    if found is not None:
+        return [found, *_different_endings(student, teacher)]
+    shared = shared_vocabulary(student, teacher)
+    lost = sorted(token_id for token_id in student.eos_token_ids if token_id >= shared)
+    if len(lost) == len(student.eos_token_ids):
+        message = (
+            f"the student ends its texts with token ids {lost} but shares only the first {shared} with the teacher, so that it "
+            "could never end one; choose a teacher that has them."
+        )
+        return [Finding(field="teacher.path", message=message)]
+    return _different_endings(student, teacher)
+
+
+def shared_vocabulary(student: LanguageModel, teacher: LanguageModel) -> int:
+    """How many ids, from 0 on, mean the same to both models; heads are padded, and one tokenizer may have more tokens."""
+    heads = min(student.head.vocabulary, teacher.head.vocabulary)
+    mine, theirs = _ids(student.tokenizer), _ids(teacher.tokenizer)
+    if mine.keys() == theirs.keys():
+        return heads
+    return min(heads, min(mine.keys() ^ theirs.keys()))
+
+
+def _different_ids(student: LanguageModel, teacher: LanguageModel) -> Finding | None:
+    """Ids that mean two things, and ids that one model lacks in between: tokens behind the last shared one are cut off."""
+    mine, theirs = _ids(student.tokenizer), _ids(teacher.tokenizer)
+    last_shared = max(mine.keys() & theirs.keys(), default=0)
+    different = sorted(i for i in mine.keys() | theirs.keys() if i <= last_shared and mine.get(i) != theirs.get(i))
+    if not different:
+        return None
+    named = ", ".join(f"{i} is {_token(mine, i)} and {_token(theirs, i)}" for i in different[:_MAX_NAMED])
+    message = (
+        f"student and teacher have different vocabularies ({len(different)} of {len(mine.keys() | theirs.keys())} ids differ: "
+        f"{named}{', …' if len(different) > _MAX_NAMED else ''}); choose a teacher with the student's tokenizer."
+    )
+    return Finding(field="teacher.path", message=message)
+
+
+def _different_endings(student: LanguageModel, teacher: LanguageModel) -> list[Finding]:
+    if student.eos_token_ids == teacher.eos_token_ids:
+        return []
+    message = (
+        f"the student ends its texts with token ids {sorted(student.eos_token_ids)}, the teacher with "
+        f"{sorted(teacher.eos_token_ids)}; lengths may drift apart, align eos_token_id in their generation_config.json."
+    )
+    return [Finding(field="teacher.path", message=message, severity="warning")]
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    return {token_id: token for token, token_id in tokenizer.get_vocab().items()}
+
+
+def _token(tokens: dict[int, str], token_id: int) -> str:
+    return repr(tokens[token_id][:20]) if token_id in tokens else "nothing"
+
+
+def thinking_findings(spec: PromptSpec, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
+    """A warning when the spec tells a template about thinking that does not listen."""
+    if spec.enable_thinking is None or knows_thinking(tokenizer):
+        return []
+    message = (
+        f"prompts.enable_thinking is {str(spec.enable_thinking).lower()} but the student's chat template does not look at it, "
+        "so that it changes nothing; leave it empty."
+    )
+    return [Finding(field="prompts.enable_thinking", message=message, severity="warning")]
+
+
+def chats_side_by_side(
+    spec: PromptSpec, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, prompt: str
+) -> tuple[dict[str, str], list[Finding]]:
+    """One prompt in the chat frames of both models, as `student_chat` and `teacher_chat`, and a warning when they differ.
+
+    The student's frame is the one that is used: the teacher scores the student's own tokens.
+    """
+    chats: dict[str, str] = {}
+    for name, tokenizer in (("student", student), ("teacher", teacher)):
+        try:
+            if chat_template(tokenizer) is not None:
+                (chats[f"{name}_chat"],) = rendered_chats(tokenizer, spec, [prompt])
+        except TemplateFailed as error:
+            chats[f"{name}_chat"] = f"(the template fails: {error})"
+    found: list[Finding] = []
+    if len(chats) == 2 and chats["student_chat"] != chats["teacher_chat"]:
+        message = (
+            "prompts.template is 'chat' and the teacher's chat template differs from the student's, whose frame both models see; "
+            "compare the two in the facts of this check."
+        )
+        found = [Finding(field="prompts.template", message=message, severity="warning")]
+    return {name: text[:_MAX_SHOWN] for name, text in chats.items()}, found
