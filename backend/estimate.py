@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from backend.memory import Model, memory_bytes
+from backend.memory import Model, memory
 from backend.problems import invalid
 from backend.schemas import Estimate, PhaseSeconds
 from engine.adapter_shape import ADAPTABLE, AdapterShape
@@ -45,7 +45,7 @@ def estimate(spec: RunSpec, rates: Sequence[float]) -> Estimate:
     full = _total([_Batch(spec.max_completion_tokens, spec.prompts_per_step)] * num_steps, of_step) + evaluation
     has_anchors = any(batch.num_anchored for batch in shortest)
     longest_horizon = spec.max_completion_tokens if has_anchors else max(batch.horizon for batch in longest)
-    memory = memory_bytes(spec, student, teacher, prompt_tokens, longest_horizon)
+    used = memory(spec, student, teacher, prompt_tokens, longest_horizon)
     shown = sorted({round(i * (spec.num_steps - 1) / (_MAX_SHOWN - 1)) for i in range(_MAX_SHOWN)})
     previews = [spec.preview_at(step) for step in shown]
     return Estimate(
@@ -53,8 +53,8 @@ def estimate(spec: RunSpec, rates: Sequence[float]) -> Estimate:
         full_length_flops=full,
         flops_at_fastest_growth=_total(longest[:num_steps], of_step) + evaluation if is_adaptive else None,
         saving=full.training / flops.training,
-        memory_bytes=memory,
-        memory_total_bytes=sum(memory.values()),
+        memory_bytes=used.parts,
+        memory_total_bytes=used.total,
         seconds=PhaseSeconds(low=flops.training / max(rates), high=flops.training / min(rates)) if rates else None,
         horizons=[low for low, _ in previews],
         longest_horizons=[high for _, high in previews] if is_adaptive else [],
@@ -226,7 +226,7 @@ def _words_per_prompt(path: Path, column: str) -> list[int]:
 def _assumptions(spec: RunSpec, num_steps: int, rates: Sequence[float], *, is_adaptive: bool) -> list[str]:
     stated = [
         "No completion ends before its horizon; evaluation runs every completion to the full length.",
-        "Memory is for one process; activations are 34 bytes × hidden per token and layer in bf16 (2205.05198).",
+        "Memory is for one process at its busiest moment; the parts follow each other and do not add up.",
     ]
     if spec.device == "auto" and spec.precision == "auto":
         stated.append("Memory is for float32, as on a CPU; on a GPU `auto` is bfloat16 and needs less.")

@@ -1,4 +1,6 @@
-"""Memory of a run by part, in bytes, from the shapes of its models."""
+"""Memory of a run by part, in bytes, from the shapes of its models; benchmarks/memory_estimate.py compares it with what was used."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -6,10 +8,17 @@ from engine.flops import ModelShape
 from engine.spec import RunSpec
 
 _FLOAT32, _BFLOAT16 = 4, 2
-# Korthikanti et al. 2022 (2205.05198) eq. 1 without the attention scores, which fused attention does not store.
-_ACTIVATION_BYTES_PER_HIDDEN = 17  # per byte of the element type: 34 in bfloat16
-# What engine/fused_loss.py and engine/sampler.py allow themselves.
-_CHUNK_ENTRIES, _CHUNK_TENSORS, _MIN_CHUNK_TOKENS, _MAX_DECODED = 2**23, 6, 16, 128
+# Interpreter, torch and transformers with all that they load: resident memory of an engine that holds a tiny model.
+PROCESS_BYTES = 445_000_000
+# Share that the C library keeps on top, of blocks that were freed and do not fit what is asked for next. Measured with
+# glibc's own settings, where the same run differs by 10 % from one time to the next: 0.2 to 0.36, and with adapters 0.5 to
+# 0.8. Returning every block at once would save it and cost 28 % of the time. Not counted for a GPU, whose allocator was not measured.
+_ALLOCATOR_SHARE, _ALLOCATOR_SHARE_WITH_ADAPTER = 0.28, 0.55
+# What engine/fused_loss.py, engine/sampler.py, engine/llama_decoder.py and engine/scoring.py allow themselves.
+_CHUNK_ENTRIES, _MIN_CHUNK_TOKENS, _MAX_DECODED, _MAX_JOINED_BYTES = 2**23, 16, 128, 64_000_000
+_CHUNK_TENSORS, _SCORING_TENSORS = 7, 8
+# Logits and log-probabilities in float32, the running sum of probabilities and its two predecessors in float64.
+_SAMPLING_BYTES_PER_ENTRY = 2 * 4 + 3 * 8
 
 
 @dataclass(frozen=True)
@@ -18,31 +27,95 @@ class Model:
 
     shape: ModelShape
     num_parameters: int
+    """All weights, adapters left out."""
 
 
-def memory_bytes(
-    spec: RunSpec, student: Model, teacher: Model, prompt_tokens: int, longest_horizon: int
-) -> dict[str, int]:
-    """Bytes by part; activations and cache are those of the longest step, evaluation included for the cache."""
-    is_half = spec.precision == "bfloat16" or (spec.precision == "auto" and spec.device == "cuda")
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by part, and of all that is there at the busiest moment: parts of different phases follow each other."""
+
+    parts: dict[str, int]
+    total: int
+
+
+def memory(spec: RunSpec, student: Model, teacher: Model, prompt_tokens: int, longest_horizon: int) -> Memory:
+    """Memory of one engine process; `longest_horizon` is the largest of any training step, in tokens."""
+    is_on_gpu = spec.device == "cuda"
+    is_half = spec.precision == "bfloat16" or (spec.precision == "auto" and is_on_gpu)
     size = _BFLOAT16 if is_half else _FLOAT32
     shape = student.shape
-    trained_tokens = min(spec.micro_batch_rollouts, spec.rollouts_per_step) * (prompt_tokens + longest_horizon)
-    decoded = min(_MAX_DECODED, max(spec.rollouts_per_step, spec.evaluation.num_prompts))
-    decoded_tokens = decoded * (prompt_tokens + spec.max_completion_tokens)
-    chunk_tokens = max(_MIN_CHUNK_TOKENS, _CHUNK_ENTRIES // shape.vocabulary)
-    num_trained = student.num_parameters if shape.adapter is None else shape.adapter.parameters
-    num_frozen = student.num_parameters if shape.adapter is not None else 0
-    is_shared = shape.adapter is not None and spec.student == spec.teacher
-    of_layer = shape.hidden * _ACTIVATION_BYTES_PER_HIDDEN * size
-    # Under gradient checkpointing a layer keeps its input, and the one that is being recomputed everything.
-    kept = of_layer * shape.layers if not spec.recomputes_blocks else shape.hidden * size * shape.layers + of_layer
-    return {
+    has_adapter = shape.adapter is not None
+    num_trained = shape.adapter.parameters if shape.adapter else student.num_parameters
+    num_frozen = student.num_parameters if has_adapter else 0
+    is_shared = has_adapter and spec.student == spec.teacher
+    held = {
+        "process": 0 if is_on_gpu else PROCESS_BYTES,
         "student_weights": num_trained * _FLOAT32 + num_frozen * size,
-        "optimizer": 2 * num_trained * _FLOAT32,
-        "gradients": num_trained * _FLOAT32,
         "teacher_weights": 0 if is_shared else teacher.num_parameters * size,
-        "activations": trained_tokens * kept,
-        "cache": 2 * decoded_tokens * max(shape.kv_width, teacher.shape.kv_width) * size,
-        "divergence": _CHUNK_TENSORS * _FLOAT32 * min(chunk_tokens, trained_tokens) * shape.vocabulary,
+        "optimizer": 2 * num_trained * _FLOAT32,
     }
+    update, is_in_parts = _update(spec, shape, prompt_tokens + longest_horizon, size, has_adapter=has_adapter)
+    if is_half and not has_adapter:  # autocast keeps one for the backward pass
+        update["low_precision_copy"] = shape.block_parameters * _BFLOAT16
+    gradients = num_trained * _FLOAT32
+    sampling = _sampling(spec, shape, teacher.shape, prompt_tokens, longest_horizon, size)
+    scoring = _SCORING_TENSORS * _FLOAT32 * _chunk_tokens(shape, spec.max_completion_tokens) * shape.vocabulary
+    # While the last micro-batch's loss is taken its own gradients are not there yet, those of the earlier ones are.
+    training = sum(update.values()) + (gradients if is_in_parts else max(0, gradients - update["activations"]))
+    busiest = max(training, sum(sampling.values()), scoring)
+    used = sum(held.values()) - held["process"] + busiest
+    share = _ALLOCATOR_SHARE_WITH_ADAPTER if has_adapter else _ALLOCATOR_SHARE
+    allocator = 0 if is_on_gpu else round(share * used)
+    parts = held | {"gradients": gradients} | update | sampling | {"scoring": scoring, "allocator": allocator}
+    return Memory(parts, held["process"] + used + allocator)
+
+
+def _update(
+    spec: RunSpec, shape: ModelShape, rollout_tokens: int, size: int, *, has_adapter: bool
+) -> tuple[dict[str, int], bool]:
+    """Parts of a micro-batch's forward and backward pass, and whether a step has several."""
+    num_rows = min(spec.micro_batch_rollouts, spec.rollouts_per_step)
+    num_tokens = num_rows * rollout_tokens
+    divergence = _CHUNK_TENSORS * _FLOAT32 * _chunk_tokens(shape, num_tokens) * shape.vocabulary
+    # The sum of the head's gradient and that of the present chunk; a frozen head has none.
+    head = 0 if has_adapter else 2 * shape.head_parameters * _FLOAT32
+    activations = num_tokens * _kept_per_token(shape) * size
+    if spec.recomputes_blocks:  # each block keeps its input, one has all of its own
+        activations = num_tokens * (shape.layers * shape.hidden + _kept_per_token(shape) // shape.layers) * size
+    parts = {"activations": activations, "divergence": divergence, "head_gradient": head}
+    return parts, spec.rollouts_per_step > spec.micro_batch_rollouts
+
+
+def _kept_per_token(shape: ModelShape) -> int:
+    """Entries per token that the blocks of a Llama keep for the backward pass.
+
+    Per block: 6 · hidden (residual, normalised and scaled, before attention and MLP), queries, the attention's output and
+    its copy, keys and values, 4 · intermediate (gate, its activation, up, their product). Fused attention keeps no scores
+    (Korthikanti et al. 2022, arXiv 2205.05198, count the same blocks for GPT).
+    """
+    intermediate = shape.last_product_parameters // shape.hidden
+    return 6 * shape.layers * shape.hidden + 3 * shape.attention_width + 2 * shape.kv_width + 4 * intermediate
+
+
+def _sampling(
+    spec: RunSpec, student: ModelShape, teacher: ModelShape, prompt_tokens: int, longest_horizon: int, size: int
+) -> dict[str, int]:
+    """Parts of decoding: the largest batch of training, of an evaluation or of the sentinel."""
+    evaluation = spec.evaluation
+    num_prompts = max(evaluation.num_prompts, evaluation.num_report_prompts if evaluation.report_path else 0)
+    num_samples = max(1, evaluation.samples_per_prompt)
+    evaluated = max(min(_MAX_DECODED, num_prompts * num_samples), num_samples)
+    trained = min(_MAX_DECODED, spec.prompts_per_step * spec.rollouts_per_prompt)
+    in_training = trained * (prompt_tokens + longest_horizon)
+    in_evaluation = evaluated * (prompt_tokens + spec.max_completion_tokens)
+    of_teacher = in_evaluation if spec.completions.kind in ("student", "data") else max(in_training, in_evaluation)
+    blocks = student.block_parameters * _FLOAT32
+    joined = blocks if blocks <= _MAX_JOINED_BYTES else 0
+    return {
+        "cache": 2 * size * max(max(in_training, in_evaluation) * student.kv_width, of_teacher * teacher.kv_width),
+        "sampling": max(trained, evaluated) * student.vocabulary * _SAMPLING_BYTES_PER_ENTRY + joined,
+    }
+
+
+def _chunk_tokens(shape: ModelShape, num_tokens: int) -> int:
+    return min(max(_MIN_CHUNK_TOKENS, _CHUNK_ENTRIES // shape.vocabulary), num_tokens)

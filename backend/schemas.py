@@ -235,8 +235,9 @@ class Estimate(Frozen):
     saving: float
     """full-length training FLOPs / this run's training FLOPs."""
     memory_bytes: dict[str, int]
-    """By part: student_weights, optimizer, gradients, teacher_weights, activations, cache, divergence."""
+    """By part, see backend/memory.py; on a CPU with the libraries (process) and what the C library keeps (allocator)."""
     memory_total_bytes: int
+    """At the busiest moment: less than the sum of the parts, since cache and activations are not there at once."""
     seconds: PhaseSeconds | None
     """Range from earlier runs on this installation; None when there is none to go by."""
     horizons: list[int]

@@ -54,10 +54,24 @@ def memory_rows(result: dict[str, Any]) -> list[Row]:
     ]
 
 
+def estimate_rows(result: dict[str, Any]) -> list[Row]:
+    return [
+        [
+            one["case"],
+            f"{one['estimate_bytes'] / 1e6:.0f}",
+            f"{one['peak_bytes'] / 1e6:.0f}",
+            f"{one['estimate_bytes'] / one['peak_bytes']:.2f}",
+            f"{one['process_bytes'] / 1e6:.0f}",
+        ]
+        for one in result["results"]
+    ]
+
+
 # Heading of the table in the page, the command, and how its JSON becomes rows.
 _BENCHMARKS: dict[str, tuple[list[str], Callable[[dict[str, Any]], list[Row]]]] = {
     "Training step": (["-m", "benchmarks.step_rate", "--json"], step_rate_rows),
     "Divergence memory": (["-m", "benchmarks.divergence_memory", "--json"], memory_rows),
+    "Memory estimate": (["-m", "benchmarks.memory_estimate", "--json"], estimate_rows),
     "Run list": (["benchmarks/run_list.py"], run_list_rows),
 }
 

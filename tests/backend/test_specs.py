@@ -87,7 +87,9 @@ def test_an_estimate_adds_up_by_hand(base: Document) -> None:
     assert found.horizons == [8] * 5
     assert found.horizon_steps == [0, 1, 2, 3, 4]
     assert found.memory_bytes["student_weights"] == 4 * (student.block_parameters + student.head_parameters)
-    assert found.memory_total_bytes == sum(found.memory_bytes.values())
+    held = ("process", "student_weights", "teacher_weights", "optimizer", "allocator")
+    assert sum(found.memory_bytes[part] for part in held) < found.memory_total_bytes
+    assert found.memory_total_bytes <= sum(found.memory_bytes.values())
     assert any("11 tokens" in assumption for assumption in found.assumptions)
 
 

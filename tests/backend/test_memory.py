@@ -1,0 +1,98 @@
+"""The memory estimate: activations against what autograd really keeps, and a whole run against the peak of its process."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from backend.estimate import estimate
+from backend.memory import PROCESS_BYTES, Memory, Model, memory
+from benchmarks.memory_estimate import measured, spec_of
+from engine.flops import ModelShape
+from engine.spec import RunSpec
+
+Document = dict[str, Any]
+PAIR = Model(
+    ModelShape.from_config(
+        {
+            "hidden_size": 512,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 8,
+            "intermediate_size": 1408,
+            "vocab_size": 32_000,
+        }
+    ),
+    40_000_000,
+)
+
+
+def of(base: Document, **changes: object) -> Memory:
+    return memory(RunSpec.model_validate(base | {"device": "cpu"} | changes), PAIR, PAIR, 100, 200)
+
+
+@pytest.mark.parametrize("kv_heads", [8, 2])
+def test_activations_are_what_autograd_keeps(base: Document, kv_heads: int) -> None:
+    config = LlamaConfig(
+        vocab_size=100,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=kv_heads,
+    )
+    model, shape = LlamaForCausalLM(config), ModelShape.from_config(config.to_dict())
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.model(input_ids=torch.randint(100, (4, 64)), use_cache=False)
+    found = sum(size for address, size in kept.items() if address not in weights)
+    spec = RunSpec.model_validate(base | {"micro_batch_rollouts": 4, "prompts_per_step": 4, "device": "cpu"})
+    guess = memory(spec, Model(shape, 0), Model(shape, 0), 0, 64)
+    assert guess.parts["activations"] == pytest.approx(found, rel=0.15)
+
+
+def test_a_whole_run_of_the_tiny_pair_is_met_within_15_percent(tmp_path: Path) -> None:
+    """The process's own part is measured here: it depends on the build of torch."""
+    spec = spec_of("tiny", tmp_path)
+    used, guess = measured(spec), estimate(spec, []).memory_total_bytes - PROCESS_BYTES
+    assert used["process_bytes"] + guess == pytest.approx(used["peak_bytes"], rel=0.15)
+
+
+def test_smaller_micro_batches_and_recomputed_blocks_need_less(base: Document) -> None:
+    whole = of(base, prompts_per_step=32, micro_batch_rollouts=32)
+    parts = of(base, prompts_per_step=32, micro_batch_rollouts=8)
+    again = of(base, prompts_per_step=32, micro_batch_rollouts=32, gradient_checkpointing="always")
+    assert parts.parts["activations"] * 4 == whole.parts["activations"]
+    assert parts.total < whole.total
+    assert again.parts["activations"] < 0.3 * whole.parts["activations"]
+
+
+def test_phases_that_follow_each_other_are_not_added(base: Document) -> None:
+    found = of(base)
+    assert found.total < sum(found.parts.values())
+    assert found.total > sum(
+        found.parts[part] for part in ("process", "student_weights", "teacher_weights", "optimizer")
+    )
+
+
+def test_a_gpu_holds_neither_the_process_nor_what_the_c_library_keeps(base: Document) -> None:
+    found = of(base, device="cuda").parts
+    assert found["process"] == found["allocator"] == 0
+    assert found["teacher_weights"] == 2 * PAIR.num_parameters
+    assert found["low_precision_copy"] == 2 * PAIR.shape.block_parameters
+
+
+def test_many_samples_and_a_teacher_that_writes_need_a_larger_cache(base: Document) -> None:
+    few = of(base, evaluation=base["evaluation"] | {"num_prompts": 2}, prompts_per_step=2)
+    many = of(base, evaluation=base["evaluation"] | {"num_prompts": 2, "samples_per_prompt": 32}, prompts_per_step=2)
+    assert many.parts["cache"] == 32 * few.parts["cache"]
