@@ -58,7 +58,8 @@ class Event(Table):
 
 
 class Metric(Table):
-    """A number at a step: those of StepDone.metrics, horizon, training_flops, executed_flops, seconds.<phase>; and of
+    """A number at a step: those of StepDone.metrics, horizon, training_flops, executed_flops, peak_memory_bytes,
+    seconds.<phase>; and of
     TailMeasured, as sentinel_<name> and sentinel_teacher_<name>."""
 
     __tablename__ = "metrics"

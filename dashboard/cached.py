@@ -1,6 +1,7 @@
 """The API through Streamlit's caches: ten viewers of one run cost one request a second. The only place where both meet."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import streamlit as st
@@ -87,11 +88,11 @@ def metrics(client: ApiClient, run_id: str) -> list[Metric]:
 
 
 @st.cache_data(ttl=1, max_entries=64, show_spinner=False, hash_funcs=_BY_ADDRESS)
-def events(client: ApiClient, run_id: str) -> list[StoredEvent]:
-    """The whole history, in at most 40 pages."""
+def events(client: ApiClient, run_id: str, kinds: Sequence[str] = ()) -> list[StoredEvent]:
+    """The whole history, or that of some kinds, in at most 40 pages."""
     found: list[StoredEvent] = []
     for _ in range(_MAX_EVENT_PAGES):
-        page = client.events(run_id, after_seq=found[-1].seq if found else 0)
+        page = client.events(run_id, after_seq=found[-1].seq if found else 0, kinds=kinds)
         if not page.items:
             break
         found += page.items

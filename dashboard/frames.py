@@ -8,7 +8,7 @@ from backend.schemas import Evaluation, Metric, Positions, Rollout, RolloutDetai
 from dashboard.quantities import accuracy_text, age_text, flops_text, seconds_text
 
 MAX_POSITIONS = 512  # marks of a line that a browser draws without delay; longer completions are averaged in bins
-NOTABLE_EVENTS = frozenset({"step", "evaluation", "traces"})  # shown as charts, so left out of the log
+NOTABLE_EVENTS = frozenset({"step", "evaluation", "traces", "estimated"})  # shown as charts, so left out of the log
 
 
 def runs_frame(runs: Sequence[RunSummary]) -> pd.DataFrame:

@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from backend.schemas import Evaluation, Run
-from dashboard import cached, charts, frames, notices, tail_panel
+from dashboard import cached, charts, estimate_panel, frames, notices, tail_panel
 from dashboard.api_client import ApiClient
 from dashboard.quantities import accuracy_text, flops_text, nats_text, seconds_text
 
@@ -30,6 +30,7 @@ _METRICS = {
     "teacher_entropy": "teacher entropy (nats)",
     "mean_tokens": "tokens per rollout",
     "natural_stop_rate": "share ended by EOS",
+    "peak_memory_bytes": "peak memory (bytes)",
 }
 _ACCURACY_HELP = "At full length: on dev prompts on the way; on report prompts once, with the best checkpoint."
 
@@ -117,6 +118,7 @@ def overview(client: ApiClient, run: Run) -> None:
         )
         st.caption(f"Evaluation took {flops_text(run.flops.evaluation)} more; it is not part of the training total.")
         notices.data_behind(frame.drop(columns="order"), f"flops-{run.id}")
+    estimate_panel.show(client, run)
 
 
 def _accuracy(client: ApiClient, run: Run) -> None:

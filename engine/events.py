@@ -94,6 +94,8 @@ class StepDone(EventBase):
     """FLOPs really executed so far, padding included, all phases."""
     executed: FlopLedger = FlopLedger()
     """The same by phase; empty in events from before they were told apart."""
+    peak_memory_bytes: int | None = None
+    """The most memory that this attempt's process has used so far: resident on a CPU, of tensors on a GPU."""
     seconds: dict[str, float]
     """Wall seconds of this step: rollout, update (teacher scoring included), total."""
 

@@ -15,6 +15,7 @@ from engine.events import PhaseChanged, Split, StepDone
 from engine.journal import Journal
 from engine.language_model import LanguageModel
 from engine.loss_region import nothing_supervised
+from engine.peak_memory import peak_memory_bytes
 from engine.prefix_state import PrefixSignals, PrefixState
 from engine.rollout import Rollout
 from engine.sentinel_spec import WatchTail
@@ -130,6 +131,7 @@ class Run:
             flops=self.state.flops,
             executed=self.state.executed,
             executed_flops=self.state.executed_flops,
+            peak_memory_bytes=peak_memory_bytes(self.student.model.device),
             seconds={"rollout": sampled - began, "update": done - sampled, "total": done - began},
         )
         watch_step(self, update, is_full=horizon >= self.spec.max_completion_tokens)

@@ -23,6 +23,7 @@ from backend.queries.claims import (
 from engine.events import Finished
 from worker.endings import crashed, ending_of, failed, finished
 from worker.engine_process import EngineProcess
+from worker.estimation import keep_estimate
 from worker.lease import DATABASE_OUTAGES, KILL_AFTER_SECONDS, STOP_AFTER_SECONDS, Lease
 from worker.recorder import Recorder, UnreadableEvents
 from worker.resume import resume_checkpoint
@@ -103,6 +104,7 @@ class Supervisor:
         folder = self.recorder.attempt_folder(self.claim.fence)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _write_spec(self.run_folder / "spec.json", self.claim)
+        keep_estimate(self.place.database, self.claim)
         arguments = ["train", "--spec", str(self.run_folder / "spec.json"), "--out", str(self.run_folder)]
         arguments += ["--attempt", str(self.claim.fence), "--supervised"]
         checkpoint = resume_checkpoint(self.place.database, self.claim, self.run_folder, self.lease.keep)

@@ -145,6 +145,8 @@ def _add_step(session: Session, batch: AttemptEvents, event: StepDone) -> dict[s
         "executed_flops": event.executed_flops,
         **{f"seconds.{part}": seconds for part, seconds in event.seconds.items()},
     }
+    if event.peak_memory_bytes is not None:
+        values["peak_memory_bytes"] = float(event.peak_memory_bytes)
     key = {"run_id": batch.run_id, "step": event.step, "fence": batch.fence}
     # In the order of the primary key: two transactions that write the same rows cannot wait for each other.
     _upsert(session, Metric, [key | {"key": name, "value": values[name]} for name in sorted(values)])

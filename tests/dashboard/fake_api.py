@@ -120,6 +120,8 @@ def events(after_seq: int = 0, kind: Annotated[list[str] | None, Query()] = None
     }  # fmt: skip
     told: list[tuple[str, dict[str, object]]] = [
         ("claimed", {"worker": "host-1"}), ("started", {"device": "cpu", "precision": "float32"}), ("phase", {"phase": "training"}),
+        ("estimated", records.ESTIMATED), ("evaluation", {"subject": "base", "step": 0}),
+        ("evaluation", {"subject": "student", "step": 40, "executed": records.EXECUTED.model_dump()}),
         ("warning", {"code": "model_pair", "message": f"The student ends its texts with another id {traces.HOSTILE}"}),
         *[("warning", alarm)] * 2,  # told again by an attempt that did the step again
     ]  # fmt: skip

@@ -125,6 +125,14 @@ def ledger(run_id: str) -> FlopLedger:
     )
 
 
+# The payload of the run's `estimated` event, and what its last evaluation told of executed FLOPs.
+ESTIMATED: dict[str, object] = {
+    "flops": FlopLedger(rollout=8e9, teacher=21e9, student_forward=7e9, student_backward=14e9).model_dump(),
+    "seconds": {"low": 8.0, "high": 14.0}, "memory_total_bytes": 520_000_000,
+}  # fmt: skip
+EXECUTED = FlopLedger(rollout=9e9, rollout_prefill=4e9, teacher=22e9, student_forward=8e9, student_backward=16e9)
+
+
 def run(run_id: str) -> schemas.Run:
     _, name, _, state, final, _, gflop, seconds, prefix, _ = ARM_OF[run_id]
     spec, done = spec_of(run_id), steps_done(run_id)

@@ -186,3 +186,15 @@ def test_a_question_is_asked_with_the_models_of_a_preset() -> None:
     next(one for one in app.button if one.label == "Ask").click().run()
     assert not app.exception
     assert app.query_params["analysis"] in ("a-queued", ["a-queued"])
+
+
+@pytest.mark.usefixtures("scene")
+def test_a_run_shows_its_estimate_beside_what_it_cost() -> None:
+    app = opened("run", id="r-p8", panel="Overview")
+    assert not app.exception
+    (table,) = [frame.value for frame in app.dataframe if "executed" in frame.value]
+    lines = table.set_index("phase")
+    assert lines.loc["training", "estimate"] == "50.0 GFLOP"
+    assert lines.loc["rollout decode", "executed"] == "5.00 GFLOP"
+    assert "Training time: estimate 8–14 s, actual" in said(app)
+    assert "Memory at the busiest moment: estimate 520 MB" in said(app)
