@@ -12,7 +12,7 @@ from backend.schemas import Estimate, PhaseSeconds
 from engine.adapter_shape import ADAPTABLE, AdapterShape
 from engine.adapter_spec import Adapter, Lora, NoAdapter
 from engine.findings import Finding
-from engine.flops import FlopLedger, ModelShape, rollout_flops, update_flops
+from engine.flops import FlopLedger, ModelShape, rollout_flops, signal_flops, update_flops
 from engine.locations import resolve
 from engine.loss_region import LossRegion, WholeRegion
 from engine.model_spec import ModelSpec
@@ -103,6 +103,8 @@ class _StepCosts(dict[_Batch, FlopLedger]):
             num_supervised=num_supervised,
             recomputes_blocks=self._spec.recomputes_blocks,
         )
+        if self._spec.projects_twice:
+            update += signal_flops(self._student, self._teacher, num_supervised)
         return sampling + update * (self._spec.trained_rollouts_per_step / self._spec.prompts_per_step)
 
 

@@ -17,6 +17,8 @@ from engine.prefixes import (
     StaircasePrefix,
 )
 from engine.spec import RunSpec
+from engine.termination_guard import ForwardKLGuard
+from engine.token_weights import NoWeights, PositionLinear, PositionPower, RemainingAdvantage, TokenWeighting, TopShare
 from engine.topk_divergences import TeacherOrder, TopKKL
 
 _MAX_STAGES = 3  # said one by one
@@ -64,6 +66,32 @@ def schedule_in_words(prefix: PrefixSchedule) -> str:
         case ValidationPrefix():
             when = "when validation stalls"
     return f"{prefix.start_tokens} + {prefix.increment_tokens} {when}"
+
+
+def objective_in_words(spec: RunSpec) -> str:
+    """The divergence and what stands beside it, such as `reverse KL, TIP 0.5, stop guard 0.1`."""
+    parts = [divergence_in_words(spec.divergence)]
+    if not isinstance(spec.token_weights, NoWeights):
+        parts.append(weights_in_words(spec.token_weights))
+    if spec.merge_stop_tokens:
+        parts.append("stops merged")
+    if isinstance(spec.termination_guard, ForwardKLGuard):
+        parts.append(f"stop guard {spec.termination_guard.weight:.3g}")
+    return ", ".join(parts)
+
+
+def weights_in_words(weighting: TokenWeighting) -> str:
+    """Token weights, such as `position^-0.5` or `IW-OPD 0.5`."""
+    match weighting:
+        case PositionPower():
+            return f"position^{weighting.exponent:.3g}"
+        case PositionLinear():
+            return f"position slope {weighting.slope:.3g}"
+        case TopShare():
+            return f"TIP {weighting.share:.3g}"
+        case RemainingAdvantage():
+            return f"IW-OPD {weighting.gamma:.3g}"
+    return "all tokens alike"
 
 
 def divergence_in_words(divergence: Divergence) -> str:

@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 
 from engine.divergences import ReverseKL
-from engine.fused_loss import fused_divergence
+from engine.fused_loss import Heads, fused_divergence
 from engine.language_model import OutputHead
+from engine.objective import Objective
 
 VOCABULARY = 32_768
 STUDENT_WIDTH, TEACHER_WIDTH = 64, 96
@@ -49,10 +50,8 @@ def peak_bytes(way: str, tokens: int) -> int:
             hidden,
             teacher_hidden,
             target_ids,
-            student_head=student_head,
-            teacher_head=teacher_head,
-            divergence=ReverseKL(),
-            temperature=1.0,
+            heads=Heads(student_head, teacher_head, 1.0),
+            objective=Objective(ReverseKL()),
             num_supervised_tokens=tokens,
         ).total
     else:

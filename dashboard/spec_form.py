@@ -21,7 +21,10 @@ from engine.findings import Finding
 # Groups by what people think of together. A field that no group names comes last, so that new ones are not lost.
 GROUPS: dict[str, tuple[str, ...]] = {
     "Models and prompts": ("name", "student", "teacher", "prompts"),
-    "Prefix and divergence": ("max_completion_tokens", "prefix", "loss_region", "anchoring", "completions", "selection", "divergence"),
+    "Prefix and divergence": (
+        "max_completion_tokens", "prefix", "loss_region", "anchoring", "completions", "selection", "divergence",
+        "token_weights", "merge_stop_tokens", "termination_guard",
+    ),
     "Training": (
         "num_steps", "prompts_per_step", "rollouts_per_prompt", "micro_batch_rollouts", "gradient_checkpointing",
         "sampling", "adapter", "optimizer", "training_flops_budget", "device", "precision",

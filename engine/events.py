@@ -82,7 +82,9 @@ class StepDone(EventBase):
     """loss (nats per token), grad_norm, learning_rate, rollout_tokens, supervised_tokens, mean_tokens, natural_stop_rate,
     student_entropy, teacher_entropy, sampled_logprob_gap (of the student's own tokens), own_token_share (of the supervised
     tokens, those that the student sampled), with a probe selection also probe_overlap_kept, probe_overlap_dropped (mean
-    share of the models' top k) and kept_share (of the candidates); None where it does not exist: a step without a
+    share of the models' top k) and kept_share (of the candidates), with a top-k divergence kept_mass_student and
+    kept_mass_teacher, with token weights or a termination guard divergence (the mean without either) and
+    termination_guard (nats, without its weight); None where it does not exist: a step without a
     supervised token has no loss and changes no weight."""
     position_loss: list[float] = []
     """Mean divergence at each completion position of this step, in nats; 0 where no rollout is supervised."""

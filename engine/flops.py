@@ -266,3 +266,10 @@ def padded_update_flops(
     """Executed FLOPs of `update_flops` for a micro-batch padded to `width`; only its `num_projected` tokens are projected."""
     blocks = update_flops(student, teacher, width, 0, recomputes_blocks=recomputes_blocks)
     return blocks * num_rows + update_flops(student, teacher, 0, 0, num_supervised=num_projected)
+
+
+def signal_flops(student: ModelShape, teacher: ModelShape, num_projected: int) -> FlopLedger:
+    """FLOPs of running both heads on `num_projected` tokens once more, without gradient, to know their weights."""
+    return FlopLedger(
+        teacher=2.0 * teacher.head_parameters * num_projected, recompute=2.0 * student.head_parameters * num_projected
+    )

@@ -17,7 +17,7 @@ from engine.frozen import Count, Frozen
 from engine.health_spec import HealthSpec
 from engine.loss_region import LossRegion, WholeRegion
 from engine.model_spec import ModelSpec
-from engine.objective_spec import Divergence
+from engine.objective_spec import Divergence, TerminationGuard, TokenWeights
 from engine.optimizer_spec import OptimizerSpec
 from engine.prefix_state import PrefixState, Tokens
 from engine.prefixes import ConstantPrefix, PrefixSchedule
@@ -25,6 +25,8 @@ from engine.prompt_spec import PromptSpec
 from engine.selection_spec import AllRollouts, RolloutSelection
 from engine.sentinel_spec import NoSentinel, Sentinel
 from engine.spec_rules import RULES
+from engine.termination_guard import NoGuard
+from engine.token_weights import NoWeights
 
 SPEC_VERSION = 1
 
@@ -85,6 +87,12 @@ class RunSpec(Frozen):
     """Which of a step's rollouts are trained on."""
     divergence: Divergence = ReverseKL()
     """What is minimised on each token of the prefix."""
+    token_weights: TokenWeights = NoWeights()
+    """How much each token counts: weights within a rollout, of mean 1 (IW-OPD excepted)."""
+    merge_stop_tokens: bool = False
+    """Whether all end-of-text ids of both models are one action in the divergence (arXiv 2609.20511); else each is a token of its own."""
+    termination_guard: TerminationGuard = NoGuard()
+    """Whether a second term asks for the teacher's probability of ending the text at each token."""
     num_steps: Count = 100
     """Optimizer updates."""
     training_flops_budget: Annotated[float, Field(gt=0, le=1e30)] | None = None
@@ -143,6 +151,11 @@ class RunSpec(Frozen):
     def trained_rollouts_per_step(self) -> int:
         """Rollouts of a step that the selection leaves."""
         return self.selection.num_trained(self.prompts_per_step, self.rollouts_per_prompt)
+
+    @property
+    def projects_twice(self) -> bool:
+        """Whether both heads run once more to know the tokens' weights."""
+        return self.token_weights.needs_signals
 
     def prefix_state(self) -> PrefixState:
         """The schedule's state before the first step."""

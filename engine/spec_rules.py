@@ -10,6 +10,7 @@ from engine.completion_spec import DataCompletions, StudentCompletions, TeacherP
 from engine.findings import misfit
 from engine.loss_region import SuffixRegion, WindowRegion
 from engine.optimizer_spec import ConstantWithDecay
+from engine.policy_gradient import PolicyGradient
 from engine.prefixes import StagesPrefix
 from engine.prompt_reference import GymTasks, ReadyTask, parsed_reference
 from engine.scorers import ReasoningGym
@@ -220,6 +221,18 @@ def _the_scorer_has_what_it_needs(spec: RunSpec) -> None:
             )
 
 
+def _a_policy_gradient_has_tokens_of_the_student(spec: RunSpec) -> None:
+    # On another writer's tokens the expectation is not over the student, and the gradient is that of no divergence.
+    if isinstance(spec.divergence, PolicyGradient) and not isinstance(
+        spec.completions, StudentCompletions | TeacherPrefix
+    ):
+        raise misfit(
+            "divergence",
+            f"divergence is policy_gradient, which is right on tokens that the student sampled, but completions.kind is "
+            f"{spec.completions.kind!r}; set completions to student or teacher_prefix, or choose another divergence.",
+        )
+
+
 RULES: list[Callable[[RunSpec], None]] = [
     _prefix_is_within_the_completion,
     _warmup_is_within_the_run,
@@ -232,4 +245,5 @@ RULES: list[Callable[[RunSpec], None]] = [
     _a_probe_has_candidates_to_choose_from,
     _sentinel_has_prompts_and_something_to_change,
     _the_scorer_has_what_it_needs,
+    _a_policy_gradient_has_tokens_of_the_student,
 ]

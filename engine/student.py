@@ -10,12 +10,14 @@ from torch import Tensor
 
 from engine.batch import RolloutBatch, micro_batches
 from engine.errors import RunError
-from engine.flops import FlopLedger, padded_update_flops, update_flops
-from engine.fused_loss import fused_divergence
+from engine.flops import FlopLedger, padded_update_flops, signal_flops, update_flops
+from engine.fused_loss import Heads, fused_divergence
 from engine.gradient_checkpointing import checkpoint_blocks
 from engine.language_model import LanguageModel
+from engine.objective import Objective
 from engine.rollout import Rollout
 from engine.spec import RunSpec
+from engine.token_weighting import weights_of_batch
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Update:
     """Mean divergence by position up to the last supervised one; 0 where no rollout has a supervised token."""
     position_count: list[int]
     measures: dict[str, float]
-    """What the divergence measures beside itself, such as kept_mass_teacher: means over all supervised tokens."""
+    """What the objective measures beside the loss, such as kept_mass_teacher: means over all supervised tokens."""
     num_tokens: int
     """Supervised tokens of the global batch."""
     flops: FlopLedger
@@ -131,15 +133,18 @@ class Student:
             teacher_hidden = teacher.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index]
         with model.autocast():
             hidden = model.hidden(batch.token_ids, use_cache=False).flatten(0, 1)[batch.hidden_index]
+        heads = Heads(model.head, teacher.head, self.spec.sampling.temperature)
+        objective = Objective.of(self.spec, model, teacher)
         loss = fused_divergence(
             hidden,
             teacher_hidden,
             batch.target_ids,
-            student_head=model.head,
-            teacher_head=teacher.head,
-            divergence=self.spec.divergence,
-            temperature=self.spec.sampling.temperature,
+            heads=heads,
+            objective=objective,
             num_supervised_tokens=num_supervised,
+            weights=weights_of_batch(
+                self.spec.token_weights, batch, hidden.detach(), teacher_hidden, heads=heads, objective=objective
+            ),
         )
         loss.total.backward()  # type: ignore[no-untyped-call]
         sums.loss += float(loss.total.detach())
@@ -170,6 +175,10 @@ class Student:
             len(batch.target_ids),
             recomputes_blocks=self.spec.recomputes_blocks,
         )
+        if self.spec.projects_twice:
+            signal = signal_flops(model.shape, teacher.shape, len(batch.target_ids))
+            sums.flops += signal
+            sums.executed += signal
 
 
 class _Sums:

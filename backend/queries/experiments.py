@@ -10,7 +10,7 @@ from backend.ids import new_id
 from backend.schemas import ACTIVE_STATES, Experiment
 from backend.tables import Experiment as ExperimentRow
 from backend.tables import Run as RunRow
-from backend.words import divergence_in_words, prefix_in_words
+from backend.words import objective_in_words, prefix_in_words
 
 _ACTIVE = func.coalesce(func.sum(case((RunRow.state.in_(ACTIVE_STATES), 1), else_=0)), 0).cast(Integer)
 _EXPERIMENTS = (
@@ -67,5 +67,5 @@ def _row(run: PlannedRun, experiment_id: str, now: datetime) -> dict[str, object
         "student": run.spec.student.path,
         "teacher": run.spec.teacher.path,
         "prefix": prefix_in_words(run.spec),
-        "divergence": divergence_in_words(run.spec.divergence),
+        "divergence": objective_in_words(run.spec),
     }

@@ -114,6 +114,19 @@ def test_a_sentinel_costs_its_rollouts_as_evaluation(base: Document) -> None:
     assert said == ["The sentinel finds no drift: what it would do then changes the cost."]
 
 
+@pytest.mark.parametrize(("kind", "times"), [("position_power", 0), ("tip", 1), ("iw_opd", 1)])
+def test_weights_that_need_both_models_scores_cost_both_heads_once_more(base: Document, kind: str, times: int) -> None:
+    """40 steps of 16 rollouts of 8 tokens, vocabulary 81, widths 64 and 96."""
+    plain, weighted = (
+        estimate(RunSpec.model_validate(base | {"prompts_per_step": 16} | more), []).flops
+        for more in ({}, {"token_weights": {"kind": kind}})
+    )
+    tokens = times * 40 * 16 * 8
+    assert weighted.recompute - plain.recompute == 2 * 81 * 64 * tokens
+    assert weighted.teacher - plain.teacher == pytest.approx(2 * 81 * 96 * tokens)
+    assert weighted.student_forward == plain.student_forward
+
+
 def test_a_budget_ends_the_estimate_where_it_ends_the_run(base: Document) -> None:
     whole = estimate(RunSpec.model_validate(base), [])
     half = estimate(RunSpec.model_validate(base | {"training_flops_budget": whole.flops.training * 0.49}), [])

@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_leaves
 
 from engine import fused_loss
 from engine.divergences import ReverseKL, TokenScores
-from engine.fused_loss import FusedLoss, chunk_tokens, fused_divergence
+from engine.fused_loss import FusedLoss, Heads, chunk_tokens, fused_divergence
 from engine.language_model import OutputHead
+from engine.objective import Objective
 from engine.objective_spec import Divergence
 from tests.engine.objectives import DIVERGENCES, ORDER
 
@@ -65,10 +66,8 @@ class Case:
             self.hidden,
             self.teacher_hidden,
             self.target_ids,
-            student_head=self.student_head,
-            teacher_head=self.teacher_head,
-            divergence=divergence,
-            temperature=temperature,
+            heads=Heads(self.student_head, self.teacher_head, temperature),
+            objective=Objective(divergence),
             num_supervised_tokens=num_supervised,
         )
 

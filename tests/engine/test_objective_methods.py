@@ -22,6 +22,10 @@ def test_the_choice_trains_and_measures(method: dict[str, Any], tmp_path: Path) 
     for step in steps:
         assert set(spec.divergence.measure_names) <= step.metrics.keys()
         assert step.metrics["grad_norm"]
+        if spec.projects_twice:
+            assert step.metrics["divergence"] is not None
+        if spec.termination_guard.kind != "none":
+            assert (step.metrics["termination_guard"] or 0.0) > 0
         for name in spec.divergence.measure_names:
             assert 0.0 < (step.metrics[name] or 0.0) <= 1.0 + 1e-6
 

@@ -86,6 +86,17 @@ def changed(path: str, value: object) -> dict[str, Any]:
             "divergence.k is 1 but a single token renormalised has probability 1 under both models, so that nothing is "
             "learnt; raise k to at least 2 or set divergence.rest to tail_bucket.",
         ),
+        ("token_weights", {"kind": "tip", "share": 0}, "token_weights.share is 0 but must be more than 0.0; raise it."),
+        (
+            "token_weights",
+            {"kind": "position_linear", "slope": 2},
+            "token_weights.slope is 2 but must be at most 1.0; lower it.",
+        ),
+        (
+            "termination_guard",
+            {"kind": "forward_kl", "weight": 0},
+            "termination_guard.weight is 0 but must be more than 0.0; raise it.",
+        ),
         ("num_steps", 0, "num_steps is 0 but must be at least 1; raise it."),
         ("sampling.temperature", 0, "sampling.temperature is 0 but must be more than 0.0; raise it."),
         ("device", "tpu", "device is 'tpu' but must be one of 'auto', 'cpu' or 'cuda'; choose one of them."),
@@ -111,6 +122,17 @@ def test_a_full_prefix_with_anchoring_is_refused_at_the_anchoring() -> None:
             "set anchoring to none or choose another prefix.",
         )
     ]
+
+
+@pytest.mark.parametrize("kind", ["teacher", "data", "mixture"])
+def test_a_policy_gradient_on_tokens_of_another_writer_is_refused(kind: str) -> None:
+    (found,) = findings(tiny_document(divergence={"kind": "policy_gradient"}, completions={"kind": kind}))
+    assert found == Finding(
+        field="divergence",
+        message="divergence is policy_gradient, which is right on tokens that the student sampled, but completions.kind is "
+        f"{kind!r}; set completions to student or teacher_prefix, or choose another divergence.",
+    )
+    assert tiny_spec(divergence={"kind": "policy_gradient"}, completions={"kind": "teacher_prefix", "tokens": 2})
 
 
 def test_several_mistakes_are_all_told() -> None:
