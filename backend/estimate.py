@@ -12,12 +12,21 @@ from backend.schemas import Estimate, PhaseSeconds
 from engine.adapter_shape import ADAPTABLE, AdapterShape
 from engine.adapter_spec import Adapter, Lora, NoAdapter
 from engine.findings import Finding
-from engine.flops import FlopLedger, ModelShape, rollout_flops, signal_flops, update_flops
+from engine.flops import (
+    FlopLedger,
+    ModelShape,
+    rollout_flops,
+    rollout_ledger,
+    signal_flops,
+    student_flops,
+    update_flops,
+)
 from engine.locations import resolve
 from engine.loss_region import LossRegion, WholeRegion
 from engine.model_spec import ModelSpec
 from engine.sentinel_spec import WatchTail
 from engine.spec import RunSpec
+from engine.warmup_spec import SftWarmup
 
 _MAX_CONFIG_BYTES = 1024 * 1024
 _MAX_ENTRIES = 10**15  # of any product of sizes in a config.json; beyond it the arithmetic would only mislead
@@ -38,28 +47,30 @@ def estimate(spec: RunSpec, rates: Sequence[float]) -> Estimate:
     prompt_tokens, assumptions = _prompt_tokens(spec)
     shortest, longest = _batches(spec)
     of_step = _StepCosts(spec, student.shape, teacher.shape, prompt_tokens)
-    num_steps = _steps_within_budget(spec, shortest, of_step)
-    evaluation = _evaluation_flops(spec, num_steps, student.shape, teacher.shape, prompt_tokens)
-    flops = _total(shortest[:num_steps], of_step) + evaluation
+    warmup = _warmup_flops(spec, student.shape, teacher.shape, prompt_tokens)
+    num_steps = _steps_within_budget(spec, shortest, of_step, warmup)
+    num_updates = spec.warmup_phase.num_steps + num_steps
+    rest = warmup + _evaluation_flops(spec, num_updates, student.shape, teacher.shape, prompt_tokens)
+    flops = _total(shortest[:num_steps], of_step) + rest
     is_adaptive = shortest != longest
-    full = _total([_Batch(spec.max_completion_tokens, spec.prompts_per_step)] * num_steps, of_step) + evaluation
-    has_anchors = any(batch.num_anchored for batch in shortest)
+    full = _total([_Batch(spec.max_completion_tokens, spec.prompts_per_step)] * num_steps, of_step) + rest
+    has_anchors = any(batch.num_anchored for batch in shortest) or spec.warmup_phase.num_steps
     longest_horizon = spec.max_completion_tokens if has_anchors else max(batch.horizon for batch in longest)
     used = memory(spec, student, teacher, prompt_tokens, longest_horizon)
-    shown = sorted({round(i * (spec.num_steps - 1) / (_MAX_SHOWN - 1)) for i in range(_MAX_SHOWN)})
+    shown = sorted({round(i * (spec.num_distillation_steps - 1) / (_MAX_SHOWN - 1)) for i in range(_MAX_SHOWN)})
     previews = [spec.preview_at(step) for step in shown]
     return Estimate(
         flops=flops,
         full_length_flops=full,
-        flops_at_fastest_growth=_total(longest[:num_steps], of_step) + evaluation if is_adaptive else None,
+        flops_at_fastest_growth=_total(longest[:num_steps], of_step) + rest if is_adaptive else None,
         saving=full.training / flops.training,
         memory_bytes=used.parts,
         memory_total_bytes=used.total,
         seconds=PhaseSeconds(low=flops.training / max(rates), high=flops.training / min(rates)) if rates else None,
         horizons=[low for low, _ in previews],
         longest_horizons=[high for _, high in previews] if is_adaptive else [],
-        horizon_steps=shown,
-        assumptions=assumptions + _assumptions(spec, num_steps, rates, is_adaptive=is_adaptive),
+        horizon_steps=[spec.warmup_phase.num_steps + step for step in shown],
+        assumptions=assumptions + _assumptions(spec, num_updates, rates, is_adaptive=is_adaptive),
     )
 
 
@@ -115,7 +126,7 @@ def _total(batches: Sequence[_Batch], of_step: _StepCosts) -> FlopLedger:
 def _batches(spec: RunSpec) -> tuple[list[_Batch], list[_Batch]]:
     """Each step with the shortest and with the longest horizon that it may have."""
     state, shortest, longest = spec.prefix_state(), [], []
-    for step in range(spec.num_steps):
+    for step in range(spec.num_distillation_steps):
         anchored = spec.anchoring.num_anchored(step, spec.prompts_per_step)
         shortest.append(_Batch(spec.prefix_horizon_at(step, state), anchored))
         high = spec.prefix.longest_at(step, state, spec.evaluation.every_steps)
@@ -123,16 +134,27 @@ def _batches(spec: RunSpec) -> tuple[list[_Batch], list[_Batch]]:
     return shortest, longest
 
 
-def _steps_within_budget(spec: RunSpec, batches: list[_Batch], of_step: _StepCosts) -> int:
+def _steps_within_budget(spec: RunSpec, batches: list[_Batch], of_step: _StepCosts, warmup: FlopLedger) -> int:
     if spec.training_flops_budget is None:
         return len(batches)
     training = {batch: of_step[batch].training for batch in set(batches)}
-    spent = 0.0
+    spent = warmup.training
     for step, batch in enumerate(batches, start=1):
         spent += training[batch]
         if spent >= spec.training_flops_budget:
             return step
     return len(batches)
+
+
+def _warmup_flops(spec: RunSpec, student: ModelShape, teacher: ModelShape, prompt_tokens: int) -> FlopLedger:
+    """The warm-up phase on completions of full length, if no prompt comes twice."""
+    phase, length = spec.warmup_phase, spec.max_completion_tokens
+    if not isinstance(phase, SftWarmup):
+        return FlopLedger()
+    each = student_flops(student, prompt_tokens + length, length, recomputes_blocks=spec.recomputes_blocks)
+    if phase.source == "teacher":
+        each += rollout_ledger(teacher, prompt_tokens, [length])
+    return each * (phase.num_steps * phase.prompts_per_step)
 
 
 def _evaluation_flops(
@@ -159,7 +181,7 @@ def _evaluation_flops(
     num_watched = watched.num_rollouts if isinstance(watched, WatchTail) else 0
     at_ends = student.forward(prompt_tokens + length, 1)
     whole = sum(model.forward(prompt_tokens + length, length) for model in (student, teacher))
-    of_sentinel = watched.num_measurements(num_steps) * (
+    of_sentinel = watched.num_measurements(num_steps - spec.warmup_phase.num_steps) * (
         rollout_flops(student, prompt_tokens, [length]) + whole + at_ends
     )
     of_sentinel += rollout_flops(teacher, prompt_tokens, [length]) + teacher.forward(prompt_tokens + length, 1)

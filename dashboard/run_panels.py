@@ -23,6 +23,7 @@ ADVICE = {
 }
 _METRICS = {
     "loss": "loss (nats per token)",
+    "cross_entropy": "cross-entropy of the warm-up phase (nats per token)",
     "horizon": "horizon (tokens)",
     "grad_norm": "gradient norm",
     "learning_rate": "learning rate",

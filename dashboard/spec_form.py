@@ -26,7 +26,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "token_weights", "merge_stop_tokens", "termination_guard",
     ),
     "Training": (
-        "num_steps", "prompts_per_step", "rollouts_per_prompt", "micro_batch_rollouts", "gradient_checkpointing",
+        "num_steps", "warmup_phase", "prompts_per_step", "rollouts_per_prompt", "micro_batch_rollouts", "gradient_checkpointing",
         "sampling", "adapter", "optimizer", "training_flops_budget", "device", "precision",
     ),
     "Evaluation and storage": ("evaluation", "sentinel", "health", "traces", "checkpoints"),

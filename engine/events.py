@@ -17,7 +17,7 @@ from engine.verdicts import Verdicts
 
 EVENT_VERSION = 1
 
-Phase = Literal["loading", "baseline", "training", "report", "saving"]
+Phase = Literal["loading", "baseline", "warmup", "training", "report", "saving"]
 Subject = Literal["student", "base", "teacher"]
 Split = Literal["dev", "report"]
 FailureKind = Literal[

@@ -56,8 +56,11 @@ def evaluate_student(run: Run) -> None:
     evaluation = evaluator.evaluate(run.student.model, run.teacher, horizon)
     score = run.spec.evaluation.score(evaluation.metrics)
     is_best = run.state.best_score is None or score > run.state.best_score
-    signals = PrefixSignals(step=run.state.step - 1, score=score[0])
-    run.change_state(evaluated_step=run.state.step, prefix=run.spec.prefix.advance(run.state.prefix, signals))
+    run.change_state(evaluated_step=run.state.step)
+    last = run.state.step - run.spec.warmup_phase.num_steps - 1
+    if last >= 0:  # a warm-up says nothing about the prefix
+        signals = PrefixSignals(step=last, score=score[0])
+        run.change_state(prefix=run.spec.prefix.advance(run.state.prefix, signals))
     run.accuracies[run.state.step] = evaluation.metrics["accuracy"]
     if is_best:
         run.change_state(best_step=run.state.step, best_score=score)

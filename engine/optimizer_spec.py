@@ -57,10 +57,13 @@ class OptimizerSpec(Frozen):
     max_grad_norm: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     """The gradient is scaled down to this norm when it is larger."""
 
+    def warmup_share_at(self, step: int) -> float:
+        """Share of a peak rate that the warm-up allows at a step counted from 0, in (0, 1]."""
+        return min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+
     def learning_rate_at(self, step: int, num_steps: int) -> float:
         """Learning rate of a step counted from 0 in a run of `num_steps`."""
-        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         share = self.schedule.share_at(
             step, num_steps, warmup_steps=self.warmup_steps, decay_fraction=self.decay_fraction
         )
-        return self.learning_rate * warmup * share
+        return self.learning_rate * self.warmup_share_at(step) * share

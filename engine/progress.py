@@ -63,12 +63,7 @@ class TerminalProgress:
                 adapter = "" if trained in (None, event.student_parameters) else f", {trained:,} of them trained"
                 say(f"loaded in {event.seconds:.1f} s: {millions} parameters{adapter}")
             case StepDone():
-                loss = event.metrics["loss"]
-                self._progress.update(
-                    self._task,
-                    completed=event.step,
-                    description=f"{'no loss' if loss is None else f'loss {loss:.4f} nats'}, horizon {event.horizon}",
-                )
+                self._progress.update(self._task, completed=event.step, description=_step_words(event))
             case Evaluated():
                 say(_evaluation_line(event))
             case TailMeasured():
@@ -81,6 +76,13 @@ class TerminalProgress:
                 say(f"[red]{escape(event.message)}[/red]")
             case _:
                 pass
+
+
+def _step_words(event: StepDone) -> str:
+    cross_entropy, loss = event.metrics.get("cross_entropy"), event.metrics["loss"]
+    if cross_entropy is not None:
+        return f"warm-up, cross-entropy {cross_entropy:.4f} nats"
+    return f"{'no loss' if loss is None else f'loss {loss:.4f} nats'}, horizon {event.horizon}"
 
 
 def _evaluation_line(event: Evaluated) -> str:

@@ -11,7 +11,7 @@ from engine.checkpoint import TrainerState
 from engine.checkpoint_shelf import CheckpointShelf
 from engine.collect import collect_rollouts
 from engine.control import Control
-from engine.events import PhaseChanged, Split, StepDone
+from engine.events import Phase, PhaseChanged, Split, StepDone
 from engine.journal import Journal
 from engine.language_model import LanguageModel
 from engine.loss_region import nothing_supervised
@@ -23,6 +23,7 @@ from engine.setup import RunData
 from engine.spec import RunSpec
 from engine.student import Student, Update
 from engine.tail_probe import TailProbe
+from engine.warmup import Warmup, take_warmup_step
 from engine.watch import watch_step
 
 
@@ -52,6 +53,7 @@ class Run:
         prompts = self.data.train if watched.kind == "watch" and watched.prompts == "train" else self.data.dev
         count = watched.num_rollouts if watched.kind == "watch" else 0
         self.tail_probe = TailProbe(self.spec, self.teacher, prompts[:count], self.control.raise_if_stopped)
+        self.warmup = Warmup.of(self)
 
     @property
     def attempt_folder(self) -> Path:
@@ -78,7 +80,8 @@ class Run:
 
     def measured_horizon(self, step: int) -> int:
         """Where "beyond" begins for the student of `step` updates: the horizon of its last step, anchors left out."""
-        return self.spec_at(max(step - 1, 0)).prefix_horizon_at(max(step - 1, 0), self.state.prefix)
+        last = max(step - 1, 0)
+        return self.spec_at(last).prefix_horizon_at(self.spec.distillation_step(last), self.state.prefix)
 
     def spec_at(self, step: int) -> RunSpec:
         """The spec in force at a step (counted from 0), with what the sentinel has changed."""
@@ -88,15 +91,22 @@ class Run:
         """Replace fields of the state."""
         self.state = self.state.model_copy(update=values)
 
-    def enter(self, phase: Literal["loading", "baseline", "training", "report", "saving"], detail: str = "") -> None:
+    def enter(self, phase: Phase, detail: str = "") -> None:
         """Tell the world which phase begins."""
         self.journal.emit(PhaseChanged, phase=phase, detail=detail)
 
+    @property
+    def training_phase(self) -> Phase:
+        """Whether the next step belongs to the warm-up or to distillation."""
+        return "warmup" if self.state.step < self.spec.warmup_phase.num_steps else "training"
+
     def train_step(self) -> None:
-        """Sample, score, diverge, update."""
+        """Sample, score, diverge, update; in the warm-up phase fine-tune on given completions."""
+        if self.warmup is not None and self.training_phase == "warmup":
+            take_warmup_step(self, self.warmup)
+            return
         began = time.monotonic()
-        step = self.state.step
-        spec = self.spec_at(step)
+        spec, step = self.spec_at(self.state.step), self.spec.distillation_step(self.state.step)
         horizon = spec.horizon_at(step, self.state.prefix)
         collected = collect_rollouts(
             spec,
@@ -111,10 +121,10 @@ class Run:
         update = self.student.update(collected.rollouts, self.teacher, step)
         done = time.monotonic()
         if update.loss is None:
-            self.journal.warn_once("nothing_supervised", nothing_supervised(step + 1, horizon))
+            self.journal.warn_once("nothing_supervised", nothing_supervised(self.state.step + 1, horizon))
         executed = collected.executed + update.executed
         self.change_state(
-            step=step + 1,
+            step=self.state.step + 1,
             prefix=self._prefix_after(step, collected.rollouts, update),
             flops=self.state.flops + collected.flops + update.flops,
             executed=self.state.executed + executed,
@@ -123,7 +133,7 @@ class Run:
         )
         self.journal.emit(
             StepDone,
-            step=step + 1,
+            step=self.state.step,
             horizon=horizon,
             metrics=update.metrics(collected.rollouts) | collected.metrics,
             position_loss=update.position_loss,
@@ -150,7 +160,9 @@ class Run:
     def tail_is_due(self) -> bool:
         """Whether the sentinel still has to look at the student of the current step."""
         watched, step = self.spec.sentinel, self.state.step
-        due = isinstance(watched, WatchTail) and step % watched.every_steps == 0
+        # It compares with the student that distillation begins with.
+        since = step - self.spec.warmup_phase.num_steps
+        due = isinstance(watched, WatchTail) and since >= 0 and since % watched.every_steps == 0
         return due and self.state.sentinel.measured_step != step
 
     def evaluation_is_due(self) -> bool:

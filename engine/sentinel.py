@@ -47,7 +47,7 @@ class SentinelState(Frozen):
     def spec_at(self, spec: RunSpec, step: int, state: PrefixState) -> RunSpec:
         """The spec in force at a step (counted from 0): with what the sentinel has changed of prefix and anchoring."""
         changes: dict[str, object] = {}
-        scheduled = spec.prefix.horizon_at(step, state)
+        scheduled = spec.prefix.horizon_at(spec.distillation_step(step), state)
         if (tokens := self.horizon(step, scheduled)) > scheduled:
             changes["prefix"] = ConstantPrefix(tokens=tokens)
         if self._is_anchored(spec, step):

@@ -82,7 +82,7 @@ def load_data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase) -> RunData:
             columns=columns,
             limit=limit,
             need_answer=not is_train,
-            need_completion=is_train and spec.completions.reads_prompt_file,
+            need_completion=is_train and spec.reads_prompt_completions,
         )
         found[name] = encoded(spec, tokenizer, rows, name)
     if evaluation.primary_metric == "exact" and all(one.row.completion is None for one in found["evaluation.path"]):

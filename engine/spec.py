@@ -27,6 +27,7 @@ from engine.sentinel_spec import NoSentinel, Sentinel
 from engine.spec_rules import RULES
 from engine.termination_guard import NoGuard
 from engine.token_weights import NoWeights
+from engine.warmup_spec import NoWarmup, WarmupPhase
 
 SPEC_VERSION = 1
 
@@ -94,7 +95,9 @@ class RunSpec(Frozen):
     termination_guard: TerminationGuard = NoGuard()
     """Whether a second term asks for the teacher's probability of ending the text at each token."""
     num_steps: Count = 100
-    """Optimizer updates."""
+    """Optimizer updates, those of the warm-up phase included."""
+    warmup_phase: WarmupPhase = NoWarmup()
+    """Whether the first steps fine-tune the student on given completions before distillation begins."""
     training_flops_budget: Annotated[float, Field(gt=0, le=1e30)] | None = None
     """Stop after the step that reaches this many training FLOPs (useful FLOPs, without evaluation); empty for no limit."""
     prompts_per_step: Annotated[int, Field(ge=1, le=65_536)] = 16
@@ -141,6 +144,20 @@ class RunSpec(Frozen):
     def recomputes_blocks(self) -> bool:
         """Whether the backward pass runs the student's blocks a second time."""
         return self.gradient_checkpointing == "always"
+
+    @property
+    def num_distillation_steps(self) -> int:
+        """Steps behind the warm-up phase. Schedules, anchoring and learning rate count these alone, from 0."""
+        return self.num_steps - self.warmup_phase.num_steps
+
+    def distillation_step(self, step: int) -> int:
+        """The number, among the steps behind the warm-up phase, of a step of the run; both count from 0."""
+        return max(step - self.warmup_phase.num_steps, 0)
+
+    @property
+    def reads_prompt_completions(self) -> bool:
+        """Whether each row of the prompt file needs a completion."""
+        return self.completions.reads_prompt_file or self.warmup_phase.reads_prompt_file
 
     @property
     def trains_whole_completions(self) -> bool:

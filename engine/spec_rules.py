@@ -50,10 +50,18 @@ _PREFIX_REMEDIES = {
 
 
 def _warmup_is_within_the_run(spec: RunSpec) -> None:
-    if spec.optimizer.warmup_steps > spec.num_steps:
+    phase = spec.warmup_phase.num_steps
+    if phase >= spec.num_steps:
+        raise misfit(
+            "warmup_phase.num_steps",
+            f"warmup_phase.num_steps is {phase} but num_steps, which includes them, is {spec.num_steps}; "
+            "shorten the warm-up phase or train longer.",
+        )
+    if spec.optimizer.warmup_steps > spec.num_distillation_steps:
+        behind = f" and the warm-up phase takes {phase} of them" if phase else ""
         raise misfit(
             "optimizer.warmup_steps",
-            f"optimizer.warmup_steps is {spec.optimizer.warmup_steps} but num_steps is {spec.num_steps}; "
+            f"optimizer.warmup_steps is {spec.optimizer.warmup_steps} but num_steps is {spec.num_steps}{behind}; "
             "shorten the warm-up or train longer.",
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -94,29 +95,39 @@ class Student:
         return sum(parameter.numel() for parameter in self.parameter_names)
 
     def update(self, rollouts: list[Rollout], teacher: LanguageModel, step: int) -> Update:
-        """One optimizer update on the supervised tokens of `rollouts`, none when there are none; `step` counts from 0.
+        """One optimizer update on the supervised tokens of `rollouts`, none when there are none.
 
-        Raises RunError("nan_loss") before the weights change when loss or gradient is not finite.
+        `step` counts the steps of distillation from 0. Raises RunError("nan_loss") before the weights change when loss or
+        gradient is not finite.
         """
         # A rollout without a supervised token has no gradient: neither model reads it.
         trained = [rollout for rollout in rollouts if rollout.supervised]
-        rate = self.spec.optimizer.learning_rate_at(step, self.spec.num_steps)
+        rate = self.spec.optimizer.learning_rate_at(step, self.spec.num_distillation_steps)
         if not trained:
             return _Sums(0).update(None, rate, 0)
         num_supervised = sum(len(rollout.supervised) for rollout in trained)
         sums = self.accumulate(trained, teacher)
+        norm = self.apply(sums.loss, rate, self.spec.warmup_phase.num_steps + step)
+        return sums.update(norm, rate, num_supervised)
+
+    def apply(self, loss: float, rate: float, step: int) -> float:
+        """Change the weights by the gradient that lies in them, clipped; its norm before that. `step` is the run's, from 0.
+
+        Raises RunError("nan_loss") before the weights change when `loss` or the gradient is not finite.
+        """
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameter_names), self.spec.optimizer.max_grad_norm)
-        if not (torch.isfinite(norm) and torch.isfinite(torch.tensor(sums.loss))):
+        if not (torch.isfinite(norm) and math.isfinite(loss)):
+            owner = "warmup_phase" if step < self.spec.warmup_phase.num_steps else "optimizer"
             raise RunError(
                 "nan_loss",
-                f"Step {step + 1}: loss {sums.loss:.4g}, gradient norm {float(norm):.4g} are not finite; "
-                "lower optimizer.learning_rate, lengthen warmup_steps or set precision to float32.",
+                f"Step {step + 1}: loss {loss:.4g}, gradient norm {float(norm):.4g} are not finite; "
+                f"lower {owner}.learning_rate, lengthen warmup_steps or set precision to float32.",
             )
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return sums.update(float(norm), rate, num_supervised)
+        return float(norm)
 
     def accumulate(self, rollouts: list[Rollout], teacher: LanguageModel) -> _Sums:
         """Add the gradient of the mean loss on all supervised tokens of `rollouts` (one at least) to the parameters'."""

@@ -35,7 +35,7 @@ def train(
     try:
         if run.state.evaluated_step is None:
             measure_baselines(run)
-        run.enter("training")
+        run.enter(run.training_phase)
         while True:
             if run.tail_is_due():
                 measure_tail(run)

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 
 from backend.database import Database
 from backend.estimate import estimate
-from engine.flops import FlopLedger, ModelShape, rollout_flops, update_flops
+from engine.flops import FlopLedger, ModelShape, rollout_flops, student_flops, update_flops
 from engine.locations import resolve
 from engine.spec import RunSpec
 from tests.backend.recorded import change_run
@@ -52,6 +52,29 @@ def test_an_adapter_saves_optimizer_memory_and_backward_flops_and_a_shared_base_
     recomputed = estimate(RunSpec.model_validate(shared | {"gradient_checkpointing": "always"}), [])
     assert 0 == whole.flops.recompute < recomputed.flops.recompute < whole.flops.student_forward
     assert recomputed.memory_bytes["activations"] < whole.memory_bytes["activations"]
+
+
+def test_a_warmup_takes_its_steps_from_the_run_and_adds_its_own_cost(base: Document) -> None:
+    spec = RunSpec.model_validate(base | {"num_steps": 5})
+    phase = {"kind": "sft", "num_steps": 2, "prompts_per_step": 3, "source": "teacher"}
+    warmed = RunSpec.model_validate(base | {"num_steps": 7, "warmup_phase": phase})
+    plain, found = estimate(spec, []), estimate(warmed, [])
+    assert found.horizon_steps == [2, 3, 4, 5, 6]
+    assert found.horizons == plain.horizons
+    assert found.flops.teacher == plain.flops.teacher
+    length, prompt_tokens = spec.max_completion_tokens, 11
+    student, teacher = (ModelShape.from_config(_config(model.path)) for model in (spec.student, spec.teacher))
+    added = student_flops(student, prompt_tokens + length, length) * 6
+    assert found.flops.student_forward == pytest.approx(plain.flops.student_forward + added.student_forward)
+    sampled = 6 * rollout_flops(teacher, prompt_tokens, [length])
+    assert found.flops.rollout == pytest.approx(plain.flops.rollout + sampled)
+    budget = RunSpec.model_validate(base | {"num_steps": 7, "warmup_phase": phase, "training_flops_budget": 1.0})
+    assert "The FLOPs budget ends the run after step 3 of 7." in estimate(budget, []).assumptions
+
+
+def _config(path: str) -> Document:
+    config: Document = json.loads((Path(resolve(path)) / "config.json").read_text())
+    return config
 
 
 def test_an_estimate_adds_up_by_hand(base: Document) -> None:
