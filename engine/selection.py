@@ -58,8 +58,7 @@ def probed_candidates(
     micro_batch: int,
 ) -> Candidates:
     """Decode, score, choose, continue. The continuation goes on in the probes' own cache: no token is run twice."""
-    top_k = min(selection.top_k, teacher.head.vocabulary)
-    probe = sampler.probe(requests, horizon, num_tokens=selection.probe_tokens, top_k=top_k)
+    probe = sampler.probe(requests, horizon, num_tokens=selection.probe_tokens, top_k=selection.top_k)
     candidates = [rollout for group in probe.rollouts for rollout in group]
     student_top = [top for group in probe.top_ids for top in group]
     scores, scoring = _overlaps(teacher, candidates, student_top, micro_batch)

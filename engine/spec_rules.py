@@ -231,9 +231,15 @@ def _the_scorer_has_what_it_needs(spec: RunSpec) -> None:
 
 def _a_policy_gradient_has_tokens_of_the_student(spec: RunSpec) -> None:
     # On another writer's tokens the expectation is not over the student, and the gradient is that of no divergence.
-    if isinstance(spec.divergence, PolicyGradient) and not isinstance(
-        spec.completions, StudentCompletions | TeacherPrefix
-    ):
+    if not isinstance(spec.divergence, PolicyGradient):
+        return
+    if isinstance(spec.completions, TeacherPrefix) and spec.completions.loss_on == "all":
+        raise misfit(
+            "completions.loss_on",
+            "completions.loss_on is 'all' but divergence policy_gradient is right only on tokens that the student sampled; "
+            "set completions.loss_on to student or choose another divergence.",
+        )
+    if not isinstance(spec.completions, StudentCompletions | TeacherPrefix):
         raise misfit(
             "divergence",
             f"divergence is policy_gradient, which is right on tokens that the student sampled, but completions.kind is "

@@ -8,7 +8,7 @@ from engine.check import check
 from engine.errors import RunError
 from engine.objective_check import check_objective
 from engine.setup import load_models
-from tests.engine.models import CPU, tiny_model, tiny_spec
+from tests.engine.models import CPU, tiny_document, tiny_model, tiny_spec
 
 
 @pytest.mark.parametrize("kind", ["top_k_kl", "teacher_order"])
@@ -20,6 +20,24 @@ def test_more_top_tokens_than_the_vocabulary_has_are_refused_with_the_limit(kind
         load_models(spec, CPU, "float32")
     assert (caught.value.failure, caught.value.message) == ("bad_spec", sentence)
     assert check(tiny_spec(divergence={"kind": kind, "k": 81})).findings == []
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("selection.top_k", {"selection": {"kind": "probe", "probe_tokens": 4, "top_k": 82}, "rollouts_per_prompt": 2}),
+        ("evaluation.answer_sampling.top_k", {"samples_per_prompt": 2, "answer_sampling": {"top_k": 82}}),
+    ],
+)
+def test_other_choices_of_top_tokens_are_held_to_the_vocabulary_too(field: str, changes: dict[str, object]) -> None:
+    document = tiny_document()
+    if field.startswith("evaluation."):
+        changes = {"evaluation": document["evaluation"] | changes}
+    (found,) = check(tiny_spec(**changes)).findings
+    assert found.field == field
+    assert found.message == (
+        f"{field} is 82 but student and teacher share a vocabulary of 81 tokens; lower it to at most 81."
+    )
 
 
 def test_merged_stop_tokens_leave_fewer_outcomes() -> None:

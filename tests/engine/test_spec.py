@@ -135,6 +135,16 @@ def test_a_policy_gradient_on_tokens_of_another_writer_is_refused(kind: str) -> 
     assert tiny_spec(divergence={"kind": "policy_gradient"}, completions={"kind": "teacher_prefix", "tokens": 2})
 
 
+def test_a_policy_gradient_on_the_teachers_part_of_a_text_is_refused() -> None:
+    completions = {"kind": "teacher_prefix", "tokens": 2, "loss_on": "all"}
+    (found,) = findings(tiny_document(divergence={"kind": "policy_gradient"}, completions=completions))
+    assert found == Finding(
+        field="completions.loss_on",
+        message="completions.loss_on is 'all' but divergence policy_gradient is right only on tokens that the student "
+        "sampled; set completions.loss_on to student or choose another divergence.",
+    )
+
+
 def test_several_mistakes_are_all_told() -> None:
     document = changed("name", "") | {"num_steps": 0, "speed": 3}
     assert {finding.field for finding in findings(document)} == {"name", "num_steps", "speed"}
