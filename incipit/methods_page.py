@@ -22,9 +22,16 @@ choice whose exact form its publication leaves open.
 
 
 def methods_page(study: Study, results: dict[str, tuple[Run, list[Evaluation]]], *, file: str, commit: str) -> str:
-    """The page; `results` holds the run and the evaluations of each choice by its name."""
-    some = next(iter(results.values()))[1]
-    base = next(one for one in some if one.subject == "base")
+    """The page; `results` holds the run and the evaluations of each choice by its name.
+
+    ValueError when no run has measured the untrained student.
+    """
+    evaluations = [one for _, measured in results.values() for one in measured]
+    base = next((one for one in evaluations if one.subject == "base"), None)
+    if base is None:
+        raise ValueError(
+            "No run of the study has measured the untrained student; see the runs' failures and start it again."
+        )
     lines = [
         _INTRODUCTION.format(
             file=file,

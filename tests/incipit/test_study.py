@@ -119,3 +119,5 @@ def test_the_page_has_a_line_for_each_choice_and_names_what_is_missing() -> None
     assert "| 24 | – | 0.750 | – | – |" in page
     assert "training they are 0.250 and 0.500" in page
     assert f"Missing, without a recorded run: {second.choice}." in page
+    with pytest.raises(ValueError, match="has measured the untrained student"):
+        methods_page(small, {first.name: (run, [last])}, file="f.json", commit="abc")
