@@ -105,7 +105,7 @@ def _reference_lines(references: pd.DataFrame, field: str) -> Layers:
 def progress_chart(frame: pd.DataFrame, references: pd.DataFrame) -> Layers:
     """Accuracy of one run's evaluations by step. Frame: step, accuracy, is_best. References: label, accuracy."""
     base = alt.Chart(frame).encode(
-        x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1)),
+        x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(zero=True)),
         y=alt.Y("accuracy:Q", title="accuracy (dev, full length)", scale=alt.Scale(domain=[0, 1])),
         tooltip=["step:Q", alt.Tooltip("accuracy:Q", format=".3f")],
     )

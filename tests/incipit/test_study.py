@@ -114,7 +114,9 @@ def test_the_page_has_a_line_for_each_choice_and_names_what_is_missing() -> None
         subject="base", step=0, num_prompts=64, metrics={"accuracy": 0.25, "reverse_kl": 0.5}
     )
     last = Evaluation.model_construct(subject="student", step=24, num_prompts=64, metrics={"accuracy": 0.75})
-    page = methods_page(small, {first.name: (run, [base, last])}, file="f.json", commit="abc")
+    odd = Evaluation.model_construct(subject="base", step=0, num_prompts=64, metrics={"accuracy": 0.5})
+    three = {"odd": (run, [odd]), first.name: (run, [base, last]), "same": (run, [base])}
+    page = methods_page(small, three, file="f.json", commit="abc")
     assert f"| {first.choice} |" in page
     assert "| 24 | – | 0.750 | – | – |" in page
     assert "training they are 0.250 and 0.500" in page
