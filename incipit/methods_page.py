@@ -17,8 +17,8 @@ Made by `incipit study {file}` from the runs of that study; nobody types it. {da
 {question} {count} choices, one run each of {steps} steps with one seed on the tiny pair (a student of 112,000 parameters
 whose flaw is its first word): this page shows that each choice works and what it costs, not which is best. One run of 24
 steps says nothing about the order of two choices. Accuracy and reverse KL are at full length on {prompts} problems; before
-training they are {base_accuracy} and {base_kl}, unless a choice changes the prompts. "Ours" marks what we know of no other source; "our reading" marks a
-choice whose exact form its publication leaves open.
+training they are {base_accuracy} and {base_kl}, unless a choice changes the prompts. "Ours"
+marks what we know of no other source; "our reading" marks a choice whose exact form its publication leaves open.
 """
 
 
