@@ -27,10 +27,12 @@ ERRORS: Responses = {
         404: "There is no such thing.",
         409: "Not in this state.",
         410: "It was there, but cannot be read any more.",
+        412: "It was changed since it was read.",
         413: "The body is too large.",
         415: "The body is not JSON.",
         421: "Not the name of this API.",
         422: "What was sent is not valid; see errors.",
+        428: "If-Match is missing.",
         500: "A fault of Incipit.",
         503: "The database does not answer.",
     }.items()

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from backend.estimates import Estimate, PhaseSeconds
 from backend.memory import Model, memory
 from backend.problems import invalid
-from backend.schemas import Estimate, PhaseSeconds
 from engine.adapter_shape import ADAPTABLE, AdapterShape
 from engine.adapter_spec import Adapter, Lora, NoAdapter
 from engine.findings import Finding

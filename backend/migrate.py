@@ -80,9 +80,9 @@ def migrating(url: str) -> Iterator[Connection]:
             fcntl.flock(lock, fcntl.LOCK_EX)
             database = Database(url)
             with database.engine.connect() as connection:
-                # A table that is rebuilt is dropped and renamed, which must not cascade to the rows that refer to it.
-                connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
-                connection.rollback()
+                # A table that is rebuilt is dropped and renamed, which must not cascade to the rows that refer to it. By the
+                # driver, since SQLAlchemy would begin a transaction first, in which SQLite ignores this setting.
+                connection.connection.driver_connection.execute("PRAGMA foreign_keys=OFF")  # type: ignore[union-attr]
                 yield connection
                 connection.commit()
             database.close()

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from backend.run_states import RunState
 from engine.events import RolloutSummary
 from engine.findings import Finding
 from engine.flops import FlopLedger
@@ -12,9 +13,6 @@ from engine.frozen import Frozen
 from engine.spec import Name, RunSpec
 from engine.token_trace import TokenTrace
 from engine.verdicts import Verdicts
-
-RunState = Literal["queued", "starting", "running", "stopping", "succeeded", "failed", "cancelled"]
-ACTIVE_STATES: frozenset[RunState] = frozenset({"queued", "starting", "running", "stopping"})
 
 
 class Variant(Frozen):
@@ -64,7 +62,10 @@ class RunSummary(Frozen):
     note: str
     seed: int
     state: RunState
-    desired_state: Literal["run", "cancel"]
+    desired_state: Literal["run", "pause", "cancel"]
+    """What people want of it; the state follows."""
+    priority: int
+    """Queued runs with a higher one are worked on first."""
     phase: str
     """What the engine is doing: loading, baseline, training, report, saving; empty while queued."""
     step: int
@@ -98,6 +99,8 @@ class Run(RunSummary):
     eta_seconds: tuple[float, float] | None
     """Range of the seconds still to go, from the median of the last step times; None until 5 steps are done."""
     queue_position: int | None
+    row_version: int
+    """Raised by each change of state or wish, not by what training records; PATCH asks for it in If-Match."""
 
 
 class RunPage(Frozen):
@@ -216,37 +219,6 @@ class Link(Frozen):
     file_urls: dict[str, str]
     """Each file of the manifest, with Range support."""
     expires_at: datetime
-
-
-class PhaseSeconds(Frozen):
-    low: float
-    high: float
-
-
-class Estimate(Frozen):
-    """What a run will cost, computed before it starts."""
-
-    flops: FlopLedger
-    """By phase, if no rollout ends before its horizon."""
-    flops_at_fastest_growth: FlopLedger | None = None
-    """The same if an adaptive prefix grows as fast as it may; None for the schedules that are known beforehand."""
-    full_length_flops: FlopLedger
-    """The same run with every step at full length."""
-    saving: float
-    """full-length training FLOPs / this run's training FLOPs."""
-    memory_bytes: dict[str, int]
-    """By part, see backend/memory.py; on a CPU with the libraries (process) and what the C library keeps (allocator)."""
-    memory_total_bytes: int
-    """At the busiest moment: less than the sum of the parts, since cache and activations are not there at once."""
-    seconds: PhaseSeconds | None
-    """Range from earlier runs on this installation; None when there is none to go by."""
-    horizons: list[int]
-    """Horizon at each of at most 200 evenly spaced steps; of an adaptive prefix the shortest, that it never grows."""
-    longest_horizons: list[int] = []
-    """Horizon of an adaptive prefix that grows as fast as it may, at the same steps; empty for the other schedules."""
-    horizon_steps: list[int]
-    assumptions: list[str]
-    """In words, shown beside the figures."""
 
 
 class Preset(Frozen):

@@ -9,7 +9,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from backend.analyses import AnalysisState
 from backend.columns import CleanText, Id, Json, RecordColumn, UtcDateTime
 from backend.ids import new_id
-from backend.schemas import RunState
+from backend.run_states import RunState
 from engine.analysis_spec import AnalysisResult, AnalysisSpec
 from engine.flops import FlopLedger
 from engine.spec import RunSpec
@@ -54,7 +54,7 @@ class Run(Table):
     __tablename__ = "runs"
     __table_args__ = (
         one_of("state", get_args(RunState), "state"),
-        one_of("desired_state", ("run", "cancel"), "desired_state"),
+        one_of("desired_state", ("run", "pause", "cancel"), "desired_state"),
         Index("ix_runs_queue", "state", "priority", "id"),
         Index("ix_runs_experiment_id", "experiment_id", "id"),
     )
@@ -79,6 +79,8 @@ class Run(Table):
 
     state: Mapped[str] = mapped_column(String(16), default="queued")
     desired_state: Mapped[str] = mapped_column(String(16), default="run")
+    desired_at: Mapped[datetime | None]
+    """When people last said what they want."""
     checkpoint_on_cancel: Mapped[bool] = mapped_column(default=False)
     """Whether a cancelled run saves a checkpoint before it stops."""
     priority: Mapped[int] = mapped_column(default=0)
@@ -94,6 +96,10 @@ class Run(Table):
     """Id of the worker that holds the lease."""
     lease_until: Mapped[datetime | None]
     heartbeat_at: Mapped[datetime | None]
+    first_fence: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Checkpoints of attempts before this fence do not count: the run was begun again."""
+    row_version: Mapped[int] = mapped_column(default=0)
+    """Raised by each change of state or wish, not by what training records."""
     attempt: Mapped[int] = mapped_column(default=0)
     """Attempts that count against max_attempts."""
     max_attempts: Mapped[int] = mapped_column(default=3)

@@ -8,9 +8,9 @@ import httpx
 from pydantic import TypeAdapter, ValidationError
 
 from backend.analyses import Analysis
+from backend.estimates import Estimate
 from backend.schemas import (
     Checkpoint,
-    Estimate,
     Evaluation,
     EventPage,
     Experiment,
@@ -74,9 +74,16 @@ class ApiClient:
         """Create an experiment and its runs from the fields of ExperimentCreate; the API judges them."""
         return self._post("/api/v1/experiments", Experiment, experiment)
 
-    def runs(self, *, experiment_id: str | None = None, cursor: str | None = None, limit: int = 100) -> RunPage:
+    def runs(
+        self,
+        *,
+        experiment_id: str | None = None,
+        states: Sequence[str] = (),
+        cursor: str | None = None,
+        limit: int = 100,
+    ) -> RunPage:
         """A page of runs, newest first."""
-        wanted = {"experiment_id": experiment_id, "cursor": cursor, "limit": limit}
+        wanted = {"experiment_id": experiment_id, "state": list(states), "cursor": cursor, "limit": limit}
         return self._get("/api/v1/runs", RunPage, wanted)
 
     def run(self, run_id: str) -> Run:
@@ -85,6 +92,28 @@ class ApiClient:
     def cancel(self, run_id: str, *, checkpoint: bool) -> Run:
         """Ask a run to stop, with a checkpoint of the step it is at or without."""
         return self._post(f"/api/v1/runs/{run_id}/cancel", Run, {"checkpoint": checkpoint})
+
+    def pause(self, run_id: str) -> Run:
+        """Ask a run to write a checkpoint and leave its worker free."""
+        return self._post(f"/api/v1/runs/{run_id}/pause", Run, None)
+
+    def resume(self, run_id: str) -> Run:
+        """Queue a paused run again."""
+        return self._post(f"/api/v1/runs/{run_id}/resume", Run, None)
+
+    def retry(self, run_id: str, *, from_scratch: bool) -> Run:
+        """Queue a failed or cancelled run again, from its last checkpoint or from its first step."""
+        return self._post(f"/api/v1/runs/{run_id}/retry", Run, {"from_scratch": from_scratch})
+
+    def clone(self, run_id: str, changes: Document, *, name: str | None = None, seed: int | None = None) -> Run:
+        """Queue a new run of the same experiment with the run's spec and these changes (dotted field to value)."""
+        return self._post(f"/api/v1/runs/{run_id}/clone", Run, {"name": name, "changes": changes, "seed": seed})
+
+    def set_priority(self, run: Run, priority: int) -> Run:
+        """Change how urgent a queued run is, unless somebody changed the run since it was read."""
+        headers = {"If-Match": f'"{run.row_version}"'}
+        body = {"priority": priority}
+        return self._call("PATCH", f"/api/v1/runs/{run.id}", Run, tries=1, json=body, headers=headers)
 
     def metrics(self, run_id: str, keys: tuple[str, ...] = (), *, after_step: int = 0) -> list[Metric]:
         wanted = {"keys": ",".join(keys) or None, "after_step": after_step}
@@ -198,7 +227,7 @@ def _error_of(response: httpx.Response) -> ApiError:
         detail, findings = f"The API answered {response.status_code} {response.reason_phrase}.", []
     if response.status_code == 404:
         return NotFound(detail)
-    if response.status_code == 409:
+    if response.status_code in (409, 412):
         return Conflict(detail)
     if response.status_code == 422:
         return Invalid(detail, findings)

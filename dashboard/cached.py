@@ -6,9 +6,9 @@ from typing import Any
 
 import streamlit as st
 
+from backend.estimates import Estimate
 from backend.schemas import (
     Checkpoint,
-    Estimate,
     Evaluation,
     Experiment,
     Health,

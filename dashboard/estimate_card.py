@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from backend.schemas import Estimate
+from backend.estimates import Estimate
 from dashboard import charts, notices
 from dashboard.quantities import bytes_text, flops_text, range_text, times_text
 

@@ -7,7 +7,7 @@ from typing import Literal
 import pandas as pd
 import streamlit as st
 
-from backend.schemas import RunState
+from backend.run_states import RunState
 from dashboard.api_errors import ApiDown, ApiError, Invalid, NotFound
 
 Colour = Literal["red", "orange", "blue", "green", "violet", "gray"]
@@ -15,7 +15,9 @@ STATE_LOOKS: dict[RunState, tuple[str, str, Colour]] = {
     "queued": ("queued", ":material/schedule:", "gray"),
     "starting": ("starting", ":material/hourglass_top:", "blue"),
     "running": ("running", ":material/play_arrow:", "blue"),
-    "stopping": ("stopping", ":material/hourglass_bottom:", "orange"),
+    "pausing": ("pausing", ":material/hourglass_bottom:", "orange"),
+    "paused": ("paused", ":material/pause_circle:", "violet"),
+    "cancelling": ("stopping", ":material/hourglass_bottom:", "orange"),
     "succeeded": ("succeeded", ":material/check_circle:", "green"),
     "failed": ("failed", ":material/error:", "red"),
     "cancelled": ("stopped", ":material/stop_circle:", "gray"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import transformers
 
 from engine.checkpoint import newest_checkpoint
-from engine.control import Control
+from engine.control import PULSE, Control
 from engine.errors import RunError
 from engine.events import Failed
 from engine.exit_codes import DONE, OF_FAILURE, STOPPED
@@ -29,7 +29,7 @@ def run_attempt(spec: RunSpec, folder: Path, *, attempt: int, resume: str | None
     """Train below folder/attempts/<attempt>; the exit status of the process."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    control = Control()
+    control = Control(pulse=folder / "attempts" / str(attempt) / PULSE if supervised else None)
     control.listen(supervised=supervised)
     if supervised:
         _die_with_parent()

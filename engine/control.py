@@ -9,8 +9,15 @@ import json
 import os
 import signal
 import threading
+import time
+from contextlib import suppress
+from pathlib import Path
 
 from engine.errors import StopRequested
+
+PULSE = "pulse"
+"""Name of the file in the attempt's folder that is touched while work goes on."""
+PULSE_SECONDS = 5.0
 
 _ORPHANED = 75  # exit status when the supervisor is gone
 
@@ -18,10 +25,13 @@ _ORPHANED = 75  # exit status when the supervisor is gone
 class Control:
     """Wishes that arrive while the engine works; it looks at them where its state is whole."""
 
-    def __init__(self) -> None:
+    def __init__(self, pulse: Path | None = None) -> None:
+        """`pulse` is a file that is touched now and then while work goes on; a supervisor watches it."""
         self.stop = False
         self.stop_with_checkpoint = True
         self._checkpoint = threading.Event()
+        self._pulse = pulse
+        self._pulsed_at = -PULSE_SECONDS
 
     def listen(self, *, supervised: bool) -> None:
         """Take SIGTERM and SIGINT as stop with checkpoint; when supervised, read commands from stdin."""
@@ -31,7 +41,11 @@ class Control:
             threading.Thread(target=self._read_commands, name="control", daemon=True).start()
 
     def raise_if_stopped(self) -> None:
-        """Raise StopRequested once a stop was asked for."""
+        """Raise StopRequested once a stop was asked for. To be called at every step of work, each sampled token included."""
+        if self._pulse is not None and time.monotonic() - self._pulsed_at >= PULSE_SECONDS:
+            self._pulsed_at = time.monotonic()
+            with suppress(OSError):  # on a full disk the file cannot be made; the work itself will say so
+                self._pulse.touch()
         if self.stop:
             raise StopRequested
 

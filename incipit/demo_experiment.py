@@ -12,7 +12,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from backend.comparison import Comparison, compare
 from backend.expansion import planned_runs
-from backend.schemas import ACTIVE_STATES, Experiment, ExperimentCreate, Preset, Run, RunSummary, Variant
+from backend.run_states import ENDED_STATES, HELD_STATES
+from backend.schemas import Experiment, ExperimentCreate, Preset, Run, RunSummary, Variant
 from dashboard.api_client import ApiClient
 from engine.flops import ModelShape, rollout_flops, update_flops
 from engine.locations import resolve
@@ -71,7 +72,7 @@ def find_or_submit(client: ApiClient, create: ExperimentCreate, say: Callable[[s
         if experiment.name != create.name or experiment.num_runs != len(wanted):
             continue
         runs = all_runs(client, experiment)
-        if all(run.state in ACTIVE_STATES or run.state == "succeeded" for run in runs) and sorted(
+        if all(run.state not in ("failed", "cancelled") for run in runs) and sorted(
             client.run(run.id).spec.model_dump_json() for run in runs
         ) == sorted(spec.model_dump_json() for spec in wanted):
             say(f"Found this comparison from {experiment.created_at:%Y-%m-%d %H:%M}; its runs are used as they are.")
@@ -104,9 +105,9 @@ def follow(client: ApiClient, experiment: Experiment, console: Console, is_alive
             for run in runs:
                 if run.id not in tasks:
                     tasks[run.id] = bars.add_task(escape(run.name), total=run.num_steps, status=run.state)
-                full = client.run(run.id) if run.state in ("running", "stopping") and run.id not in ended else None
+                full = client.run(run.id) if run.state in HELD_STATES and run.id not in ended else None
                 bars.update(tasks[run.id], completed=_done_steps(run), status=_status(run, full))
-                if run.state not in ACTIVE_STATES and run.id not in ended:
+                if run.state in ENDED_STATES and run.id not in ended:
                     ended.add(run.id)
                     bars.stop_task(tasks[run.id])
                     if not console.is_terminal:

@@ -17,10 +17,12 @@ from backend.database import Database
 from backend.doorbell import PREFLIGHT_TASK, QUEUE, RUN_TASK
 from backend.queries import leases
 from backend.queries.analyses import take_back_analyses, unclaimed_analyses
-from backend.queries.claims import cancel_queued, extend_leases, reap
+from backend.queries.claims import extend_leases, reap
+from backend.queries.wishes import settle_queued
 from backend.settings import Settings
 from worker.identity import ProcessIdentity, is_dead
 from worker.lease import DATABASE_OUTAGES
+from worker.settings import WorkerSettings
 
 TURN_SECONDS = 10.0
 _RING_AGAIN_SECONDS = 60.0
@@ -40,6 +42,7 @@ class Control:
         self._broker = Celery("incipit-control", broker=settings.broker_url, set_as_current=False)
         options = {"socket_timeout": 5, "socket_connect_timeout": 3, "max_retries": 1}
         self._broker.conf.broker_transport_options = options
+        self._settings = WorkerSettings()
         self._clock_offset = time.time() - time.monotonic()
 
     def turn(self) -> bool:
@@ -71,9 +74,9 @@ class Control:
                 # SQLite's times are this machine's. After a jump every lease looks over although its holder lives.
                 _log.warning("The clock has jumped: all leases are extended once.")
                 extend_leases(session)
-            for run_id in reap(session, is_dead):
+            for run_id in reap(session, is_dead, start_seconds=self._settings.start_seconds):
                 _log.warning("Run %s was taken back from a worker that is gone.", run_id)
-            cancel_queued(session)
+            settle_queued(session)
 
     def _clock_jumped(self) -> bool:
         offset = time.time() - time.monotonic()

@@ -2,7 +2,8 @@
 
 import signal
 
-from backend.queries.claims import Claim, Ending, Wish
+from backend.queries.claims import Claim, Ending
+from backend.queries.wishes import Wish
 from engine.events import Failed, Finished
 from engine.exit_codes import FAILURE_OF, OF_FAILURE, STOPPED
 
@@ -18,8 +19,10 @@ def ending_of(
         return finished(last_word, exit_code)
     if isinstance(last_word, Failed):
         return failed(last_word, exit_code)
-    if wish != "run":
+    if wish in ("cancel", "cancel_with_checkpoint"):
         return Ending("cancelled", "Cancelled as asked.", exit_code)
+    if exit_code == STOPPED and wish == "pause":
+        return Ending("paused", "Paused as asked, after a checkpoint.", exit_code, counts=False)
     if exit_code == STOPPED:
         reason = "The worker is shutting down" if is_shutdown else "The engine was told to stop from outside"
         reason += "; the run goes on from its last checkpoint."
@@ -45,6 +48,15 @@ def finished(event: Finished, exit_code: int | None = None) -> Ending:
     """The engine is done with it."""
     why = _WHY[event.reason]
     return Ending("succeeded", f"Finished at step {event.step}: {why}.", exit_code)
+
+
+def stalled(seconds: float) -> Ending:
+    """The engine is there, but nothing comes from it: it is ended, and a person looks before it is tried again."""
+    message = (
+        f"The engine did nothing for {seconds:.0f} s and was ended; see its log, then retry the run from its last "
+        "checkpoint, or allow more with INCIPIT_STALL_SECONDS."
+    )
+    return Ending("failed", message, None, "stalled", message)
 
 
 def failed(event: Failed, exit_code: int | None = None) -> Ending:

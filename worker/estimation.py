@@ -5,9 +5,10 @@ import logging
 from backend.database import Database, now_of
 from backend.estimate import estimate
 from backend.problems import Refusal
-from backend.queries.claims import Claim, add_event, hold
+from backend.queries.claims import Claim, hold
 from backend.queries.history import events
 from backend.queries.runs import training_rates
+from backend.queries.transitions import add_event
 
 _log = logging.getLogger(__name__)
 
@@ -15,7 +16,7 @@ _log = logging.getLogger(__name__)
 def keep_estimate(database: Database, claim: Claim) -> None:
     """Add an `estimated` event to the run's history, unless an earlier attempt has done so or the models cannot be estimated.
 
-    Its payload is backend.schemas.Estimate without the horizons, which the spec gives. Raises LeaseLost.
+    Its payload is backend.estimates.Estimate without the horizons, which the spec gives. Raises LeaseLost.
     """
     spec = claim.spec
     with database.read() as session:

@@ -7,7 +7,8 @@ from pathlib import Path
 from sqlalchemy import select, update
 
 from backend.database import Database, now_of
-from backend.queries.claims import Claim, add_event, hold
+from backend.queries.claims import Claim, hold
+from backend.queries.transitions import add_event
 from backend.records import Attempt, Checkpoint
 from worker.manifest import is_intact
 
@@ -22,7 +23,11 @@ def resume_checkpoint(database: Database, claim: Claim, run_folder: Path, on_chu
     with database.read() as session:
         newest_first = session.scalars(
             select(Checkpoint)
-            .where(Checkpoint.run_id == claim.run_id, Checkpoint.removed_at.is_(None))
+            .where(
+                Checkpoint.run_id == claim.run_id,
+                Checkpoint.removed_at.is_(None),
+                Checkpoint.fence >= claim.first_fence,
+            )
             .order_by(Checkpoint.step.desc(), Checkpoint.fence.desc())
         ).all()
     for checkpoint in newest_first:

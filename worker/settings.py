@@ -20,6 +20,11 @@ class WorkerSettings(BaseSettings):
     terminate_seconds: Annotated[float, Field(ge=1, le=600)] = 10.0
     """Time between SIGTERM and SIGKILL."""
 
+    start_seconds: Annotated[float, Field(ge=10, le=86_400)] = 1800.0
+    """Time that an engine gets to load its models, downloads included."""
+    stall_seconds: Annotated[float, Field(ge=10, le=86_400)] = 1800.0
+    """An engine that gave no sign of work for so long is ended."""
+
     @property
     def longest_stop_seconds(self) -> float:
         """After so long a worker that was told to end has ended."""

@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,17 +15,19 @@ from backend.queries.claims import (
     Claim,
     Ending,
     LeaseLost,
-    Wish,
-    change_state,
     end_attempt,
     set_engine_process,
-    wish_of,
 )
+from backend.queries.transitions import TransitionRejected, transition
+from backend.queries.wishes import Wish, wish_of
+from backend.run_states import RunState
+from engine.control import PULSE
 from engine.events import Finished
-from worker.endings import crashed, ending_of, failed, finished
+from worker.endings import crashed, ending_of, failed, finished, stalled
 from worker.engine_process import EngineProcess
 from worker.estimation import keep_estimate
 from worker.lease import DATABASE_OUTAGES, KILL_AFTER_SECONDS, STOP_AFTER_SECONDS, Lease
+from worker.pulse import Pulse
 from worker.recorder import Recorder, UnreadableEvents
 from worker.resume import resume_checkpoint
 from worker.settings import WorkerSettings
@@ -57,10 +60,12 @@ class Supervisor:
         self.run_folder = place.run_dir / claim.run_id
         self.lease = Lease(place.database, claim)
         self.recorder = Recorder(place.database, claim, self.run_folder)
+        self._pulse = Pulse(self.recorder.attempt_folder(claim.fence) / PULSE)
         self._engine: EngineProcess | None = None
         self._wish: Wish = "run"
         self._wish_read_at = 0.0
         self._stop_told_at: float | None = None
+        self._told_checkpoint: bool | None = None
         self._is_terminated = False
 
     def work(self) -> None:
@@ -89,6 +94,10 @@ class Supervisor:
         engine = self._start_engine()
         while (exit_code := engine.exit_code()) is None:
             self._turn(engine)
+            if self._pulse.silent_seconds() > self.place.settings.stall_seconds:
+                engine.kill()
+                self._record_the_rest()
+                return stalled(self.place.settings.stall_seconds)
             time.sleep(_TURN_SECONDS)
         self._record_the_rest()
         return ending_of(
@@ -132,11 +141,17 @@ class Supervisor:
         if self.lease.silent_seconds > KILL_AFTER_SECONDS:
             raise LeaseLost(f"The lease of run {self.claim.run_id} could not be renewed in time.")
         is_overdue = self.lease.silent_seconds > STOP_AFTER_SECONDS
-        if self._stop_told_at is None and (is_overdue or self._wish != "run" or self.place.is_shutting_down()):
-            engine.tell({"command": "stop", "checkpoint": self._wish != "cancel"})
-            self._stop_told_at = time.monotonic()
+        if is_overdue or self._wish != "run" or self.place.is_shutting_down():
+            self._tell_to_stop(engine, with_checkpoint=self._wish != "cancel")
         if self._stop_told_at is not None:
             self._press(engine, time.monotonic() - self._stop_told_at)
+
+    def _tell_to_stop(self, engine: EngineProcess, *, with_checkpoint: bool) -> None:
+        if self._told_checkpoint == with_checkpoint:
+            return
+        engine.tell({"command": "stop", "checkpoint": with_checkpoint})
+        self._told_checkpoint = with_checkpoint
+        self._stop_told_at = self._stop_told_at or time.monotonic()
 
     def _press(self, engine: EngineProcess, seconds: float) -> None:
         """End an engine that was told to stop so many seconds ago and still runs."""
@@ -148,15 +163,19 @@ class Supervisor:
             self._is_terminated = True
 
     def _read_wish(self) -> None:
-        if self._wish != "run" or time.monotonic() - self._wish_read_at < _WISH_SECONDS:
+        if time.monotonic() - self._wish_read_at < _WISH_SECONDS:
             return
         self._wish_read_at = time.monotonic()
         with self.place.database.read() as session:
-            self._wish = wish_of(session, self.claim.run_id)
-        if self._wish != "run":
-            with self.place.database.write() as session:
-                reason = "The engine was told to stop, as asked."
-                change_state(session, self.claim.run_id, "stopping", reason=reason, fence=self.claim.fence)
+            wish = wish_of(session, self.claim.run_id)
+        # An engine that was told to stop cannot be told to go on: a pause that is taken back ends in the queue.
+        if wish in (self._wish, "run"):
+            return
+        self._wish = wish
+        to: RunState = "pausing" if wish == "pause" else "cancelling"
+        reason = "The engine was told to stop, as asked."
+        with suppress(TransitionRejected), self.place.database.write() as session:
+            transition(session, self.claim.run_id, to, actor="holder", reason=reason, fence=self.claim.fence)
 
     def _record_the_rest(self) -> None:
         """Record all that the ended engine has emitted, as long as the lease allows. Raises LeaseLost."""

@@ -1,40 +1,34 @@
-"""Who may work on a run: claims, leases and state changes, all as conditional UPDATEs.
+"""Who may work on a run: claims, leases, endings and what becomes of runs whose holder is gone.
 
 A claim raises the run's fence; every later write of that attempt carries it, so a worker that was declared dead changes
 nothing when it wakes up. Times are the database's. The caller commits.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import CursorResult, and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from backend.database import now_of
-from backend.records import Attempt, Event
-from backend.schemas import ACTIVE_STATES, RunState
+from backend.queries.transitions import TransitionRejected, transition
+from backend.queries.wishes import wish_of
+from backend.records import Attempt
+from backend.run_states import HELD_STATES, RunState
 from backend.tables import Run
 from engine.spec import RunSpec
 
 LEASE_SECONDS = 60.0
+START_SECONDS = 1800.0
+"""After so long an attempt whose engine is not ready is given up, though its worker lives."""
+CANCEL_SECONDS = 180.0
+"""After so long a run that was to be cancelled is taken from a worker that does not end it."""
 # The old holder has killed its engine by then, whatever the rounding of the two clocks.
 _TAKEOVER_DELAY = timedelta(seconds=5)
 # Before the first, second, … retry of a lost or crashed attempt; a crash that comes at once must not burn a core.
 _RETRY_SECONDS = (0, 10, 60)
-
-Wish = Literal["run", "cancel", "cancel_with_checkpoint"]
-HELD_STATES: frozenset[RunState] = ACTIVE_STATES - {"queued"}
-_ALLOWED_BEFORE: dict[RunState, frozenset[RunState]] = {
-    "running": frozenset({"starting"}),
-    "stopping": frozenset({"starting", "running"}),
-    "queued": HELD_STATES,
-    "succeeded": HELD_STATES,
-    "failed": HELD_STATES,
-    "cancelled": ACTIVE_STATES,
-}
 
 
 class LeaseLost(Exception):
@@ -51,6 +45,8 @@ class Claim:
     attempt: int
     """Attempts without progress, this one included."""
     max_attempts: int
+    first_fence: int
+    """The first attempt whose checkpoints count: a person may have asked to begin again."""
 
 
 @dataclass(frozen=True)
@@ -76,30 +72,26 @@ def claim_run(session: Session, *, owner: str, host: str, boot_id: str) -> Claim
         .order_by(Run.priority.desc(), Run.id)
         .limit(1)
         .with_for_update(skip_locked=True)
-        .scalar_subquery()
     )
-    row = session.execute(
-        update(Run)
-        .where(Run.id == next_id, Run.state == "queued")
-        .values(
-            state="starting",
-            fence=Run.fence + 1,
-            attempt=Run.attempt + 1,
-            lease_owner=owner,
-            lease_until=now + timedelta(seconds=LEASE_SECONDS),
-            heartbeat_at=now,
-            started_at=func.coalesce(Run.started_at, now),
-            ready_at=None,
-        )
-        .returning(Run.id, Run.fence, Run.spec, Run.attempt, Run.max_attempts)
-        .execution_options(synchronize_session=False)
-    ).one_or_none()
-    if row is None:
+    run_id = session.scalar(next_id)
+    if run_id is None:
         return None
-    session.add(Attempt(run_id=row.id, fence=row.fence, worker_id=owner, host=host, boot_id=boot_id, started_at=now))
+    columns = {
+        "fence": Run.fence + 1,
+        "attempt": Run.attempt + 1,
+        "lease_owner": owner,
+        "lease_until": now + timedelta(seconds=LEASE_SECONDS),
+        "heartbeat_at": now,
+        "started_at": func.coalesce(Run.started_at, now),
+        "ready_at": None,
+    }
+    reason = f"Claimed by {owner}."
+    fence = transition(session, run_id, "starting", actor="holder", reason=reason, columns=columns)
+    session.add(Attempt(run_id=run_id, fence=fence, worker_id=owner, host=host, boot_id=boot_id, started_at=now))
     session.flush()
-    _add_state_event(session, row.id, row.fence, "starting", f"Claimed by {owner}.")
-    return Claim(run_id=row.id, fence=row.fence, spec=row.spec, attempt=row.attempt, max_attempts=row.max_attempts)
+    query = select(Run.spec, Run.attempt, Run.max_attempts, Run.first_fence).where(Run.id == run_id)
+    spec, attempt, max_attempts, first_fence = session.execute(query).one()
+    return Claim(run_id, fence, spec, attempt, max_attempts, first_fence)
 
 
 def has_claimable_run(session: Session) -> bool:
@@ -119,7 +111,11 @@ def renew_lease(session: Session, run_id: str, fence: int) -> None:
 
 
 def hold(session: Session, run_id: str, fence: int, **columns: Any) -> None:
-    """Write columns of a run that this fence holds, and lock its row until the commit. Raises LeaseLost."""
+    """Write columns of a run that this fence holds, and lock its row until the commit. Raises LeaseLost.
+
+    Its state is no such column: see transition().
+    """
+    assert "state" not in columns
     result = session.execute(
         update(Run)
         .where(Run.id == run_id, Run.fence == fence, Run.state.in_(HELD_STATES))
@@ -128,22 +124,6 @@ def hold(session: Session, run_id: str, fence: int, **columns: Any) -> None:
     )
     if _num_rows(result) == 0:
         raise LeaseLost(f"Fence {fence} does not hold run {run_id} any more.")
-
-
-def wish_of(session: Session, run_id: str) -> Wish:
-    """What people want of the run."""
-    query = select(Run.desired_state, Run.checkpoint_on_cancel).where(Run.id == run_id)
-    state, with_checkpoint = session.execute(query).one()
-    if state == "run":
-        return "run"
-    return "cancel_with_checkpoint" if with_checkpoint else "cancel"
-
-
-def cancel_queued(session: Session) -> None:
-    """Cancel the runs that nobody works on and that people do not want any more."""
-    unwanted = select(Run.id).where(Run.state == "queued", Run.desired_state == "cancel")
-    for run_id in session.scalars(unwanted.with_for_update(skip_locked=True)).all():
-        change_state(session, run_id, "cancelled", reason="Cancelled as asked, before a worker took it.")
 
 
 def set_engine_process(session: Session, claim: Claim, *, pid: int, pid_started: float | None) -> None:
@@ -155,102 +135,110 @@ def set_engine_process(session: Session, claim: Claim, *, pid: int, pid_started:
     )
 
 
-def change_state(
-    session: Session,
-    run_id: str,
-    to: RunState,
-    *,
-    reason: str,
-    fence: int | None = None,
-    columns: Mapping[str, Any] = MappingProxyType({}),
-) -> bool:
-    """Move a run to another state and write that into its history; False when it is not in a state that allows it.
-
-    `fence` restricts the change to the attempt that holds the run; without one, any holder's run changes. `columns` are
-    written with it.
-    """
-    now = now_of(session)
-    values: dict[str, Any] = {"state": to, **columns}
-    if to == "queued":
-        values["last_rung_at"] = None  # so that the control process rings at its next turn
-    if to not in HELD_STATES:
-        values |= {"lease_owner": None, "lease_until": None, "phase": ""}
-    if to not in ACTIVE_STATES:
-        values["finished_at"] = now
-    statement = update(Run).where(Run.id == run_id, Run.state.in_(_ALLOWED_BEFORE[to]))
-    if fence is not None:
-        statement = statement.where(Run.fence == fence)
-    result = session.execute(
-        statement.values(values).returning(Run.fence).execution_options(synchronize_session=False)
-    ).one_or_none()
-    if result is None:
-        return False
-    _add_state_event(session, run_id, result.fence if fence is None else fence, to, reason)
-    return True
-
-
 def end_attempt(session: Session, claim: Claim, ending: Ending) -> None:
     """Close an attempt and leave its run as `ending` says. Raises LeaseLost."""
     hold(session, claim.run_id, claim.fence)
-    if ending.state == "queued" and wish_of(session, claim.run_id) != "run":
-        ending = replace(ending, state="cancelled", reason="Cancelled as asked.")
+    ending = _as_wished(session, claim.run_id, ending)
     columns: dict[str, Any] = {"failure_kind": ending.failure_kind, "failure_message": ending.failure_message}
     if ending.state == "queued":
         columns["not_before"] = _retry_time(now_of(session), claim.attempt) if ending.counts else None
-        if not ending.counts:
-            columns["attempt"] = Run.attempt - 1
-    if not change_state(session, claim.run_id, ending.state, reason=ending.reason, fence=claim.fence, columns=columns):
-        raise LeaseLost(f"Fence {claim.fence} does not hold run {claim.run_id} any more.")
+    if ending.state in ("queued", "paused") and not ending.counts:
+        columns["attempt"] = Run.attempt - 1
+    try:
+        transition(
+            session,
+            claim.run_id,
+            ending.state,
+            actor="holder",
+            reason=ending.reason,
+            fence=claim.fence,
+            columns=columns,
+        )
+    except TransitionRejected as rejected:
+        raise LeaseLost(str(rejected)) from None
     outcome = "requeued" if ending.state == "queued" else ending.state
     _close_attempt(session, claim.run_id, claim.fence, outcome, ending.exit_code)
 
 
-def reap(session: Session, is_dead: Callable[[str], bool]) -> list[str]:
-    """Take runs from holders whose lease is over, or of whom `is_dead(lease owner)` knows that they are gone.
+def _as_wished(session: Session, run_id: str, ending: Ending) -> Ending:
+    """An attempt that leaves its run unfinished leaves it as people want it now; they may have changed their mind."""
+    if ending.state not in ("queued", "paused"):
+        return ending
+    wish = wish_of(session, run_id)
+    if wish == "run":
+        return replace(ending, state="queued") if ending.state == "paused" else ending
+    if wish == "pause":
+        reason = ending.reason if ending.state == "paused" else f"{ending.reason} It is paused, as asked."
+        return replace(ending, state="paused", reason=reason)
+    return replace(ending, state="cancelled", reason="Cancelled as asked.")
 
-    They return to the queue, are cancelled if a person wanted that, or fail after max_attempts without progress.
-    Returns the ids of the runs that were taken.
+
+def reap(session: Session, is_dead: Callable[[str], bool], *, start_seconds: float = START_SECONDS) -> list[str]:
+    """Take runs from holders that are gone, never got ready or do not let go; the ids of the runs that were taken.
+
+    Gone is a holder whose lease is over, or of whom `is_dead(lease owner)` knows it. Its run returns to the queue, is paused
+    or cancelled if a person wanted that, or fails after max_attempts without progress.
     """
     now = now_of(session)
     # A lease without an end counts as over: NULL < now would never be true and the run would hang for ever.
     is_over = or_(Run.lease_until.is_(None), Run.lease_until < now - _TAKEOVER_DELAY)
-    rows = session.execute(
-        select(Run.id, Run.fence, Run.lease_owner, Run.attempt, Run.max_attempts, Run.desired_state, is_over)
+    is_late = and_(Run.state == "starting", Attempt.started_at < now - timedelta(seconds=start_seconds))
+    is_deaf = and_(Run.desired_state == "cancel", Run.desired_at < now - timedelta(seconds=CANCEL_SECONDS))
+    query = (
+        select(Run, is_over, func.coalesce(is_late, False), func.coalesce(is_deaf, False))
+        .join(Attempt, and_(Attempt.run_id == Run.id, Attempt.fence == Run.fence), isouter=True)
         .where(Run.state.in_(HELD_STATES))
         .order_by(Run.id)
-    ).all()
-    return [
-        run_id
-        for run_id, fence, owner, attempt, max_attempts, wish, over in rows
-        if (over or (owner is not None and is_dead(owner)))
-        and _take(session, run_id, fence, owner, attempt, max_attempts, wish, now)
-    ]
+    )
+    taken = []
+    for run, over, late, deaf in session.execute(query).all():
+        owner = run.lease_owner
+        if over or (owner is not None and is_dead(owner)):
+            lost = _Loss("worker_lost", f"Worker {owner or 'unknown'} was not heard of any more")
+        elif late:
+            lost = _Loss("start_timeout", f"The engine was not ready within {start_seconds:.0f} s")
+        elif deaf:
+            lost = _Loss("worker_lost", f"Worker {owner} did not let go within {CANCEL_SECONDS:.0f} s")
+        else:
+            continue
+        if _take(session, run, lost, now):
+            taken.append(run.id)
+    return taken
 
 
-def _take(
-    session: Session,
-    run_id: str,
-    fence: int,
-    owner: str | None,
-    attempt: int,
-    max_attempts: int,
-    wish: str,
-    now: datetime,
-) -> bool:
-    columns: dict[str, Any] = {"fence": fence + 1}
+@dataclass(frozen=True)
+class _Loss:
+    """Why a run is taken from its holder."""
+
+    kind: str
+    cause: str
+
+
+_ADVICE = {
+    "worker_lost": "see the worker's log",
+    "start_timeout": "see the engine's log, or allow more with INCIPIT_START_SECONDS",
+}
+
+
+def _take(session: Session, run: Run, loss: _Loss, now: datetime) -> bool:
+    columns: dict[str, Any] = {"fence": run.fence + 1}
     to: RunState = "queued"
-    reason = f"Worker {owner or 'unknown'} was not heard of any more; the run goes on elsewhere."
-    if wish != "run":
-        to, reason = "cancelled", f"Worker {owner or 'unknown'} was not heard of any more; the run was to be cancelled."
-    elif attempt >= max_attempts:
+    reason = f"{loss.cause}; the run goes on elsewhere."
+    if run.desired_state == "cancel":
+        to, reason = "cancelled", f"{loss.cause}; the run was to be cancelled."
+    elif run.desired_state == "pause":
+        to, reason = "paused", f"{loss.cause}; the run is paused, as asked."
+    elif run.attempt >= run.max_attempts:
         to = "failed"
-        reason = f"The worker was lost {attempt} times without a new checkpoint in between; see the worker's log."
-        columns |= {"failure_kind": "worker_lost", "failure_message": reason}
+        reason = f"{loss.cause}, {run.attempt} times without a new checkpoint in between; {_ADVICE[loss.kind]}."
+        columns |= {"failure_kind": loss.kind, "failure_message": reason}
     else:
-        columns["not_before"] = _retry_time(now, attempt)
-    if not change_state(session, run_id, to, reason=reason, fence=fence, columns=columns):
-        return False
-    _close_attempt(session, run_id, fence, "lost", None)
+        columns["not_before"] = _retry_time(now, run.attempt)
+    try:
+        transition(session, run.id, to, actor="control", reason=reason, fence=run.fence, columns=columns)
+    except TransitionRejected:
+        return False  # its holder was faster
+    _close_attempt(session, run.id, run.fence, "lost", None)
     return True
 
 
@@ -275,17 +263,6 @@ def _close_attempt(session: Session, run_id: str, fence: int, outcome: str, exit
 def _retry_time(now: datetime, attempt: int) -> datetime | None:
     seconds = _RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS)) - 1]
     return now + timedelta(seconds=seconds) if seconds else None
-
-
-def add_event(session: Session, run_id: str, kind: str, payload: dict[str, Any], *, fence: int, time: datetime) -> None:
-    """Append to a run's history. The caller has written the run's row before: its lock keeps `seq` free of gaps."""
-    last_seq = session.execute(select(func.max(Event.seq)).where(Event.run_id == run_id)).scalar_one()
-    session.add(Event(run_id=run_id, seq=(last_seq or 0) + 1, time=time, kind=kind, fence=fence, payload=payload))
-    session.flush()
-
-
-def _add_state_event(session: Session, run_id: str, fence: int, state: RunState, reason: str) -> None:
-    add_event(session, run_id, "state", {"state": state, "reason": reason}, fence=fence, time=now_of(session))
 
 
 def _num_rows(result: Any) -> int:

@@ -7,7 +7,9 @@ from sqlalchemy.orm import Session
 
 from backend.expansion import PlannedRun
 from backend.ids import new_id
-from backend.schemas import ACTIVE_STATES, Experiment
+from backend.records import Event
+from backend.run_states import ACTIVE_STATES
+from backend.schemas import Experiment
 from backend.tables import Experiment as ExperimentRow
 from backend.tables import Run as RunRow
 from backend.words import objective_in_words, prefix_in_words
@@ -30,13 +32,21 @@ _EXPERIMENTS = (
 
 def create_experiment(session: Session, name: str, note: str, planned: list[PlannedRun]) -> tuple[str, list[str]]:
     """Store an experiment with its runs, all queued; returns its id and theirs."""
-    now = datetime.now(UTC)
-    experiment = ExperimentRow(id=new_id(), name=name, note=note, created_at=now)
+    experiment = ExperimentRow(id=new_id(), name=name, note=note, created_at=datetime.now(UTC))
     session.add(experiment)
     session.flush()
-    rows = [_row(run, experiment.id, now) for run in planned]
+    return experiment.id, add_runs(session, experiment.id, planned)
+
+
+def add_runs(session: Session, experiment_id: str, planned: list[PlannedRun]) -> list[str]:
+    """Queue runs of an experiment; their ids."""
+    now = datetime.now(UTC)
+    rows = [_row(run, experiment_id, now) for run in planned]
     session.execute(insert(RunRow), rows)
-    return experiment.id, [str(row["id"]) for row in rows]
+    payload = {"state": "queued", "reason": "Submitted.", "actor": "person"}
+    first = {"seq": 1, "time": now, "kind": "state", "fence": 0, "payload": payload}
+    session.execute(insert(Event), [first | {"run_id": row["id"]} for row in rows])
+    return [str(row["id"]) for row in rows]
 
 
 def experiments(session: Session, *, before: str | None, limit: int) -> list[Experiment]:

@@ -5,6 +5,7 @@ recorded after it, so each step is in the rows once. The caller commits.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -13,10 +14,12 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from backend.queries.claims import LeaseLost, add_event, hold
+from backend.database import now_of
+from backend.queries.claims import LeaseLost, hold
+from backend.queries.transitions import TransitionRejected, add_event, transition
 from backend.records import Attempt, Checkpoint, Evaluation, Metric, PositionCurve, Rollout
 from backend.schemas import CheckpointFile
-from backend.tables import Run, Table
+from backend.tables import Table
 from engine.events import (
     CheckpointRemoved,
     CheckpointSaved,
@@ -133,9 +136,11 @@ def _start(session: Session, batch: AttemptEvents, event: Started) -> dict[str, 
 def _ready(session: Session, batch: AttemptEvents) -> dict[str, Any]:
     if batch.fence != batch.holder:
         return {}
-    moment = session.execute(select(Run.state, Run.heartbeat_at).where(Run.id == batch.run_id)).one()
-    # A run that is being stopped already stays `stopping`.
-    return {"ready_at": moment.heartbeat_at, "state": "running" if moment.state == "starting" else moment.state}
+    with suppress(TransitionRejected):  # when it is being paused or cancelled already
+        transition(
+            session, batch.run_id, "running", actor="holder", reason="The models are loaded.", fence=batch.holder
+        )
+    return {"ready_at": now_of(session)}
 
 
 def _add_step(session: Session, batch: AttemptEvents, event: StepDone) -> dict[str, Any]:

@@ -1,15 +1,16 @@
-"""Runs as people read them, and the one thing that people write: that a run shall stop."""
+"""Runs as people read them; what people want of them is in wishes.py."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import quantiles
 from typing import Any
 
-from sqlalchemy import Select, and_, func, or_, select, update
+from sqlalchemy import Select, and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from backend.records import Metric
-from backend.schemas import ACTIVE_STATES, Run, RunState, RunSummary
+from backend.run_states import RunState
+from backend.schemas import Run, RunSummary
 from backend.tables import Experiment as ExperimentRow
 from backend.tables import Run as RunRow
 
@@ -26,6 +27,7 @@ _SUMMARY: Select[*tuple[Any, ...]] = select(
     RunRow.seed,
     RunRow.state,
     RunRow.desired_state,
+    RunRow.priority,
     RunRow.phase,
     RunRow.last_step.label("step"),
     RunRow.num_steps,
@@ -74,18 +76,17 @@ def runs(session: Session, wanted: RunFilter, *, before: str | None = None, limi
 
 def run(session: Session, id: str) -> Run | None:
     """One run with its spec."""
-    beside = (RunRow.spec, RunRow.flops, RunRow.executed_flops, RunRow.priority)
+    beside = (RunRow.spec, RunRow.flops, RunRow.executed_flops, RunRow.row_version)
     row = session.execute(_SUMMARY.add_columns(*beside).where(RunRow.id == id)).mappings().one_or_none()
     if row is None:
         return None
     values = dict(row)
-    priority = values.pop("priority")
     is_queued = values["state"] == "queued"
     return Run.model_validate(
         {
             **values,
             "eta_seconds": _eta_seconds(session, id, values["num_steps"] - values["step"]),
-            "queue_position": _queue_position(session, id, priority) if is_queued else None,
+            "queue_position": _queue_position(session, id, values["priority"]) if is_queued else None,
         }
     )
 
@@ -93,17 +94,6 @@ def run(session: Session, id: str) -> Run | None:
 def exists(session: Session, id: str) -> bool:
     """Whether there is such a run."""
     return session.scalar(select(RunRow.id).where(RunRow.id == id)) is not None
-
-
-def ask_to_cancel(session: Session, id: str, *, checkpoint: bool) -> bool:
-    """Say that a run shall stop; its worker or the control process does it. False when it has ended already."""
-    changed = session.scalar(
-        update(RunRow)
-        .where(RunRow.id == id, RunRow.state.in_(ACTIVE_STATES))
-        .values(desired_state="cancel", checkpoint_on_cancel=checkpoint)
-        .returning(RunRow.id)
-    )
-    return changed is not None
 
 
 def training_rates(session: Session, student: str, teacher: str) -> list[float]:

@@ -2,38 +2,21 @@
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 
 from backend.cursors import from_cursor, to_cursor
-from backend.dependencies import Cursor, Id, Limit, Reading, Store, errors
-from backend.problems import Refusal, not_found
+from backend.dependencies import Cursor, Id, Limit, Reading, errors
+from backend.problems import not_found
 from backend.queries import checkpoints as checkpoint_queries
 from backend.queries import history, rollouts
 from backend.queries import runs as queries
-from backend.queries.claims import cancel_queued
-from backend.schemas import (
-    Checkpoint,
-    Evaluation,
-    EventPage,
-    Metric,
-    Positions,
-    RolloutPage,
-    Run,
-    RunPage,
-    RunState,
-)
-from engine.frozen import Frozen
+from backend.routes.wishes import etag_of
+from backend.run_states import RunState
+from backend.schemas import Checkpoint, Evaluation, EventPage, Metric, Positions, RolloutPage, Run, RunPage
 
 router = APIRouter(prefix="/runs", tags=["runs"])
 
 _MAX_STEP = 2**31 - 1
-
-
-class Cancel(Frozen):
-    """How a run shall stop."""
-
-    checkpoint: bool = True
-    """Whether the step it is at is saved first."""
 
 
 @router.get("", operation_id="list_runs", responses=errors())
@@ -53,30 +36,13 @@ def list_runs(
 
 
 @router.get("/{run_id}", operation_id="get_run", responses=errors(404))
-def get_run(run_id: Id, session: Reading) -> Run:
-    """One run with its spec."""
+def get_run(run_id: Id, session: Reading, response: Response) -> Run:
+    """One run with its spec; the ETag is its row_version, which PATCH asks for."""
     found = queries.run(session, run_id)
     if found is None:
         raise not_found("run", run_id)
+    response.headers["ETag"] = etag_of(found)
     return found
-
-
-@router.post("/{run_id}/cancel", operation_id="cancel_run", responses=errors(403, 404, 409, 413, 415))
-def cancel_run(run_id: Id, database: Store, body: Cancel | None = None) -> Run:
-    """Ask a run to stop; it does so within seconds, or at once while it is queued."""
-    wanted = body or Cancel()
-    with database.write() as session:
-        is_asked = queries.ask_to_cancel(session, run_id, checkpoint=wanted.checkpoint)
-        cancel_queued(session)
-        found = queries.run(session, run_id)
-    if found is None:
-        raise not_found("run", run_id)
-    if not is_asked:
-        raise Refusal(409, f"The run has already {_ENDED[found.state]}; only queued and active runs can be cancelled.")
-    return found
-
-
-_ENDED = {"succeeded": "succeeded", "failed": "failed", "cancelled": "been cancelled"}
 
 
 @router.get("/{run_id}/metrics", operation_id="get_metrics", responses=errors(404))

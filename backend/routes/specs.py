@@ -6,11 +6,12 @@ from fastapi import APIRouter, Body, Response
 
 from backend.dependencies import Bell, Id, Limit, Reading, Store, errors
 from backend.estimate import estimate
+from backend.estimates import Estimate
 from backend.presets import presets
 from backend.problems import findings_in, not_found
 from backend.queries import preflights as queries
 from backend.queries.runs import training_rates
-from backend.schemas import Estimate, Preflight, Preset
+from backend.schemas import Preflight, Preset
 from engine.findings import Finding
 from engine.spec import RunSpec
 

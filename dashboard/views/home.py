@@ -2,7 +2,8 @@
 
 import streamlit as st
 
-from backend.schemas import ACTIVE_STATES, RunSummary
+from backend.run_states import ACTIVE_STATES
+from backend.schemas import RunSummary
 from dashboard import cached, notices
 from dashboard.api_client import ApiClient
 from dashboard.api_errors import ApiError

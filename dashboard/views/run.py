@@ -2,13 +2,15 @@
 
 import streamlit as st
 
-from backend.schemas import ACTIVE_STATES, Run
-from dashboard import address, cached, notices, run_panels, run_warnings, tail_panel
+from backend.run_states import ACTIVE_STATES
+from backend.schemas import Run
+from dashboard import address, cached, notices, run_actions, run_panels, run_warnings, tail_panel
 from dashboard.api_client import ApiClient
 from dashboard.quantities import elapsed_seconds, range_text, seconds_text
 
 _REFRESH_SECONDS = 2
 _QUEUED_REFRESH_SECONDS = 10
+_LEFT = {"pausing": "pausing: a checkpoint is written first", "cancelling": "stopping: the present step ends first"}
 _PANELS = {
     "Overview": run_panels.overview,
     "Metrics": run_panels.metrics,
@@ -18,30 +20,6 @@ _PANELS = {
     "Log": run_panels.log,
     "Spec": run_panels.spec,
 }
-
-
-def stop_menu(client: ApiClient, run: Run) -> None:
-    with st.popover("Stop…", icon=":material/stop_circle:", disabled=run.desired_state == "cancel"):
-        if run.state == "queued":
-            st.markdown("It has not started: nothing is lost.")
-            if st.button("Take it out of the queue", type="primary", key="stop-queued"):
-                stop(client, run, checkpoint=False)
-            return
-        st.markdown("**Stop and save** finishes the present step and writes a checkpoint.")
-        if st.button("Stop and save", type="primary", icon=":material/save:", key="stop-save"):
-            stop(client, run, checkpoint=True)
-        st.markdown(
-            "**Stop now** keeps only the checkpoints that are already there; the steps after the last one are lost."
-        )
-        if st.button("Stop now", icon=":material/stop:", key="stop-now"):
-            stop(client, run, checkpoint=False)
-
-
-def stop(client: ApiClient, run: Run, *, checkpoint: bool) -> None:
-    client.cancel(run.id, checkpoint=checkpoint)
-    cached.run.clear()
-    st.toast("Stopping: the present step ends first." if run.state != "queued" else "Taken out of the queue.")
-    st.rerun()
 
 
 def header(client: ApiClient, run: Run) -> None:
@@ -57,8 +35,7 @@ def header(client: ApiClient, run: Run) -> None:
     if run.note:
         st.markdown(notices.plain(run.note))
     with st.container(horizontal=True, vertical_alignment="center"):
-        if run.state in ACTIVE_STATES:
-            stop_menu(client, run)
+        run_actions.buttons(client, run)
         st.page_link(
             "views/inspect.py", label="Inspect tokens", icon=":material/manage_search:", query_params={"run": run.id}
         )
@@ -80,14 +57,16 @@ def progress(run: Run) -> None:
     if run.state == "queued":
         place = f"number {run.queue_position} in the queue" if run.queue_position else "in the queue"
         st.progress(0.0, text=f"Waiting for a worker, {place}.")
-    elif run.state in ("starting", "running", "stopping"):
-        left = "stopping: the present step ends first" if run.state == "stopping" else "estimating the time left"
+    elif run.state in ACTIVE_STATES:
+        left = _LEFT.get(run.state, "estimating the time left")
         if run.state == "running" and run.eta_seconds is not None:
             left = f"about {range_text(run.eta_seconds)} left"
         phase = run.phase or run.state
         st.progress(done, text=f"{phase} · step {run.step:,} of {run.num_steps:,} · {took} so far · {left}")
     elif run.state == "failed":
         run_panels.failure(run)
+    elif run.state == "paused":
+        st.progress(done, text=f"Paused at step {run.step:,} of {run.num_steps:,}; it goes on when it is resumed.")
     else:
         st.caption(f"{run.step:,} of {run.num_steps:,} steps in {took}, attempt {run.attempt}.")
 

@@ -16,7 +16,8 @@ from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
-from backend import analyses, schemas
+from backend import analyses, estimates, schemas
+from backend.routes.wishes import RunPatch
 from engine.analysis_spec import AnalysisSpec
 from engine.findings import Finding, findings_of
 from engine.flops import FlopLedger
@@ -104,7 +105,23 @@ def run(run_id: str) -> schemas.Run:
 
 @busy.post(_P + "/runs/{run_id}/cancel")
 def cancel(run_id: str) -> schemas.Run:
-    return records.run(_known(run_id)).model_copy(update={"state": "stopping", "desired_state": "cancel"})
+    return records.run(_known(run_id)).model_copy(update={"state": "cancelling", "desired_state": "cancel"})
+
+
+@busy.post(_P + "/runs/{run_id}/pause")
+def pause(run_id: str) -> schemas.Run:
+    return records.run(_known(run_id)).model_copy(update={"state": "pausing", "desired_state": "pause"})
+
+
+@busy.post(_P + "/runs/{run_id}/resume")
+@busy.post(_P + "/runs/{run_id}/retry")
+def again(run_id: str) -> schemas.Run:
+    return records.run(_known(run_id)).model_copy(update={"state": "queued"})
+
+
+@busy.patch(_P + "/runs/{run_id}")
+def patch(run_id: str, body: RunPatch) -> schemas.Run:
+    return records.run(_known(run_id)).model_copy(update={"priority": body.priority})
 
 
 @busy.get(_P + "/runs/{run_id}/metrics")
@@ -196,7 +213,7 @@ def link(checkpoint_id: str) -> schemas.Link:
 
 @busy.post(_P + "/estimate")
 @empty.post(_P + "/estimate")
-async def estimate(request: Request) -> schemas.Estimate:
+async def estimate(request: Request) -> estimates.Estimate:
     document = await request.json()
     try:
         spec = RunSpec.model_validate(document)
@@ -211,10 +228,10 @@ async def estimate(request: Request) -> schemas.Estimate:
         "teacher_weights": 1_471_488,
         "divergence": 3_000_000,
     }
-    return schemas.Estimate(
+    return estimates.Estimate(
         flops=FlopLedger(rollout=8e9, teacher=21e9, student_forward=7e9, student_backward=14e9, evaluation=2.1e11),
         full_length_flops=FlopLedger(rollout=120e9, teacher=330e9, student_forward=106e9, student_backward=212e9, evaluation=2.1e11),
-        saving=15.3, memory_bytes=parts, memory_total_bytes=sum(parts.values()), seconds=schemas.PhaseSeconds(low=8, high=14),
+        saving=15.3, memory_bytes=parts, memory_total_bytes=sum(parts.values()), seconds=estimates.PhaseSeconds(low=8, high=14),
         horizons=[low for low, _ in previews], horizon_steps=steps,
         longest_horizons=[high for _, high in previews] if any(low != high for low, high in previews) else [],
         assumptions=["No rollout ends before its horizon."],

@@ -151,6 +151,7 @@ def run(run_id: str) -> schemas.Run:
         seed=0,
         state=state,  # type: ignore[arg-type]
         desired_state="run",
+        priority=0,
         phase="training" if state == "running" else "",
         step=done,
         num_steps=spec.num_steps,
@@ -176,6 +177,7 @@ def run(run_id: str) -> schemas.Run:
         executed_flops=gflop * 1.07e9 if done else None,
         eta_seconds=(41.0, 55.0) if state == "running" else None,
         queue_position=1 if state == "queued" else None,
+        row_version=1,
     )
 
 

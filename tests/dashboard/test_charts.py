@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from backend.comparison import compare
-from backend.schemas import Estimate, Metric, Positions
+from backend.estimates import Estimate
+from backend.schemas import Metric, Positions
 from dashboard import charts, estimate_card, frames, tail_panel
 from dashboard.comparison_frames import arms_frame, arms_table, config_differences, curve_points, reference_lines
 from dashboard.token_lens.payload import METRICS, lens_payload

@@ -37,6 +37,7 @@ def a_run(name: str, prefix: dict[str, object], flops: float, **changes: object)
         seed=0,
         state="succeeded",
         desired_state="run",
+        priority=0,
         phase="",
         step=100,
         num_steps=100,
@@ -60,6 +61,7 @@ def a_run(name: str, prefix: dict[str, object], flops: float, **changes: object)
         executed_flops=flops,
         eta_seconds=None,
         queue_position=None,
+        row_version=1,
     )
 
 

@@ -7,12 +7,9 @@ import pytest
 
 from backend.database import Database
 from backend.queries.claims import (
-    HELD_STATES,
     Claim,
     Ending,
     LeaseLost,
-    cancel_queued,
-    change_state,
     claim_run,
     end_attempt,
     has_claimable_run,
@@ -20,11 +17,11 @@ from backend.queries.claims import (
     reap,
     renew_lease,
 )
+from backend.queries.transitions import transition
+from backend.queries.wishes import settle_queued
 from backend.records import Attempt, Event
-from backend.schemas import ACTIVE_STATES, RunState
 from tests.worker.runs import OWNER, claim, queue_runs, run_row, set_columns, short_spec
 
-_ENDED: tuple[RunState, ...] = ("succeeded", "failed", "cancelled")
 _PAST = datetime(2020, 1, 1, tzinfo=UTC)
 
 
@@ -65,7 +62,7 @@ def test_a_run_that_is_not_due_or_not_wanted_is_not_claimed(database: Database) 
     with database.write() as session:
         assert not has_claimable_run(session)
         assert claim_run(session, owner=OWNER, host="here", boot_id="") is None
-        cancel_queued(session)
+        settle_queued(session)
     assert run_row(database, unwanted).state == "cancelled"
     assert run_row(database, later).state == "queued"
 
@@ -170,35 +167,67 @@ def test_a_crash_returns_to_the_queue_unless_the_run_is_unwanted(database: Datab
     assert run_row(database, unwanted).state == "cancelled"
 
 
-@pytest.mark.parametrize("state", _ENDED)
-def test_an_ended_run_never_changes_its_state(database: Database, state: str) -> None:
-    (run_id,) = queue_runs(database, short_spec())
-    set_columns(database, run_id, state=state)
-    with database.write() as session:
-        changed = [
-            change_state(session, run_id, to, reason="") for to in (*HELD_STATES - {"starting"}, "queued", *_ENDED)
-        ]
-    assert changed == [False] * len(changed)
-    assert run_row(database, run_id).state == state
-
-
-@pytest.mark.parametrize("state", sorted(ACTIVE_STATES))
-def test_a_queued_run_can_only_be_cancelled_and_a_held_one_can_end_in_every_way(database: Database, state: str) -> None:
-    for to in _ENDED:
-        (run_id,) = queue_runs(database, short_spec())
-        set_columns(database, run_id, state=state)
-        with database.write() as session:
-            assert change_state(session, run_id, to, reason="") == (state != "queued" or to == "cancelled")
-
-
 def test_the_history_has_no_gaps(database: Database) -> None:
     (run_id,) = queue_runs(database, short_spec())
     for _ in range(3):
         claimed: Claim = claim(database)
         with database.write() as session:
-            change_state(session, run_id, "running", reason="ready", fence=claimed.fence)
+            transition(session, run_id, "running", actor="holder", reason="ready", fence=claimed.fence)
             end_attempt(session, claimed, Ending("queued", "Again.", counts=False))
     with database.read() as session:
         events = session.query(Event).where(Event.run_id == run_id).order_by(Event.seq).all()
-    assert [event.seq for event in events] == list(range(1, 10))
-    assert [event.payload["state"] for event in events] == ["starting", "running", "queued"] * 3
+    assert [event.seq for event in events] == list(range(1, 11))
+    assert [event.payload["state"] for event in events] == ["queued", *["starting", "running", "queued"] * 3]
+
+
+def test_a_run_whose_engine_never_gets_ready_is_taken_back_although_its_worker_lives(database: Database) -> None:
+    (run_id,) = queue_runs(database, short_spec())
+    for _ in range(3):
+        set_columns(database, run_id, not_before=None)
+        claimed = claim(database)
+        with database.write() as session:
+            assert reap(session, _nobody_is_dead, start_seconds=3600) == []
+            renew_lease(session, run_id, claimed.fence)
+            session.get_one(Attempt, (run_id, claimed.fence)).started_at = _PAST
+        with database.write() as session:
+            assert reap(session, _nobody_is_dead, start_seconds=3600) == [run_id]
+    run = run_row(database, run_id)
+    assert (run.state, run.failure_kind) == ("failed", "start_timeout")
+    assert "INCIPIT_START_SECONDS" in (run.failure_message or "")
+
+
+def test_a_run_that_its_living_worker_does_not_end_is_taken_after_three_minutes(database: Database) -> None:
+    (run_id,) = queue_runs(database, short_spec())
+    claimed = claim(database)
+    set_columns(database, run_id, desired_state="cancel", desired_at=datetime.now(UTC) - timedelta(seconds=170))
+    with database.write() as session:
+        assert reap(session, _nobody_is_dead) == []
+    set_columns(database, run_id, desired_at=datetime.now(UTC) - timedelta(seconds=190))
+    with database.write() as session:
+        assert reap(session, _nobody_is_dead) == [run_id]
+        with pytest.raises(LeaseLost):
+            renew_lease(session, run_id, claimed.fence)
+    assert run_row(database, run_id).state == "cancelled"
+
+
+@pytest.mark.parametrize(("wish", "state"), [("run", "queued"), ("pause", "paused"), ("cancel", "cancelled")])
+def test_an_attempt_that_leaves_its_run_unfinished_leaves_it_as_people_want_it_now(
+    database: Database, wish: str, state: str
+) -> None:
+    for ending in (Ending("queued", "It crashed."), Ending("paused", "Paused.", counts=False)):
+        (run_id,) = queue_runs(database, short_spec())
+        claimed = claim(database)
+        set_columns(database, run_id, desired_state=wish)
+        with database.write() as session:
+            end_attempt(session, claimed, ending)
+        assert run_row(database, run_id).state == state
+        set_columns(database, run_id, not_before=datetime.now(UTC) + timedelta(hours=1))
+
+
+def test_a_lost_run_that_was_to_be_paused_is_paused(database: Database) -> None:
+    (run_id,) = queue_runs(database, short_spec())
+    claim(database)
+    set_columns(database, run_id, lease_until=None, desired_state="pause")
+    with database.write() as session:
+        assert reap(session, _nobody_is_dead) == [run_id]
+    assert run_row(database, run_id).state == "paused"

@@ -3,9 +3,9 @@
 import pytest
 
 from backend.database import Database
+from backend.estimates import Estimate
 from backend.queries.claims import LeaseLost
 from backend.queries.history import events
-from backend.schemas import Estimate
 from engine.flops import FlopLedger
 from tests.worker.runs import claim, queue_runs, set_columns, short_spec
 from worker.estimation import keep_estimate

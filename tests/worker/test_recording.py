@@ -90,7 +90,18 @@ def test_an_event_becomes_the_rows_that_readers_ask_for(database: Database, clai
         assert (checkpoint.step, checkpoint.is_best, checkpoint.removed_at) == (2, True, None)
         assert [file["name"] for file in checkpoint.files] == ["model.safetensors"]
         kinds = session.scalars(select(Event.kind).order_by(Event.seq)).all()
-        assert kinds == ["state", "started", "ready", "phase", "evaluation", "traces", "checkpoint", "evaluation"]
+        assert kinds == [
+            "state",
+            "state",
+            "started",
+            "state",
+            "ready",
+            "phase",
+            "evaluation",
+            "traces",
+            "checkpoint",
+            "evaluation",
+        ]
 
 
 def test_what_the_sentinel_measured_becomes_metrics_beside_the_teachers(

@@ -16,10 +16,11 @@ import pytest
 from sqlalchemy import select
 
 from backend.database import Database
-from backend.queries.claims import Claim, reap
+from backend.queries.claims import Claim, claim_run, reap
 from backend.queries.leases import claim_preflight
 from backend.queries.preflights import create_preflight, preflight
-from backend.records import Attempt, Checkpoint
+from backend.queries.wishes import ask_to_cancel, ask_to_pause, ask_to_resume, ask_to_retry
+from backend.records import Attempt, Checkpoint, Event
 from engine.spec import RunSpec
 from tests import databases
 from tests.worker.runs import OWNER, claim, queue_runs, recorded_steps, run_row, set_columns, short_spec
@@ -134,6 +135,67 @@ def test_a_cancelled_run_stops_and_keeps_what_it_has(place: Workplace) -> None:
     with place.database.read() as session:
         assert run.last_step in session.scalars(select(Checkpoint.step)).all()
     assert recorded_steps(place.database, claimed.run_id) == list(range(1, run.last_step + 1))
+
+
+def test_a_paused_run_leaves_its_worker_after_a_checkpoint_and_goes_on_from_it(place: Workplace) -> None:
+    def pause(run_id: str) -> None:
+        with place.database.write() as session:
+            ask_to_pause(session, run_id)
+
+    with _once(place, _has_steps(place, 3), pause):
+        first = _supervise(place, short_spec(num_steps=400, checkpoints={"every_steps": 400}))
+    paused = run_row(place.database, first.run_id)
+    assert (paused.state, paused.attempt, paused.lease_owner) == ("paused", 0, None)
+    with place.database.write() as session:
+        assert claim_run(session, owner=OWNER, host="", boot_id="") is None
+        ask_to_resume(session, first.run_id)
+    with _once(place, _has_steps(place, paused.last_step + 1), pause):
+        second = _supervise(place)
+    assert _attempt(place.database, second).resumed_from_step == paused.last_step
+    steps = recorded_steps(place.database, first.run_id)
+    assert steps == list(range(1, run_row(place.database, first.run_id).last_step + 1))
+    with place.database.read() as session:
+        events = session.scalars(
+            select(Event).where(Event.run_id == first.run_id, Event.kind == "state").order_by(Event.seq)
+        )
+        states = [event.payload["state"] for event in events]
+    assert states == ["queued", *["starting", "running", "pausing", "paused"], "queued", "starting", "running", "pausing",
+                      "paused"]  # fmt: skip
+
+
+def test_a_pause_that_becomes_a_cancellation_ends_the_run(place: Workplace) -> None:
+    def pause_then_cancel(run_id: str) -> None:
+        _kill_engine(place, signal.SIGSTOP)(run_id)
+        with place.database.write() as session:
+            ask_to_pause(session, run_id)
+        while run_row(place.database, run_id).state != "pausing":
+            time.sleep(0.05)
+        with place.database.write() as session:
+            ask_to_cancel(session, run_id, checkpoint=True)
+        while run_row(place.database, run_id).state != "cancelling":
+            time.sleep(0.05)
+        _kill_engine(place, signal.SIGCONT)(run_id)
+
+    with _once(place, _has_steps(place, 3), pause_then_cancel):
+        claimed = _supervise(place, _LONG)
+    assert run_row(place.database, claimed.run_id).state == "cancelled"
+
+
+def test_an_engine_that_does_nothing_any_more_is_ended_and_its_run_can_be_retried(place: Workplace) -> None:
+    watchful = Workplace(place.database, place.home, place.run_dir, WorkerSettings(stall_seconds=10), lambda: False)
+    with _once(place, _has_steps(place, 12), _kill_engine(place, signal.SIGSTOP)):
+        claimed = _supervise(watchful, _LONG)
+    run = run_row(place.database, claimed.run_id)
+    assert (run.state, run.failure_kind) == ("failed", "stalled")
+    assert "did nothing for 10 s" in (run.failure_message or "")
+    pid = _attempt(place.database, claimed).pid
+    assert pid is not None
+    assert not psutil.pid_exists(pid)
+    with place.database.write() as session:
+        ask_to_retry(session, claimed.run_id, from_scratch=True)
+    with _once(place, _has_steps(place, 2), lambda run_id: set_columns(place.database, run_id, desired_state="cancel")):
+        again = _supervise(place)
+    assert _attempt(place.database, again).resumed_from_step == 0, "what was saved before does not count"
 
 
 def test_a_killed_engine_is_resumed_from_its_checkpoint_and_no_step_is_recorded_twice(place: Workplace) -> None:

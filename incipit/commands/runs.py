@@ -1,0 +1,184 @@
+"""`incipit runs`: what people ask of runs, from the command line."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from backend.schemas import Run, RunSummary
+    from dashboard.api_client import ApiClient
+
+app = typer.Typer(no_args_is_help=True, help="List, pause, resume, cancel, retry and copy runs.")
+
+RunId = Annotated[
+    str, typer.Argument(help="The run's id, the beginning or end of it, or its name.", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_MAX_LISTED = 200
+
+
+@app.command("list")
+def list_runs(
+    state: Annotated[
+        list[str] | None, typer.Option("--state", help="Only runs in this state; may be repeated.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=_MAX_LISTED, help="How many.")] = 20,
+    json: AsJson = False,
+) -> None:
+    """The newest runs.
+
+    Example: incipit runs list --state running
+    """
+    from incipit.connection import connection
+
+    with connection() as client:
+        items = client.runs(states=state or (), limit=limit).items
+    if json:
+        typer.echo(f"[{', '.join(run.model_dump_json() for run in items)}]")
+        return
+    table = Table("run", "state", "step", "accuracy", box=None)
+    table.add_column("id", no_wrap=True, min_width=36)
+    for run in items:
+        best = run.report_accuracy if run.report_accuracy is not None else run.best_accuracy
+        accuracy = "–" if best is None else f"{best:.3f}"
+        table.add_row(run.name, run.state, f"{run.step}/{run.num_steps}", accuracy, run.id)
+    Console().print(table)
+
+
+@app.command()
+def show(run_id: RunId, json: AsJson = False) -> None:
+    """One run: its state, its progress and the last lines of its history.
+
+    Example: incipit runs show 'prefix 8'
+    """
+    from incipit.connection import connection
+
+    with connection() as client:
+        run = client.run(_full_id(client, run_id))
+        history = client.events(run.id, kinds=("state",)).items
+    if json:
+        typer.echo(run.model_dump_json(indent=1))
+        return
+    _say(run)
+    for event in history[-10:]:
+        typer.echo(f"  {event.time:%Y-%m-%d %H:%M:%S}  {event.payload['state']}: {event.payload['reason']}")
+
+
+@app.command()
+def cancel(
+    run_id: RunId,
+    now: Annotated[bool, typer.Option("--now", help="Do not save the step it is at.")] = False,
+    json: AsJson = False,
+) -> None:
+    """End a run, with a checkpoint of the step it is at.
+
+    Example: incipit runs cancel 'prefix 8'
+    """
+    _ask(run_id, lambda client, id: client.cancel(id, checkpoint=not now), json=json)
+
+
+@app.command()
+def pause(run_id: RunId, json: AsJson = False) -> None:
+    """Let a run write a checkpoint and leave its worker free.
+
+    Example: incipit runs pause 'prefix 8'
+    """
+    _ask(run_id, lambda client, id: client.pause(id), json=json)
+
+
+@app.command()
+def resume(run_id: RunId, json: AsJson = False) -> None:
+    """Queue a paused run again.
+
+    Example: incipit runs resume 'prefix 8'
+    """
+    _ask(run_id, lambda client, id: client.resume(id), json=json)
+
+
+@app.command()
+def retry(
+    run_id: RunId,
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Begin with the first step.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Queue a failed or cancelled run again, from its last checkpoint.
+
+    Example: incipit runs retry 'prefix 8'
+    """
+    _ask(run_id, lambda client, id: client.retry(id, from_scratch=from_scratch), json=json)
+
+
+@app.command()
+def clone(
+    run_id: RunId,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="Field of the spec and its new value, such as num_steps=40.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the copy.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the copy.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Queue a copy of a run with some fields changed, in the same experiment.
+
+    Example: incipit runs clone 'prefix 8' --set num_steps=40 --set 'prefix={"kind": "full"}'
+    """
+    changes = dict(_change(one) for one in change or ())
+    _ask(run_id, lambda client, id: client.clone(id, changes, name=name, seed=seed), json=json)
+
+
+@app.command()
+def priority(
+    run_id: RunId,
+    value: Annotated[int, typer.Argument(help="From -100 to 100; queued runs with a higher one come first.")],
+    json: AsJson = False,
+) -> None:
+    """Say how urgent a run is.
+
+    Example: incipit runs priority 'prefix 8' 10
+    """
+    _ask(run_id, lambda client, id: client.set_priority(client.run(id), value), json=json)
+
+
+def _ask(run_id: str, ask: Callable[[ApiClient, str], Run], *, json: bool) -> None:
+    from incipit.connection import connection
+
+    with connection() as client:
+        run = ask(client, _full_id(client, run_id))
+    if json:
+        typer.echo(run.model_dump_json(indent=1))
+    else:
+        _say(run)
+
+
+def _say(run: RunSummary) -> None:
+    from backend.run_states import ACTIVE_STATES
+
+    wish = {"pause": ", to be paused", "cancel": ", to be cancelled"}
+    wanted = wish.get(run.desired_state, "") if run.state in ACTIVE_STATES else ""
+    typer.echo(f"{run.id}  {run.name}: {run.state}{wanted}, step {run.step} of {run.num_steps}, attempt {run.attempt}")
+    if run.failure_message:
+        typer.echo(run.failure_message)
+
+
+def _full_id(client: ApiClient, given: str) -> str:
+    """The id that is meant, among the newest runs; as it is when none or several fit, for the API to judge."""
+    newest = client.runs(limit=_MAX_LISTED).items
+    found = [run.id for run in newest if run.name == given or run.id.startswith(given) or run.id.endswith(given)]
+    return found[0] if len(found) == 1 else given
+
+
+def _change(text: str) -> tuple[str, Any]:
+    field, sign, value = text.partition("=")
+    if not sign or not field:
+        typer.echo(f"--set is {text!r}; write FIELD=VALUE, such as num_steps=40.", err=True)
+        raise typer.Exit(2)
+    try:
+        return field, jsonlib.loads(value)
+    except ValueError:
+        return field, value  # a word without quotes

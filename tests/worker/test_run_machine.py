@@ -1,0 +1,238 @@
+"""Any order of what people, workers, the control process and bad luck do to runs, and what must hold after each step.
+
+I1 one holder at most, I2 fences only rise, I3 who lost a run writes nothing, I4 what has ended stays ended until a person
+retries it, I5 every wanted queued run is claimed when somebody asks, I6 the history has no gaps and tells the state.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import delete, select, update
+
+from backend.database import Database
+from backend.queries.claims import Claim, Ending, LeaseLost, claim_run, end_attempt, hold, reap, renew_lease
+from backend.queries.transitions import TransitionRejected, transition
+from backend.queries.wishes import (
+    WishRefused,
+    ask_to_cancel,
+    ask_to_pause,
+    ask_to_resume,
+    ask_to_retry,
+    settle_queued,
+    wish_of,
+)
+from backend.records import Event
+from backend.run_states import ENDED_STATES, HELD_STATES, RunState
+from backend.tables import Experiment, Run
+from tests.worker.runs import queue_runs, short_spec
+
+_PAST = datetime(2020, 1, 1, tzinfo=UTC)
+_ENDINGS = st.sampled_from(
+    [
+        Ending("succeeded", "Finished."),
+        Ending("failed", "It failed.", failure_kind="nan_loss", failure_message="It failed."),
+        Ending("queued", "It crashed."),
+        Ending("queued", "The worker shuts down.", counts=False),
+        Ending("paused", "Paused as asked.", counts=False),
+        Ending("cancelled", "Cancelled as asked."),
+    ]
+)
+_SPEC = short_spec()
+
+
+class Runs(RuleBasedStateMachine):
+    """Runs in a real database. `open_database` is set by the test."""
+
+    open_database: Callable[[], Database]
+    runs: Bundle[str] = Bundle("runs")
+    claims: Bundle[Claim] = Bundle("claims")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.database = type(self).open_database()
+        with self.database.write() as session:
+            session.execute(delete(Experiment))
+        self.fences: dict[str, int] = {}
+        self.ended: dict[str, RunState] = {}
+        self.lost: set[tuple[str, int]] = set()
+
+    def teardown(self) -> None:
+        """I5: after all that, whoever asks for work gets every run that is wanted."""
+        with self.database.write() as session:
+            settle_queued(session)
+            session.execute(update(Run).where(Run.state == "queued").values(not_before=None))
+        with self.database.write() as session:
+            wanted = set(session.scalars(select(Run.id).where(Run.state == "queued")))
+        found = set()
+        while (claimed := self._claim("last worker")) is not None:
+            found.add(claimed.run_id)
+        assert found == wanted
+        self.database.close()
+
+    @initialize(target=runs)
+    def first(self) -> str:
+        return self.submit()
+
+    @rule(target=runs)
+    def submit(self) -> str:
+        (run_id,) = queue_runs(self.database, _SPEC)
+        return run_id
+
+    @rule(target=claims, worker=st.sampled_from(["a", "b"]))
+    def claim(self, worker: str) -> Any:
+        claimed = self._claim(worker)
+        return claimed if claimed is not None else multiple()
+
+    @rule(target=claims, run_id=runs)
+    def usurp(self, run_id: str) -> Any:
+        """A holder is lost and the next worker comes at once: the lost one may still act afterwards."""
+        self.expire(run_id)
+        self.turn_of_control("nobody")
+        self.come_due(run_id)
+        return self.claim("usurper")
+
+    @rule(claimed=claims)
+    def get_ready(self, claimed: Claim) -> None:
+        self._as_holder(claimed, lambda session: self._move(session, claimed, "running"))
+
+    @rule(claimed=claims)
+    def obey(self, claimed: Claim) -> None:
+        """The supervisor reads the wish and tells its engine to stop."""
+
+        def act(session: Any) -> None:
+            wish = wish_of(session, claimed.run_id)
+            if wish != "run":
+                self._move(session, claimed, "pausing" if wish == "pause" else "cancelling")
+
+        self._as_holder(claimed, act)
+
+    @rule(claimed=claims)
+    def renew(self, claimed: Claim) -> None:
+        self._as_holder(claimed, lambda session: renew_lease(session, claimed.run_id, claimed.fence))
+
+    @rule(claimed=claims, step=st.integers(1, 10))
+    def record(self, claimed: Claim, step: int) -> None:
+        self._as_holder(claimed, lambda session: hold(session, claimed.run_id, claimed.fence, last_step=step))
+
+    @rule(claimed=claims, ending=_ENDINGS)
+    def end(self, claimed: Claim, ending: Ending) -> None:
+        def act(session: Any) -> None:
+            end_attempt(session, claimed, ending)
+
+        if self._as_holder(claimed, act):
+            self.lost.add((claimed.run_id, claimed.fence))
+
+    @rule(run_id=runs)
+    def expire(self, run_id: str) -> None:
+        with self.database.write() as session:
+            session.execute(update(Run).where(Run.id == run_id).values(lease_until=_PAST))
+
+    @rule(run_id=runs)
+    def come_due(self, run_id: str) -> None:
+        with self.database.write() as session:
+            session.execute(update(Run).where(Run.id == run_id).values(not_before=None))
+
+    @rule(dead=st.sampled_from(["a", "b", "nobody"]))
+    def turn_of_control(self, dead: str) -> None:
+        with self.database.write() as session:
+            held = {row.id: row.fence for row in session.execute(select(Run.id, Run.fence))}
+            taken = reap(session, lambda owner: owner == dead)
+            settle_queued(session)
+        self.lost |= {(run_id, held[run_id]) for run_id in taken}
+
+    @rule(
+        run_id=runs, wish=st.sampled_from(["cancel", "cancel_with_checkpoint", "pause", "resume", "retry", "scratch"])
+    )
+    def wish(self, run_id: str, wish: str) -> None:
+        ask: dict[str, Callable[[Any], None]] = {
+            "cancel": lambda session: ask_to_cancel(session, run_id, checkpoint=False),
+            "cancel_with_checkpoint": lambda session: ask_to_cancel(session, run_id, checkpoint=True),
+            "pause": lambda session: ask_to_pause(session, run_id),
+            "resume": lambda session: ask_to_resume(session, run_id),
+            "retry": lambda session: ask_to_retry(session, run_id, from_scratch=False),
+            "scratch": lambda session: ask_to_retry(session, run_id, from_scratch=True),
+        }
+        try:
+            with self.database.write() as session:
+                ask[wish](session)
+        except WishRefused:
+            return
+        if wish in ("retry", "scratch"):
+            self.ended.pop(run_id, None)
+
+    @invariant()
+    def holds(self) -> None:
+        with self.database.read() as session:
+            runs = session.scalars(select(Run)).all()
+            events: dict[str, list[Event]] = {run.id: [] for run in runs}
+            for event in session.scalars(select(Event).order_by(Event.run_id, Event.seq)):
+                events[event.run_id].append(event)
+        for run in runs:
+            assert run.fence >= self.fences.get(run.id, 0)  # I2
+            self.fences[run.id] = run.fence
+            assert (run.state in HELD_STATES) == (run.lease_owner is not None)  # I1
+            if run.state in HELD_STATES:
+                assert (
+                    run.id,
+                    run.fence,
+                ) not in self.lost  # I1: its holder is none of those who let go or were dropped
+            if run.id in self.ended:
+                assert run.state == self.ended[run.id]  # I4
+            if run.state in ENDED_STATES:
+                self.ended[run.id] = run.state  # type: ignore[assignment]
+            history = events[run.id]
+            assert [event.seq for event in history] == list(range(1, len(history) + 1))  # I6
+            assert history[-1].payload["state"] == run.state
+
+    def _claim(self, worker: str) -> Claim | None:
+        with self.database.write() as session:
+            claimed = claim_run(session, owner=worker, host="here", boot_id="")
+        if claimed is not None:
+            assert claimed.fence > self.fences.get(claimed.run_id, 0)  # I2
+        return claimed
+
+    def _as_holder(self, claimed: Claim, act: Callable[[Any], None]) -> bool:
+        """Do something with a claim; I3: whoever lost it changes nothing."""
+        with self.database.read() as session:
+            before = session.get_one(Run, claimed.run_id)
+        is_holder = before.fence == claimed.fence and before.state in HELD_STATES
+        try:
+            with self.database.write() as session:
+                act(session)
+            done = True
+        except (LeaseLost, TransitionRejected):
+            done = False
+        if not is_holder:
+            with self.database.read() as session:
+                after = session.get_one(Run, claimed.run_id)
+            for column in ("state", "fence", "last_step", "lease_owner", "row_version"):
+                assert getattr(after, column) == getattr(before, column)
+        return done and is_holder
+
+    @staticmethod
+    def _move(session: Any, claimed: Claim, to: RunState) -> None:
+        transition(session, claimed.run_id, to, actor="holder", reason="", fence=claimed.fence)
+
+
+def test_no_order_of_events_breaks_a_promise(database_url: str) -> None:
+    class Opened(Runs):
+        open_database = staticmethod(lambda: Database(database_url))
+
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        Opened,
+        settings=settings(
+            max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
