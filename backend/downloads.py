@@ -12,8 +12,8 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 from backend.problems import Refusal
 from backend.queries.checkpoints import CheckpointFolder
 from backend.schemas import Checkpoint, CheckpointFile
+from engine.manifest import MANIFEST
 
-MANIFEST = "manifest.json"
 _CHUNK_BYTES = 1024 * 1024
 _NAME = re.compile(r"[A-Za-z0-9_][\w.\-]{0,127}(/[A-Za-z0-9_][\w.\-]{0,127}){0,5}", re.ASCII)
 

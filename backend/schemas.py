@@ -10,6 +10,7 @@ from engine.events import RolloutSummary
 from engine.findings import Finding
 from engine.flops import FlopLedger
 from engine.frozen import Frozen
+from engine.manifest import ManifestFile
 from engine.spec import Name, RunSpec
 from engine.token_trace import TokenTrace
 from engine.verdicts import Verdicts
@@ -204,11 +205,8 @@ class Checkpoint(Frozen):
     files: list["CheckpointFile"]
 
 
-class CheckpointFile(Frozen):
-    name: str
-    """Path inside the checkpoint folder, such as model.safetensors or trainer/optimizer.safetensors."""
-    num_bytes: int
-    sha256: str
+class CheckpointFile(ManifestFile):
+    """A file of a checkpoint."""
 
 
 class Link(Frozen):

@@ -1,34 +1,35 @@
 """Checkpoints: an ordinary Hugging Face folder (engine/weights.py), `trainer/` for an exact resume, `manifest.json` with sha256.
 
-Only safetensors and JSON. Written beside, hashed, fsynced, renamed: a folder with its final name is complete.
+Only safetensors and JSON. Written beside, hashed, fsynced, renamed (engine/staging.py): a folder with its final name is complete.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 import shutil
-import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from engine.errors import RunError, is_out_of_space
 from engine.flops import FlopLedger
 from engine.frozen import Frozen
 from engine.health import HealthState
+from engine.manifest import MANIFEST, Expected, Manifest, damage_of, spec_sha256
 from engine.prefix_state import PrefixState
 from engine.sentinel import SentinelState
+from engine.staging import put_in_place, sealed_files, staging_beside, write_synced
 from engine.student import Student
 from engine.weights import restore_weights, save_weights
 
-MANIFEST = "manifest.json"
 _OPTIMIZER = "trainer/optimizer.safetensors"
 _STATE = "trainer/state.json"
 _CHECKPOINT_PATH = re.compile("attempts/(?P<attempt>[0-9]+)/checkpoints/step-(?P<step>[0-9]+)")
+_WRITERS = ("incipit", "torch", "transformers", "safetensors")
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -56,44 +57,24 @@ class TrainerState(Frozen):
     """Its checkpoint, relative to the run folder."""
 
 
-class ManifestFile(Frozen):
-    name: str
-    num_bytes: int
-    sha256: str
-
-
-class Manifest(Frozen):
-    """What lies in a checkpoint folder."""
-
-    format: int = 1
-    step: int
-    files: list[ManifestFile]
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all files, the manifest apart."""
-        return sum(file.num_bytes for file in self.files)
-
-
-def save_checkpoint(folder: Path, student: Student, state: TrainerState) -> tuple[Manifest, str]:
+def save_checkpoint(folder: Path, student: Student, state: TrainerState, *, attempt: int) -> tuple[Manifest, str]:
     """Write a checkpoint; its manifest and the manifest's sha256. Raises RunError("no_space") and leaves nothing half-made."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
+    staging = staging_beside(folder)
     try:
         save_weights(staging, student.model)
         student.model.tokenizer.save_pretrained(staging)
-        (staging / "trainer").mkdir()
+        (staging / "trainer").mkdir(mode=0o700)
         save_file(_optimizer_tensors(student), staging / _OPTIMIZER)
-        (staging / _STATE).write_text(state.model_dump_json(indent=1))
-        manifest = Manifest(step=state.step, files=[_hashed(path, staging) for path in _files(staging)])
-        text = manifest.model_dump_json(indent=1)
-        (staging / MANIFEST).write_text(text)
-        for path in [*_files(staging), staging / "trainer", staging]:
-            _fsync(path)
-        if folder.exists():  # left by a resumed attempt of the same fence; the new one has the same content or newer
-            shutil.rmtree(folder)
-        staging.rename(folder)
-        _fsync(folder.parent)
+        write_synced(staging / _STATE, state.model_dump_json(indent=1).encode())
+        manifest = Manifest(
+            step=state.step,
+            attempt=attempt,
+            spec_sha256=spec_sha256(student.spec),
+            versions={name: version(name) for name in _WRITERS},
+            files=sealed_files(staging),
+        )
+        digest = write_synced(staging / MANIFEST, manifest.model_dump_json(indent=1).encode())
+        put_in_place(staging, folder)
     except OSError as error:
         shutil.rmtree(staging, ignore_errors=True)
         if is_out_of_space(error):
@@ -106,7 +87,7 @@ def save_checkpoint(folder: Path, student: Student, state: TrainerState) -> tupl
         raise RunError(
             "no_space", f"A checkpoint could not be written to {folder.parent} ({error}); free space and resume."
         ) from error
-    return manifest, hashlib.sha256(text.encode()).hexdigest()
+    return manifest, digest
 
 
 def load_trainer_state(folder: Path) -> TrainerState:
@@ -121,7 +102,8 @@ def load_trainer_state(folder: Path) -> TrainerState:
 
 
 def restore_student(folder: Path, student: Student) -> None:
-    """Put weights and optimizer state of a verified checkpoint into `student`."""
+    """Put weights and optimizer state of a verified checkpoint into `student`; RunError("bad_checkpoint") if they do not fit."""
+    _check_tokenizer(folder, student)
     restore_weights(folder, student.model)
     saved = load_file(folder / _OPTIMIZER)
     for parameter, name in student.parameter_names.items():
@@ -140,20 +122,11 @@ def load_weights(folder: Path, student: Student) -> None:
 
 
 def verify_checkpoint(folder: Path) -> Manifest:
-    """The manifest, when every file has the size and sha256 that it states; RunError("bad_checkpoint") otherwise."""
-    try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(
-            "bad_checkpoint",
-            f"{folder} has no readable {MANIFEST} ({error.__class__.__name__}); use another checkpoint.",
-        ) from error
-    for file in manifest.files:
-        path = folder / file.name
-        is_inside = path.resolve().is_relative_to(folder.resolve())
-        if not is_inside or not path.is_file() or _hashed(path, folder) != file:
-            raise RunError("bad_checkpoint", f"{path} differs from its manifest; use another checkpoint.")
-    return manifest
+    """The manifest, when the folder holds the files that it states and no others; RunError("bad_checkpoint") otherwise."""
+    damage = damage_of(folder, Expected())
+    if damage is not None:
+        raise RunError("bad_checkpoint", f"{folder} is damaged: {damage}; use another checkpoint.")
+    return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
 
 
 def newest_checkpoint(run_folder: Path) -> Path | None:
@@ -181,19 +154,16 @@ def _optimizer_tensors(student: Student) -> dict[str, torch.Tensor]:
     }
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _hashed(path: Path, folder: Path) -> ManifestFile:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return ManifestFile(name=path.relative_to(folder).as_posix(), num_bytes=path.stat().st_size, sha256=digest)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _check_tokenizer(folder: Path, student: Student) -> None:
+    """RunError("bad_checkpoint") when the student's tokenizer is not the one that the checkpoint was trained with."""
+    path = folder / "tokenizer.json"
+    if not path.exists():  # tokenizers of sentencepiece write no such file
+        return
+    mine, theirs = student.model.tokenizer.get_vocab(), Tokenizer.from_file(str(path)).get_vocab()
+    if mine != theirs:
+        differing = sorted(token for token in mine.keys() | theirs.keys() if mine.get(token) != theirs.get(token))
+        raise RunError(
+            "bad_checkpoint",
+            f"{folder} was trained with another tokenizer ({len(differing)} tokens differ, {differing[0]!r} is one); "
+            "restore the tokenizer at student.path or start afresh.",
+        )

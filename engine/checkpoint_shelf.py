@@ -29,7 +29,7 @@ class CheckpointShelf:
     def save(self, student: Student, state: TrainerState, *, accuracy: float | None) -> None:
         """Write a checkpoint of the state's step, then drop those that are no longer kept."""
         path = self.path_of(state.step)
-        manifest, digest = save_checkpoint(path, student, state)
+        manifest, digest = save_checkpoint(path, student, state, attempt=int(self.attempt_folder.name))
         self.steps.append(state.step)
         self.journal.emit(
             CheckpointSaved,

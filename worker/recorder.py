@@ -11,9 +11,8 @@ from backend.database import Database
 from backend.queries.claims import Claim
 from backend.queries.recording import AttemptEvents, record
 from backend.records import Attempt, Event
-from backend.schemas import CheckpointFile
 from engine.events import CheckpointSaved, Failed, Finished, RunEvent, read_events
-from worker.manifest import MANIFEST, Manifest
+from engine.manifest import MANIFEST, Manifest, ManifestFile
 
 _MAX_BATCH = 200  # events per transaction
 
@@ -107,13 +106,13 @@ def _read_batch(path: Path, offset: int) -> tuple[list[RunEvent], int]:
     return [event for event, _ in read], read[-1][1] if read else offset
 
 
-def _manifests(events: list[RunEvent], folder: Path) -> dict[str, list[CheckpointFile]]:
+def _manifests(events: list[RunEvent], folder: Path) -> dict[str, list[ManifestFile]]:
     saved = (event for event in events if isinstance(event, CheckpointSaved))
     files = {event.path: _files_of(folder / event.path / MANIFEST, event.manifest_sha256) for event in saved}
     return {path: listed for path, listed in files.items() if listed is not None}
 
 
-def _files_of(path: Path, sha256: str) -> list[CheckpointFile] | None:
+def _files_of(path: Path, sha256: str) -> list[ManifestFile] | None:
     """The files that a manifest lists; None when the folder is gone or holds another checkpoint by now."""
     try:
         content = path.read_bytes()

@@ -7,18 +7,34 @@ from pathlib import Path
 from sqlalchemy import select, update
 
 from backend.database import Database, now_of
-from backend.queries.claims import Claim, hold
+from backend.queries.claims import Claim, Ending, hold
 from backend.queries.transitions import add_event
 from backend.records import Attempt, Checkpoint
-from worker.manifest import is_intact
+from engine.manifest import Expected, damage_of, spec_sha256
 
 _log = logging.getLogger(__name__)
 
 
-def resume_checkpoint(database: Database, claim: Claim, run_folder: Path, on_chunk: Callable[[], None]) -> Path | None:
-    """The newest committed checkpoint that is intact, relative to the run's folder; None when there is none.
+class NoCheckpointLeft(Exception):
+    """Every checkpoint that the run could go on from is damaged."""
 
-    Damaged ones are taken out of the list, with a note in the run's history.
+    def __init__(self, num_damaged: int) -> None:
+        self.message = (
+            f"None of the run's checkpoints can be used: {num_damaged} of {num_damaged} are damaged, as its history says one "
+            "by one. Check the disk that the run folder lies on, restore the folder from a backup or start a new run."
+        )
+        super().__init__(self.message)
+
+    @property
+    def ending(self) -> Ending:
+        """How the attempt ends: starting over in silence would throw away what was recorded."""
+        return Ending("failed", self.message, failure_kind="bad_checkpoint", failure_message=self.message)
+
+
+def resume_checkpoint(database: Database, claim: Claim, run_folder: Path, on_chunk: Callable[[], None]) -> Path | None:
+    """The newest committed checkpoint that is whole, relative to the run's folder; None when none was ever committed.
+
+    Damaged ones are taken out of the list, with a note in the run's history. Raises NoCheckpointLeft when all are.
     """
     with database.read() as session:
         newest_first = session.scalars(
@@ -30,12 +46,30 @@ def resume_checkpoint(database: Database, claim: Claim, run_folder: Path, on_chu
             )
             .order_by(Checkpoint.step.desc(), Checkpoint.fence.desc())
         ).all()
+        # Also those that an attempt found before it died: without them the run would start over unnoticed.
+        damaged = select(Checkpoint.id).where(
+            Checkpoint.run_id == claim.run_id,
+            Checkpoint.damage.is_not(None),
+            Checkpoint.fence >= claim.first_fence,
+        )
+        num_damaged = len(session.scalars(damaged).all())
+    spec = spec_sha256(claim.spec)
     for checkpoint in newest_first:
         path = Path("attempts", str(checkpoint.fence), checkpoint.path)
-        if is_intact(run_folder / path, checkpoint.manifest_sha256, on_chunk):
+        expected = Expected(
+            step=checkpoint.step,
+            attempt=checkpoint.fence,
+            spec_sha256=spec,
+            manifest_sha256=checkpoint.manifest_sha256,
+        )
+        damage = damage_of(run_folder / path, expected, on_chunk)
+        if damage is None:
             _note_resume(database, claim, checkpoint.id)
             return path
-        _note_damage(database, claim, checkpoint)
+        _note_damage(database, claim, checkpoint, damage)
+        num_damaged += 1
+    if num_damaged:
+        raise NoCheckpointLeft(num_damaged)
     return None
 
 
@@ -49,12 +83,14 @@ def _note_resume(database: Database, claim: Claim, checkpoint_id: str) -> None:
         )
 
 
-def _note_damage(database: Database, claim: Claim, checkpoint: Checkpoint) -> None:
-    message = f"The checkpoint of step {checkpoint.step} differs from its manifest or is gone; an older one is tried."
+def _note_damage(database: Database, claim: Claim, checkpoint: Checkpoint, damage: str) -> None:
+    message = f"The checkpoint of step {checkpoint.step} is damaged: {damage}; an older one is tried."
     _log.warning("Run %s: %s", claim.run_id, message)
     with database.write() as session:
         hold(session, claim.run_id, claim.fence)
         now = now_of(session)
-        session.execute(update(Checkpoint).where(Checkpoint.id == checkpoint.id).values(removed_at=now))
+        session.execute(
+            update(Checkpoint).where(Checkpoint.id == checkpoint.id).values(removed_at=now, damage=damage[:1000])
+        )
         payload = {"code": "bad_checkpoint", "message": message}
         add_event(session, claim.run_id, "warning", payload, fence=claim.fence, time=now)

@@ -29,7 +29,7 @@ from worker.estimation import keep_estimate
 from worker.lease import DATABASE_OUTAGES, KILL_AFTER_SECONDS, STOP_AFTER_SECONDS, Lease
 from worker.pulse import Pulse
 from worker.recorder import Recorder, UnreadableEvents
-from worker.resume import resume_checkpoint
+from worker.resume import NoCheckpointLeft, resume_checkpoint
 from worker.settings import WorkerSettings
 from worker.slots import Slot
 
@@ -74,6 +74,8 @@ class Supervisor:
         try:
             ending = self._ending_of_lost_attempts() or self._run_engine()
             self._close(ending)
+        except NoCheckpointLeft as lost:
+            self._close(lost.ending)
         except LeaseLost as lost:
             _log.warning("%s Its engine is ended.", lost)
         except Exception as error:  # the outermost frame of an attempt: the run must not stay held by nobody

@@ -18,7 +18,6 @@ from backend.database import now_of
 from backend.queries.claims import LeaseLost, hold
 from backend.queries.transitions import TransitionRejected, add_event, transition
 from backend.records import Attempt, Checkpoint, Evaluation, Metric, PositionCurve, Rollout
-from backend.schemas import CheckpointFile
 from backend.tables import Table
 from engine.events import (
     CheckpointRemoved,
@@ -32,6 +31,7 @@ from engine.events import (
     TailMeasured,
     TracesWritten,
 )
+from engine.manifest import ManifestFile
 
 # What the history leaves out of an event, because it is in rows of its own.
 _NOT_IN_HISTORY = {"event_version", "time", "kind", "rollouts", "position_reverse_kl", "position_p90",
@@ -52,7 +52,7 @@ class AttemptEvents:
     """Bytes before the first event."""
     end_offset: int
     """Bytes up to the end of the last one."""
-    manifests: dict[str, list[CheckpointFile]]
+    manifests: dict[str, list[ManifestFile]]
     """Files of the checkpoints among the events, by their path; a checkpoint that is not in it is gone already."""
 
 

@@ -44,7 +44,7 @@ def trained_student() -> Student:
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     folder = tmp_path / "attempts" / "1" / "checkpoints" / "step-3"
-    save_checkpoint(folder, trained_student(), STATE)
+    save_checkpoint(folder, trained_student(), STATE, attempt=1)
     return folder
 
 
@@ -117,7 +117,7 @@ def test_a_changed_base_is_refused(saved: Path, tmp_path: Path) -> None:
 def test_a_checkpoint_without_an_adapter_is_refused_by_a_student_with_one(tmp_path: Path) -> None:
     whole = Student(tiny_model(), tiny_spec())
     advance(whole, 0)
-    save_checkpoint(tmp_path / "step-1", whole, STATE)
+    save_checkpoint(tmp_path / "step-1", whole, STATE, attempt=1)
     with pytest.raises(RunError) as caught:
         load_weights(tmp_path / "step-1", student_with_adapter())
     assert caught.value.failure == "bad_checkpoint"
@@ -134,7 +134,7 @@ def test_under_bfloat16_the_merged_folder_is_float32(tmp_path: Path) -> None:
     student = Student(with_adapter(base, LORA, BASE, 0), tiny_spec(**DOCUMENT))
     for step in range(3):
         advance(student, step)
-    save_checkpoint(tmp_path / "step-3", student, STATE)
+    save_checkpoint(tmp_path / "step-3", student, STATE, attempt=1)
     opened = AutoModelForCausalLM.from_pretrained(tmp_path / "step-3")
     assert opened.dtype == torch.float32
     merged = student.model.state_dict()

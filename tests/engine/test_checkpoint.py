@@ -10,8 +10,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.checkpoint import (
-    MANIFEST,
-    Manifest,
     TrainerState,
     load_trainer_state,
     load_weights,
@@ -22,11 +20,13 @@ from engine.checkpoint import (
 )
 from engine.errors import RunError
 from engine.flops import FlopLedger
+from engine.manifest import MANIFEST, Manifest, ManifestFile, spec_sha256
 from engine.prefix_state import PrefixState
 from engine.rollout import RolloutRequest
 from engine.sampler import Sampler
+from engine.spec import RunSpec
 from engine.student import Student
-from tests.engine.models import tiny_model, tiny_spec
+from tests.engine.models import tiny_document, tiny_model, tiny_spec
 
 TEACHER = tiny_model("teacher", "teacher")
 STATE = TrainerState(
@@ -58,13 +58,13 @@ def advance(student: Student, step: int) -> float:
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     folder = tmp_path / "attempts" / "1" / "checkpoints" / "step-3"
-    save_checkpoint(folder, trained_student(), STATE)
+    save_checkpoint(folder, trained_student(), STATE, attempt=1)
     return folder
 
 
 def test_transformers_opens_a_checkpoint_with_the_weights_of_the_student(tmp_path: Path) -> None:
     student = trained_student()
-    save_checkpoint(tmp_path / "step-3", student, STATE)
+    save_checkpoint(tmp_path / "step-3", student, STATE, attempt=1)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "step-3")
     assert model.dtype == torch.float32
     theirs = dict(model.named_parameters())
@@ -82,7 +82,7 @@ def test_a_checkpoint_holds_safetensors_and_json_only(saved: Path) -> None:
 
 def test_the_manifest_lists_every_file_with_its_hash(tmp_path: Path) -> None:
     folder = tmp_path / "step-3"
-    manifest, digest = save_checkpoint(folder, trained_student(1), STATE)
+    manifest, digest = save_checkpoint(folder, trained_student(1), STATE, attempt=1)
     assert hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest() == digest
     assert verify_checkpoint(folder) == manifest
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
@@ -149,7 +149,7 @@ def test_a_manifest_cannot_name_files_outside_its_folder(saved: Path) -> None:
 def test_the_newest_whole_checkpoint_of_any_attempt_is_found(tmp_path: Path) -> None:
     student = trained_student(1)
     for attempt, step in ((1, 2), (1, 10), (2, 9), (2, 10)):
-        save_checkpoint(tmp_path / f"attempts/{attempt}/checkpoints/step-{step}", student, STATE)
+        save_checkpoint(tmp_path / f"attempts/{attempt}/checkpoints/step-{step}", student, STATE, attempt=1)
     assert newest_checkpoint(tmp_path) == tmp_path / "attempts/2/checkpoints/step-10"
     for attempt in (1, 2):
         (tmp_path / f"attempts/{attempt}/checkpoints/step-10/config.json").write_text("{}")
@@ -177,22 +177,63 @@ def test_damaged_weights_are_not_loaded(saved: Path) -> None:
     weights = bytearray((saved / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (saved / "model.safetensors").write_bytes(weights)
-    with pytest.raises(RunError, match=r"model\.safetensors differs from its manifest"):
+    with pytest.raises(RunError, match=r"model\.safetensors has another content; use another checkpoint"):
         load_weights(saved, Student(tiny_model(), tiny_spec()))
 
 
 def test_a_state_of_another_version_is_refused(saved: Path) -> None:
+    text = '{"step": 3, "phase": "unheard of"}'
+    (saved / "trainer" / "state.json").write_text(text)
     manifest = Manifest.model_validate_json((saved / MANIFEST).read_text())
-    rest = [file for file in manifest.files if file.name != "trainer/state.json"]
-    (saved / "trainer" / "state.json").write_text('{"step": 3, "phase": "unheard of"}')
-    (saved / MANIFEST).write_text(manifest.model_copy(update={"files": rest}).model_dump_json())
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    state = ManifestFile(name="trainer/state.json", num_bytes=len(text), sha256=digest)
+    rest = [file for file in manifest.files if file.name != state.name]
+    (saved / MANIFEST).write_text(manifest.model_copy(update={"files": [*rest, state]}).model_dump_json())
     with pytest.raises(RunError, match=r"no trainer/state\.json that this version reads"):
         load_trainer_state(saved)
 
 
+def test_the_manifest_names_attempt_spec_and_versions_and_files_are_private(saved: Path) -> None:
+    manifest = Manifest.model_validate_json((saved / MANIFEST).read_text())
+    assert (manifest.step, manifest.attempt, manifest.spec_sha256) == (3, 1, spec_sha256(tiny_spec()))
+    assert {"incipit", "torch", "transformers", "safetensors"} == manifest.versions.keys()
+    modes = {path.stat().st_mode & 0o777 for path in saved.rglob("*") if path.is_file()}
+    folders = {path.stat().st_mode & 0o777 for path in (saved, saved / "trainer")}
+    assert (modes, folders) == ({0o600}, {0o700})
+
+
+def test_a_spec_has_another_hash_when_it_states_something_else_and_only_then() -> None:
+    stated = tiny_document() | {"prefix": {"kind": "constant", "tokens": 8}, "seed": 0}
+    assert spec_sha256(tiny_spec()) == spec_sha256(RunSpec.model_validate(stated))
+    others = [{"seed": 1}, {"prefix": {"kind": "full"}}, {"prefix": {"kind": "constant", "tokens": 9}}]
+    hashes = {spec_sha256(tiny_spec(**change)) for change in ({}, *others)}
+    assert len(hashes) == 4
+
+
+def test_a_file_that_is_not_in_the_manifest_is_refused(saved: Path) -> None:
+    (saved / "more.safetensors").write_bytes(b"")
+    with pytest.raises(RunError, match=r"'more\.safetensors' is not in its manifest"):
+        verify_checkpoint(saved)
+
+
+def test_a_link_in_place_of_a_file_is_refused(saved: Path) -> None:
+    (saved / "config.json").rename(saved.parent / "config.json")
+    (saved / "config.json").symlink_to(saved.parent / "config.json")
+    with pytest.raises(RunError, match=r"lies outside it|cannot be read"):
+        verify_checkpoint(saved)
+
+
+def test_a_student_with_another_tokenizer_does_not_go_on(saved: Path) -> None:
+    student = Student(tiny_model(), tiny_spec())
+    student.model.tokenizer.add_tokens(["a new word"])
+    with pytest.raises(RunError, match=r"another tokenizer \(1 tokens differ, 'a new word' is one\)") as caught:
+        restore_student(saved, student)
+    assert caught.value.failure == "bad_checkpoint"
+
+
 def test_writing_again_replaces_the_folder(saved: Path) -> None:
     student = trained_student(1)
-    save_checkpoint(saved, student, STATE)
+    save_checkpoint(saved, student, STATE, attempt=1)
     weights = load_file(saved / "model.safetensors")
     assert torch.equal(weights["model.norm.weight"], student.model.module.get_decoder().norm.weight)
     assert [path.name for path in saved.parent.iterdir()] == ["step-3"]
@@ -201,5 +242,5 @@ def test_writing_again_replaces_the_folder(saved: Path) -> None:
 def test_a_folder_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file in the way")
     with pytest.raises(OSError, match=r"exists|Not a directory"):
-        save_checkpoint(tmp_path / "checkpoints" / "step-1", trained_student(1), STATE)
+        save_checkpoint(tmp_path / "checkpoints" / "step-1", trained_student(1), STATE, attempt=1)
     assert os.listdir(tmp_path) == ["checkpoints"]

@@ -115,7 +115,7 @@ def test_a_named_checkpoint_that_is_damaged_ends_with_14(tmp_path: Path) -> None
     assert process.exit_code() == OF_FAILURE["bad_checkpoint"] == 14
     failed = events_of(tmp_path / "run", 2)[-1]
     assert isinstance(failed, Failed)
-    assert "differs from its manifest; use another checkpoint." in failed.message
+    assert "is damaged: model.safetensors has 5 bytes instead of" in failed.message
 
 
 @pytest.mark.parametrize("with_checkpoint", [True, False])

@@ -1,12 +1,14 @@
 """Events as an engine emits them, with small figures."""
 
 import hashlib
-import json
 from pathlib import Path
 
 from engine.events import CheckpointSaved, Evaluated, Ready, RolloutSummary, RunEvent, Started, StepDone, TracesWritten
 from engine.flops import FlopLedger
+from engine.manifest import Manifest, ManifestFile, spec_sha256
+from engine.spec import RunSpec
 from engine.verdicts import Verdicts
+from tests.worker.runs import short_spec
 
 TIME = 1_700_000_000.0
 VERDICTS = Verdicts(problems="ab", right="10", samples_per_problem=4, samples_right=[3, 0])
@@ -48,17 +50,24 @@ def traces_event(step: int, completion: str = "m3 1+1") -> RunEvent:
     return TracesWritten(time=TIME, step=step, horizon=4, path="traces/x.parquet", top_k=8, rollouts=[rollout])
 
 
-def checkpoint_event(run_folder: Path, fence: int, step: int, *, is_best: bool = False) -> CheckpointSaved:
-    """A checkpoint of one small file, really on disk, and its event."""
+def checkpoint_event(
+    run_folder: Path, fence: int, step: int, *, is_best: bool = False, spec: RunSpec | None = None
+) -> CheckpointSaved:
+    """A checkpoint of small files, really on disk, and its event; `spec` is that of its run."""
     folder = run_folder / "attempts" / str(fence) / "checkpoints" / f"step-{step}"
-    folder.mkdir(parents=True)
-    weights = f"weights of step {step}".encode()
-    (folder / "model.safetensors").write_bytes(weights)
-    file = {"name": "model.safetensors", "num_bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()}
-    manifest = json.dumps({"format": 1, "step": step, "files": [file]})
-    (folder / "manifest.json").write_text(manifest)
-    digest = hashlib.sha256(manifest.encode()).hexdigest()
+    (folder / "trainer").mkdir(parents=True)
+    contents = {"model.safetensors": f"weights of step {step}", "tokenizer.json": "{}", "trainer/state.json": "{}"}
+    for name, text in contents.items():
+        (folder / name).write_text(text)
+    files = [
+        ManifestFile(name=name, num_bytes=len(text), sha256=hashlib.sha256(text.encode()).hexdigest())
+        for name, text in contents.items()
+    ]
+    known = spec_sha256(short_spec() if spec is None else spec)
+    manifest = Manifest(step=step, attempt=fence, spec_sha256=known, files=files)
+    (folder / "manifest.json").write_text(manifest.model_dump_json())
+    digest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
     return CheckpointSaved(
-        time=TIME, step=step, path=f"checkpoints/step-{step}", manifest_sha256=digest, num_bytes=len(weights),
+        time=TIME, step=step, path=f"checkpoints/step-{step}", manifest_sha256=digest, num_bytes=manifest.num_bytes,
         accuracy=0.5 if is_best else None, is_best=is_best,
     )  # fmt: skip

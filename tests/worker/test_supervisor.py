@@ -211,6 +211,23 @@ def test_a_killed_engine_is_resumed_from_its_checkpoint_and_no_step_is_recorded_
     assert recorded_steps(place.database, first.run_id) == list(range(1, 41))
 
 
+def test_a_run_goes_on_from_an_older_checkpoint_when_the_newest_is_damaged(place: Workplace) -> None:
+    with _once(place, _has_steps(place, 12), _kill_engine(place)):
+        first = _supervise(place, short_spec(num_steps=40, checkpoints={"every_steps": 5, "keep_last": 9}))
+    with place.database.read() as session:
+        newest = session.scalars(select(Checkpoint).order_by(Checkpoint.step.desc())).first()
+    assert newest is not None
+    assert newest.step >= 10
+    weights = place.run_dir / first.run_id / "attempts" / "1" / newest.path / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    second = _supervise(place)
+    assert run_row(place.database, first.run_id).state == "succeeded"
+    assert _attempt(place.database, second).resumed_from_step == newest.step - 5
+    assert recorded_steps(place.database, first.run_id) == list(range(1, 41))
+
+
 def test_a_worker_that_shuts_down_leaves_a_run_that_goes_on(place: Workplace, shutdown: threading.Event) -> None:
     with _once(place, _has_steps(place, 3), lambda run_id: shutdown.set()):
         claimed = _supervise(place, _LONG)
