@@ -19,6 +19,7 @@ from engine.exit_codes import DONE, OF_FAILURE, STOPPED
 from engine.journal import Journal
 from engine.progress import TerminalProgress
 from engine.spec import RunSpec
+from engine.staging import remove_leftovers
 from engine.train import failure_of, train
 
 _PR_SET_PDEATHSIG = 1
@@ -34,6 +35,8 @@ def run_attempt(spec: RunSpec, folder: Path, *, attempt: int, resume: str | None
     if supervised:
         _die_with_parent()
     try:
+        if not supervised:  # a supervised attempt writes into its own folder alone
+            remove_leftovers(folder)
         start = _checkpoint(folder, resume)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "spec.json").exists():

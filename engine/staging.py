@@ -66,7 +66,7 @@ def put_in_place(staging: Path, folder: Path) -> None:
 
 
 def remove_leftovers(run_folder: Path) -> None:
-    """Remove what crashed attempts had not finished writing. Call it when no attempt of the run is at work."""
+    """Remove what crashed attempts of a run have not finished. Below a supervisor worker/garbage.py does it, by age."""
     for path in run_folder.glob("attempts/*/checkpoints/*"):
         if is_staging(path):
             shutil.rmtree(path, ignore_errors=True)
