@@ -18,11 +18,11 @@ ADVICE = {
     "bad_checkpoint": "The checkpoint cannot be read; start a new run, or remove the damaged folder and retry.",
     "out_of_memory": "Halve *micro-batch rollouts* (the result stays the same), shorten the prefix, or use a worker with more memory.",
     "nan_loss": "Lower the learning rate or raise the warm-up; bfloat16 may need float32 for very small models.",
-    "no_space": "Free space on the worker's disk, or keep fewer checkpoints, then start again.",
     "stalled": "See the log below for what it last did; then try again from the last checkpoint.",
     "start_timeout": "See the log below: a slow download or disk is usual. INCIPIT_START_SECONDS on the control process allows more.",
     "worker_lost": "See the worker's log and the machine's memory; then try again from the last checkpoint.",
     "engine_crashed": "The message and the log below have its last words; out of memory is usual, then fewer micro-batch rollouts help.",
+    "disk_full": "Free space on the worker's disk, or keep fewer checkpoints, then start again.",
     "internal": "This is a fault of Incipit or of its surroundings: the log below has the details.",
 }
 _METRICS = {

@@ -45,7 +45,7 @@ def run_attempt(spec: RunSpec, folder: Path, *, attempt: int, resume: str | None
         journal = Journal(folder / "attempts" / str(attempt) / "events.jsonl", progress.show)
     except OSError as error:
         print(f"The run folder {folder} cannot be written ({error.strerror}); choose another --out.", file=sys.stderr)
-        return OF_FAILURE["no_space"]
+        return OF_FAILURE["disk_full"]
     with journal, progress:
         try:
             finished = train(spec, folder, attempt=attempt, journal=journal, control=control, resume=start)

@@ -11,10 +11,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+from engine.disk_space import mebibytes
 from engine.errors import RunError, is_out_of_space
 from engine.flops import FlopLedger
 from engine.frozen import Frozen
@@ -58,7 +58,7 @@ class TrainerState(Frozen):
 
 
 def save_checkpoint(folder: Path, student: Student, state: TrainerState, *, attempt: int) -> tuple[Manifest, str]:
-    """Write a checkpoint; its manifest and the manifest's sha256. Raises RunError("no_space") and leaves nothing half-made."""
+    """Write a checkpoint; its manifest and the manifest's sha256. Raises RunError("disk_full") and leaves nothing half-made."""
     staging = staging_beside(folder)
     try:
         save_weights(staging, student.model)
@@ -75,17 +75,14 @@ def save_checkpoint(folder: Path, student: Student, state: TrainerState, *, atte
         )
         digest = write_synced(staging / MANIFEST, manifest.model_dump_json(indent=1).encode())
         put_in_place(staging, folder)
-    except OSError as error:
+    except Exception as error:
         shutil.rmtree(staging, ignore_errors=True)
-        if is_out_of_space(error):
-            raise RunError(
-                "no_space", f"No space left for a checkpoint in {folder.parent}; free some and resume."
-            ) from error
-        raise
-    except SafetensorError as error:  # safetensors hides the errno of a full disk in its message
-        shutil.rmtree(staging, ignore_errors=True)
+        if not is_out_of_space(error):
+            raise
+        free = mebibytes(shutil.disk_usage(folder.parent).free)
         raise RunError(
-            "no_space", f"A checkpoint could not be written to {folder.parent} ({error}); free space and resume."
+            "disk_full",
+            f"The disk of {folder.parent} ran full while a checkpoint was written ({free} are free without it)",
         ) from error
     return manifest, digest
 

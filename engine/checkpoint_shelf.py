@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.checkpoint import TrainerState, save_checkpoint
-from engine.events import CheckpointRemoved, CheckpointSaved
+from engine.disk_space import ADVICE, MAX_REFUSALS, estimated_bytes, mebibytes, shortage
+from engine.errors import RunError
+from engine.events import CheckpointRemoved, CheckpointSaved, Warned
 from engine.journal import Journal
 from engine.student import Student
 
@@ -21,15 +23,37 @@ class CheckpointShelf:
     journal: Journal
     steps: list[int] = field(default_factory=list)
     """Steps whose checkpoints are on disk, oldest first."""
+    refused_steps: list[int] = field(default_factory=list)
+    """Steps that there was no room for since the last checkpoint."""
+    num_bytes: int | None = None
+    """Size of the last checkpoint."""
 
     def path_of(self, step: int) -> Path:
         """The folder of a step's checkpoint."""
         return self.attempt_folder / "checkpoints" / f"step-{step}"
 
-    def save(self, student: Student, state: TrainerState, *, accuracy: float | None) -> None:
-        """Write a checkpoint of the state's step, then drop those that are no longer kept."""
+    def save(self, student: Student, state: TrainerState, *, accuracy: float | None, is_last: bool) -> bool:
+        """Write a checkpoint of the state's step, then drop those that are no longer kept; False when there is no room.
+
+        Raises RunError("disk_full") at the third step in a row without room, and at once when `is_last`.
+        """
+        if state.step in self.refused_steps and not is_last:
+            return False
+        num_bytes = estimated_bytes(student) if self.num_bytes is None else self.num_bytes
+        missing = shortage(self.attempt_folder, num_bytes)
+        if missing is not None:
+            self._refuse(state.step, missing.message, is_last, missing.free_bytes, missing.needed_bytes)
+            return False
         path = self.path_of(state.step)
-        manifest, digest = save_checkpoint(path, student, state, attempt=int(self.attempt_folder.name))
+        try:
+            manifest, digest = save_checkpoint(path, student, state, attempt=int(self.attempt_folder.name))
+        except RunError as error:
+            if error.failure != "disk_full":
+                raise
+            self._refuse(state.step, f"{error.message}, it needs about {mebibytes(num_bytes)}", is_last)
+            return False
+        self.refused_steps.clear()
+        self.num_bytes = manifest.num_bytes
         self.steps.append(state.step)
         self.journal.emit(
             CheckpointSaved,
@@ -40,6 +64,24 @@ class CheckpointShelf:
             accuracy=accuracy,
             is_best=state.best_step == state.step,
         )
+        self._drop(state)
+        return True
+
+    def _refuse(
+        self, step: int, reason: str, is_last: bool, free_bytes: int | None = None, needed_bytes: int | None = None
+    ) -> None:
+        """Note a checkpoint that is left out. Raises RunError when the run must not go on without it."""
+        self.refused_steps.append(step)
+        told = f"{reason}; the checkpoint of step {step} is left out and the older ones are kept."
+        self.journal.emit(
+            Warned, code="disk_space", message=told, step=step, value=free_bytes, limit=needed_bytes, advice=ADVICE
+        )
+        num_refused = len(self.refused_steps)
+        if is_last or num_refused >= MAX_REFUSALS:
+            which = "the last checkpoint" if is_last else f"{num_refused} checkpoints in a row"
+            raise RunError("disk_full", f"{reason}, so that {which} could not be written. {ADVICE}")
+
+    def _drop(self, state: TrainerState) -> None:
         kept = {*self.steps[-self.keep_last :], state.best_step}
         for step in [step for step in self.steps if step not in kept]:
             # Told first: a row that is gone while the folder still stands misleads nobody.

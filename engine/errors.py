@@ -1,9 +1,12 @@
 """What can end a run, each with the sentence that a person reads."""
 
 import errno
+import re
 
 from engine.events import FailureKind
 from engine.findings import Finding
+
+_OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class RunError(Exception):
@@ -22,4 +25,7 @@ class StopRequested(Exception):
 
 def is_out_of_space(error: BaseException) -> bool:
     """Whether the operating system refused a write for want of space: disk, quota or limit on the size of files."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError):
+        return error.errno in _OUT_OF_SPACE
+    # Libraries in Rust, such as safetensors, hide the number in their words.
+    return any(int(number) in _OUT_OF_SPACE for number in re.findall(r"\(os error ([0-9]+)\)", str(error)))

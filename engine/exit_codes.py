@@ -12,7 +12,7 @@ OF_FAILURE: dict[FailureKind, int] = {
     "bad_checkpoint": 14,
     "out_of_memory": 15,
     "nan_loss": 16,
-    "no_space": 17,
+    "disk_full": 17,
     "internal": 70,
 }
 FAILURE_OF: dict[int, FailureKind] = {code: kind for kind, code in OF_FAILURE.items()}

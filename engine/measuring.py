@@ -62,12 +62,14 @@ def evaluate_student(run: Run) -> None:
         signals = PrefixSignals(step=last, score=score[0])
         run.change_state(prefix=run.spec.prefix.advance(run.state.prefix, signals))
     run.accuracies[run.state.step] = evaluation.metrics["accuracy"]
+    before = run.state
     if is_best:
         run.change_state(best_step=run.state.step, best_score=score)
     _record(run, evaluation, "student", "dev", began, is_best=is_best)
     _write_traces(run, evaluation, evaluator, "student")
-    if is_best:
-        run.save_checkpoint()
+    if is_best and not run.save_checkpoint():
+        # The report opens the best student from its checkpoint: one that is not on disk cannot stay the best.
+        run.change_state(best_step=before.best_step, best_score=before.best_score, best_path=before.best_path)
 
 
 def report(run: Run) -> None:

@@ -177,9 +177,13 @@ class Run:
         due = self.is_trained or step % self.spec.checkpoints.every_steps == 0 or self.control.take_checkpoint_wish()
         return due and step not in self.shelf.steps and step != self.resumed_step
 
-    def save_checkpoint(self) -> None:
-        """Write a checkpoint of the current step, then drop those that are no longer kept."""
+    def save_checkpoint(self) -> bool:
+        """Write a checkpoint of the current step, then drop those that are no longer kept; False when there is no room.
+
+        Raises RunError("disk_full") when it must not be left out: at the end, and after others were left out.
+        """
         step = self.state.step
         if self.state.best_step == step:
             self.change_state(best_path=self.shelf.path_of(step).relative_to(self.folder).as_posix())
-        self.shelf.save(self.student, self.state, accuracy=self.accuracies.get(step))
+        accuracy = self.accuracies.get(step)
+        return self.shelf.save(self.student, self.state, accuracy=accuracy, is_last=self.is_trained)

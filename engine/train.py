@@ -108,8 +108,7 @@ def _stopped(run: Run) -> bool:
     saved = step in run.shelf.steps or step == run.resumed_step
     if run.control.stop_with_checkpoint and step and not saved:
         run.enter("saving")
-        run.save_checkpoint()
-        saved = True
+        saved = run.save_checkpoint()
     run.journal.emit(Stopped, step=step, checkpointed=saved)
     return False
 
@@ -125,7 +124,7 @@ def failure_of(error: BaseException) -> RunError:
         )
     if is_out_of_space(error):
         return RunError(
-            "no_space", f"No space is left for the files of the run ({_first_line(error)}); free some and resume."
+            "disk_full", f"No space is left for the files of the run ({_first_line(error)}); free some and resume."
         )
     return RunError("internal", f"{type(error).__name__}: {_first_line(error)} (a defect; the log has the traceback).")
 

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 from alembic import command
-from sqlalchemy import inspect, text
+from sqlalchemy import inspect, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-import backend.records  # noqa: F401  # its tables belong to the metadata
 from backend import migrate
-from backend.database import Database
+from backend.database import Database, now_of
+from backend.queries.transitions import add_event
+from backend.records import Event
+from backend.tables import Run
 from tests import databases
+from tests.worker.runs import queue_runs, short_spec
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -76,6 +79,29 @@ def test_a_sqlite_file_is_backed_up_before_it_is_migrated(tmp_path: Path) -> Non
     with pytest.raises(Exception, match="0000"):  # no such revision: the migration fails after the backup was made
         migrate.upgrade(url)
     assert (tmp_path / "old.sqlite3.before-0000").stat().st_size > 0
+
+
+def test_runs_that_failed_for_want_of_space_keep_their_reason_under_its_present_name(empty_url: str) -> None:
+    migrate.upgrade(empty_url)
+    database = Database(empty_url)
+    run_ids = queue_runs(database, short_spec(), short_spec(seed=1))
+    with database.write() as session:
+        now = now_of(session)
+        for run_id, kind in zip(run_ids, ("disk_full", "bad_model"), strict=True):
+            session.execute(update(Run).where(Run.id == run_id).values(failure_kind=kind))
+            add_event(session, run_id, "failed", {"failure": kind, "message": "words"}, fence=1, time=now)
+    database.close()
+    names = {"0004": "no_space", "head": "disk_full"}
+    for revision, name in names.items():
+        move = migrate.downgrade if revision == "0004" else migrate.upgrade
+        move(empty_url, revision)
+        database = Database(empty_url)
+        with database.read() as session:
+            kinds = session.execute(text("SELECT failure_kind FROM runs ORDER BY id")).scalars().all()
+            payloads = session.scalars(select(Event.payload).where(Event.kind == "failed").order_by(Event.run_id)).all()
+        database.close()
+        assert kinds == [name, "bad_model"]
+        assert payloads == [{"failure": kind, "message": "words"} for kind in kinds]
 
 
 def test_runs_of_an_older_schema_keep_their_rows_and_get_the_new_states(empty_url: str) -> None:

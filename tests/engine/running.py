@@ -98,9 +98,13 @@ class EngineProcess:
     def close_stdin(self) -> None:
         self._stdin.close()
 
-    def send(self, signal: int) -> None:
+    @property
+    def pid(self) -> int:
         assert self._process.pid is not None
-        os.kill(self._process.pid, signal)
+        return self._process.pid
+
+    def send(self, signal: int) -> None:
+        os.kill(self.pid, signal)
 
     def wait_for(self, condition: Callable[[list[RunEvent]], bool], attempt: int = 1) -> list[RunEvent]:
         """The events once they fulfil the condition."""

@@ -218,17 +218,17 @@ def test_a_checkpoint_without_space_ends_with_17_and_leaves_nothing_half_made(
     """A limit on the size of files stands in for a full disk: weights take 0.45 MB, the optimizer twice that."""
     process = EngineProcess(tmp_path / "run", quick_document(), max_file_bytes=max_file_bytes)
     code = process.exit_code()
-    assert code == OF_FAILURE["no_space"] == 17, process.log
+    assert code == OF_FAILURE["disk_full"] == 17, process.log
     assert list((tmp_path / "run" / "attempts" / "1" / "checkpoints").iterdir()) == []
     failed = events_of(tmp_path / "run")[-1]
     assert isinstance(failed, Failed)
-    assert failed.failure == "no_space"
+    assert failed.failure == "disk_full"
     assert "Traceback" not in process.log
 
 
 def test_a_journal_without_space_ends_with_17(tmp_path: Path) -> None:
     process = EngineProcess(tmp_path / "run", quick_document(num_steps=100), max_file_bytes=9_000)
-    assert process.exit_code() == OF_FAILURE["no_space"]
+    assert process.exit_code() == OF_FAILURE["disk_full"]
     assert "No space is left for the files of the run" in process.log
     assert "Traceback" not in process.log
     # What was written before is whole: a reader finds no torn line.
@@ -241,7 +241,7 @@ def test_a_run_folder_that_cannot_be_made_ends_with_17_and_a_sentence(tmp_path: 
     spec = tmp_path / "spec.json"
     spec.write_text(json.dumps(quick_document()))
     process = EngineProcess(tmp_path / "other", quick_document(), "--out", str(tmp_path / "file" / "run"))
-    assert process.exit_code() == OF_FAILURE["no_space"]
+    assert process.exit_code() == OF_FAILURE["disk_full"]
     assert "cannot be written (Not a directory); choose another --out." in process.log
 
 
