@@ -13,7 +13,7 @@ from backend.guard import Guard
 from backend.health import version
 from backend.migrate import require_head
 from backend.problems import answer_errors
-from backend.routes import analyses, checkpoints, experiments, health, rollouts, runs, specs, wishes
+from backend.routes import analyses, checkpoints, experiments, health, pins, rollouts, runs, specs, wishes
 from backend.schemas import Problem
 from backend.settings import Settings
 
@@ -52,7 +52,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Guard, settings=chosen)
     answer_errors(app)
     api = APIRouter(prefix="/api/v1", dependencies=[Depends(authorize)])
-    for module in (experiments, runs, wishes, rollouts, checkpoints, specs, analyses, health):
+    for module in (experiments, runs, wishes, rollouts, checkpoints, pins, specs, analyses, health):
         api.include_router(module.router)
     app.include_router(api)
     app.include_router(checkpoints.signed_router, prefix="/api/v1")

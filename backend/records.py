@@ -164,5 +164,7 @@ class Checkpoint(Table):
     created_at: Mapped[datetime]
     removed_at: Mapped[datetime | None]
     """When its folder was deleted, or found corrupt; such a checkpoint is not shown."""
+    pinned: Mapped[bool] = mapped_column(default=False)
+    """Whether a person wants it to stay, whatever the spec says."""
     damage: Mapped[str | None] = mapped_column(Text)
     """What was wrong with its files when an attempt was to start from it."""

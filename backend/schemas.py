@@ -201,6 +201,8 @@ class Checkpoint(Frozen):
     manifest_sha256: str
     accuracy: float | None
     is_best: bool
+    pinned: bool = False
+    """Whether it stays, whatever `checkpoints` of the run's spec says."""
     created_at: datetime
     files: list["CheckpointFile"]
 

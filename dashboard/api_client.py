@@ -141,6 +141,10 @@ class ApiClient:
     def checkpoints(self, *, run_id: str | None = None) -> list[Checkpoint]:
         return self._get("/api/v1/checkpoints", list[Checkpoint], {"run_id": run_id})
 
+    def pin_checkpoint(self, checkpoint_id: str, *, pinned: bool) -> Checkpoint:
+        """Keep a checkpoint whatever its run's spec says, or let it go again."""
+        return self._post(f"/api/v1/checkpoints/{checkpoint_id}/{'pin' if pinned else 'unpin'}", Checkpoint, None)
+
     def checkpoint_link(self, checkpoint_id: str) -> Link:
         """Signed addresses, made absolute so that a browser can follow them."""
         link = self._post(f"/api/v1/checkpoints/{checkpoint_id}/link", Link, None)

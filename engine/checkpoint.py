@@ -98,6 +98,16 @@ def load_trainer_state(folder: Path) -> TrainerState:
         ) from error
 
 
+def without_lost_best(run_folder: Path, state: TrainerState) -> TrainerState:
+    """The state, without its best student when that one's checkpoint is not whole any more: the report could not open it.
+
+    The student at hand then counts as not evaluated yet, so that a run that is over has a best one again.
+    """
+    if state.best_path is None or damage_of(run_folder / state.best_path, Expected(step=state.best_step)) is None:
+        return state
+    return state.model_copy(update={"best_step": None, "best_score": None, "best_path": None, "evaluated_step": 0})
+
+
 def restore_student(folder: Path, student: Student) -> None:
     """Put weights and optimizer state of a verified checkpoint into `student`; RunError("bad_checkpoint") if they do not fit."""
     _check_tokenizer(folder, student)

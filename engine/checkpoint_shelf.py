@@ -1,4 +1,4 @@
-"""The checkpoints that an attempt keeps on disk: the newest few and the best."""
+"""The checkpoints of an attempt on disk: saved when there is room, dropped as the spec says when no supervisor does it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from engine.disk_space import ADVICE, MAX_REFUSALS, estimated_bytes, mebibytes, 
 from engine.errors import RunError
 from engine.events import CheckpointRemoved, CheckpointSaved, Warned
 from engine.journal import Journal
+from engine.retention import Kept, dropped
+from engine.spec import CheckpointSpec
 from engine.student import Student
 
 
@@ -19,10 +21,11 @@ class CheckpointShelf:
     """Saves and drops the checkpoints of one attempt, and says so in its journal."""
 
     attempt_folder: Path
-    keep_last: int
+    spec: CheckpointSpec | None
+    """Which checkpoints stay; None leaves dropping to a supervisor."""
     journal: Journal
-    steps: list[int] = field(default_factory=list)
-    """Steps whose checkpoints are on disk, oldest first."""
+    scores: dict[int, tuple[float, float] | None] = field(default_factory=dict)
+    """Steps whose checkpoints are on disk, each with its evaluation."""
     refused_steps: list[int] = field(default_factory=list)
     """Steps that there was no room for since the last checkpoint."""
     num_bytes: int | None = None
@@ -32,7 +35,20 @@ class CheckpointShelf:
         """The folder of a step's checkpoint."""
         return self.attempt_folder / "checkpoints" / f"step-{step}"
 
-    def save(self, student: Student, state: TrainerState, *, accuracy: float | None, is_last: bool) -> bool:
+    @property
+    def steps(self) -> list[int]:
+        """Steps whose checkpoints were written and not dropped."""
+        return list(self.scores)
+
+    def save(
+        self,
+        student: Student,
+        state: TrainerState,
+        accuracy: float | None,
+        score: tuple[float, float] | None,
+        *,
+        is_last: bool,
+    ) -> bool:
         """Write a checkpoint of the state's step, then drop those that are no longer kept; False when there is no room.
 
         Raises RunError("disk_full") at the third step in a row without room, and at once when `is_last`.
@@ -54,7 +70,7 @@ class CheckpointShelf:
             return False
         self.refused_steps.clear()
         self.num_bytes = manifest.num_bytes
-        self.steps.append(state.step)
+        self.scores[state.step] = score
         self.journal.emit(
             CheckpointSaved,
             step=state.step,
@@ -63,8 +79,10 @@ class CheckpointShelf:
             num_bytes=manifest.num_bytes,
             accuracy=accuracy,
             is_best=state.best_step == state.step,
+            best_path=state.best_path,
         )
-        self._drop(state)
+        if self.spec is not None:
+            self._drop(self.spec, state)
         return True
 
     def _refuse(
@@ -81,11 +99,15 @@ class CheckpointShelf:
             which = "the last checkpoint" if is_last else f"{num_refused} checkpoints in a row"
             raise RunError("disk_full", f"{reason}, so that {which} could not be written. {ADVICE}")
 
-    def _drop(self, state: TrainerState) -> None:
-        kept = {*self.steps[-self.keep_last :], state.best_step}
-        for step in [step for step in self.steps if step not in kept]:
+    def _drop(self, spec: CheckpointSpec, state: TrainerState) -> None:
+        attempt = int(self.attempt_folder.name)
+        on_disk = [
+            Kept(step=step, attempt=attempt, score=score, is_best=step == state.best_step)
+            for step, score in self.scores.items()
+        ]
+        for one in dropped(on_disk, spec):
             # Told first: a row that is gone while the folder still stands misleads nobody.
-            old = self.path_of(step)
-            self.journal.emit(CheckpointRemoved, step=step, path=old.relative_to(self.attempt_folder).as_posix())
+            old = self.path_of(one.step)
+            self.journal.emit(CheckpointRemoved, step=one.step, path=old.relative_to(self.attempt_folder).as_posix())
             shutil.rmtree(old, ignore_errors=True)
-            self.steps.remove(step)
+            del self.scores[one.step]

@@ -29,12 +29,14 @@ class Control:
         """`pulse` is a file that is touched now and then while work goes on; a supervisor watches it."""
         self.stop = False
         self.stop_with_checkpoint = True
+        self.is_supervised = False
         self._checkpoint = threading.Event()
         self._pulse = pulse
         self._pulsed_at = -PULSE_SECONDS
 
     def listen(self, *, supervised: bool) -> None:
         """Take SIGTERM and SIGINT as stop with checkpoint; when supervised, read commands from stdin."""
+        self.is_supervised = supervised
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, signal.SIG_IGN if supervised else self._on_signal)
         if supervised:

@@ -206,10 +206,12 @@ class CheckpointSaved(EventBase):
     accuracy: float | None = None
     """Full-length dev accuracy at this step, when it was measured."""
     is_best: bool = False
+    best_path: str | None = None
+    """The best checkpoint so far, of whichever attempt, relative to the run folder."""
 
 
 class CheckpointRemoved(EventBase):
-    """An older checkpoint of this attempt was deleted to keep to `checkpoints.keep_last`."""
+    """An older checkpoint of this attempt was deleted, as `checkpoints` says; below a supervisor that is its task."""
 
     kind: Literal["checkpoint_removed"] = "checkpoint_removed"
     step: int

@@ -62,6 +62,7 @@ def evaluate_student(run: Run) -> None:
         signals = PrefixSignals(step=last, score=score[0])
         run.change_state(prefix=run.spec.prefix.advance(run.state.prefix, signals))
     run.accuracies[run.state.step] = evaluation.metrics["accuracy"]
+    run.scores[run.state.step] = score
     before = run.state
     if is_best:
         run.change_state(best_step=run.state.step, best_score=score)

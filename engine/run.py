@@ -46,9 +46,13 @@ class Run:
     """What the teacher wrote once for the evaluations of this attempt, by split."""
     accuracies: dict[int, float | None] = field(default_factory=dict)
     """Full-length dev accuracy by step, as measured by this attempt."""
+    scores: dict[int, tuple[float, float]] = field(default_factory=dict)
+    """What decides which student is the best, by step, as measured by this attempt; larger is better."""
 
     def __post_init__(self) -> None:
-        self.shelf = CheckpointShelf(self.attempt_folder, self.spec.checkpoints.keep_last, self.journal)
+        # A pinned checkpoint must stay, and only the supervisor knows which are: below one, dropping is its task.
+        kept = None if self.control.is_supervised else self.spec.checkpoints
+        self.shelf = CheckpointShelf(self.attempt_folder, kept, self.journal)
         watched = self.spec.sentinel
         prompts = self.data.train if watched.kind == "watch" and watched.prompts == "train" else self.data.dev
         count = watched.num_rollouts if watched.kind == "watch" else 0
@@ -185,5 +189,5 @@ class Run:
         step = self.state.step
         if self.state.best_step == step:
             self.change_state(best_path=self.shelf.path_of(step).relative_to(self.folder).as_posix())
-        accuracy = self.accuracies.get(step)
-        return self.shelf.save(self.student, self.state, accuracy=accuracy, is_last=self.is_trained)
+        measured = (self.accuracies.get(step), self.scores.get(step))
+        return self.shelf.save(self.student, self.state, *measured, is_last=self.is_trained)

@@ -51,12 +51,16 @@ class TraceSpec(Frozen):
 
 
 class CheckpointSpec(Frozen):
-    """When checkpoints are written."""
+    """When checkpoints are written, and which of them stay: those that any of the rules keeps, and those that are pinned."""
 
     every_steps: Count = 50
     """Steps between checkpoints; the last step and every new best by full-length accuracy are saved as well."""
     keep_last: Annotated[int, Field(ge=1, le=10_000)] = 2
-    """Newest checkpoints that are kept; the best one is always kept."""
+    """Newest checkpoints that are kept."""
+    keep_best: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """Best checkpoints by full-length evaluation (evaluation.primary_metric) that are kept."""
+    keep_every_steps: Count | None = None
+    """Checkpoints at multiples of this step are all kept; empty for none."""
 
 
 class RunSpec(Frozen):

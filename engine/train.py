@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from engine.checkpoint import TrainerState, load_trainer_state, restore_student
+from engine.checkpoint import TrainerState, load_trainer_state, restore_student, without_lost_best
 from engine.control import Control
 from engine.errors import RunError, StopRequested, is_out_of_space
 from engine.events import Finished, PhaseChanged, Ready, Started, Stopped, Warned
@@ -68,7 +68,8 @@ def _open_run(
     began = time.monotonic()
     device = choose_device(spec)
     precision = choose_precision(spec, device)
-    state = TrainerState(prefix=spec.prefix_state()) if resume is None else load_trainer_state(resume)
+    saved = TrainerState(prefix=spec.prefix_state()) if resume is None else load_trainer_state(resume)
+    state = without_lost_best(folder, saved)
     journal.emit(
         Started,
         attempt=attempt,
@@ -79,6 +80,9 @@ def _open_run(
         resumed_from_step=state.step,
         versions={name: version(name) for name in ("incipit", "torch", "transformers")},
     )
+    if state.best_step != saved.best_step:
+        message = f"The best student so far, of step {saved.best_step}, has no whole checkpoint any more; a new best is sought."
+        journal.emit(Warned, code="best_checkpoint", message=message, step=state.step)
     journal.emit(PhaseChanged, phase="loading")
     student_model, teacher = load_models(spec, device, precision)
     data = fit_lengths(spec, load_data(spec, student_model.tokenizer), student_model, teacher)

@@ -13,6 +13,7 @@ from backend.queries.recording import AttemptEvents, record
 from backend.records import Attempt, Event
 from engine.events import CheckpointSaved, Failed, Finished, RunEvent, read_events
 from engine.manifest import MANIFEST, Manifest, ManifestFile
+from worker.retention import drop_unkept
 
 _MAX_BATCH = 200  # events per transaction
 
@@ -80,6 +81,8 @@ class Recorder:
         )
         with self.database.write() as session:
             record(session, batch)
+        if batch.manifests:
+            drop_unkept(self.database, self.claim, self.run_folder)
         return end
 
     def _last_word(self, fence: int) -> Finished | Failed | None:

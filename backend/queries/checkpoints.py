@@ -58,6 +58,7 @@ def _records(rows: Iterable[Row[*tuple[Any, ...]]]) -> list[Checkpoint]:
             manifest_sha256=row.manifest_sha256,
             accuracy=row.accuracy,
             is_best=row.is_best,
+            pinned=row.pinned,
             created_at=row.created_at,
             files=[CheckpointFile.model_validate(file) for file in row.files],
         )

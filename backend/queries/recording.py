@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from backend.database import now_of
 from backend.queries.claims import LeaseLost, hold
+from backend.queries.retention import mark_best
 from backend.queries.transitions import TransitionRejected, add_event, transition
 from backend.records import Attempt, Checkpoint, Evaluation, Metric, PositionCurve, Rollout
 from backend.tables import Table
@@ -225,9 +226,10 @@ def _add_checkpoint(session: Session, batch: AttemptEvents, event: CheckpointSav
     time = datetime.fromtimestamp(event.time, UTC)
     # Saved again at the same step, as a stop right after a regular checkpoint does: the row follows the folder.
     same = (Checkpoint.run_id == batch.run_id, Checkpoint.fence == batch.fence, Checkpoint.path == event.path)
+    was_pinned = session.scalar(select(Checkpoint.pinned).where(*same))
     session.execute(delete(Checkpoint).where(*same))
-    if event.is_best:
-        session.execute(update(Checkpoint).where(Checkpoint.run_id == batch.run_id).values(is_best=False))
+    if event.is_best or event.best_path is not None:
+        mark_best(session, batch.run_id, event.best_path)
     checkpoint = Checkpoint(
         run_id=batch.run_id,
         fence=batch.fence,
@@ -237,6 +239,7 @@ def _add_checkpoint(session: Session, batch: AttemptEvents, event: CheckpointSav
         num_bytes=event.num_bytes,
         accuracy=event.accuracy,
         is_best=event.is_best,
+        pinned=bool(was_pinned),
         files=[file.model_dump(mode="json") for file in files or []],
         created_at=time,
         removed_at=None if files else time,
@@ -250,7 +253,7 @@ def _add_checkpoint(session: Session, batch: AttemptEvents, event: CheckpointSav
 def _remove_checkpoints(session: Session, batch: AttemptEvents, *where: Any) -> None:
     session.execute(
         update(Checkpoint)
-        .where(Checkpoint.run_id == batch.run_id, Checkpoint.removed_at.is_(None), *where)
+        .where(Checkpoint.run_id == batch.run_id, Checkpoint.removed_at.is_(None), Checkpoint.pinned.is_(False), *where)
         .values(removed_at=datetime.now(UTC))
     )
 

@@ -24,6 +24,7 @@ def checkpoints_frame(checkpoints: list[Checkpoint]) -> pd.DataFrame:
             "run": [one.run_name for one in checkpoints],
             "step": [one.step for one in checkpoints],
             "best": [one.is_best for one in checkpoints],
+            "pinned": [one.pinned for one in checkpoints],
             "accuracy": [one.accuracy for one in checkpoints],
             "size": [bytes_text(one.num_bytes) for one in checkpoints],
             "experiment": [one.experiment_name for one in checkpoints],
@@ -34,8 +35,23 @@ def checkpoints_frame(checkpoints: list[Checkpoint]) -> pd.DataFrame:
 
 
 def label_of(checkpoint: Checkpoint) -> str:
-    best = ", best" if checkpoint.is_best else ""
-    return f"{checkpoint.run_name} · step {checkpoint.step}{best} · accuracy {accuracy_text(checkpoint.accuracy)}"
+    marks = "".join(
+        f", {word}" for word, is_so in (("best", checkpoint.is_best), ("pinned", checkpoint.pinned)) if is_so
+    )
+    return f"{checkpoint.run_name} · step {checkpoint.step}{marks} · accuracy {accuracy_text(checkpoint.accuracy)}"
+
+
+def show_pin(client: ApiClient, checkpoint: Checkpoint) -> None:
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if st.button("Unpin" if checkpoint.pinned else "Pin", icon=":material/keep:", key="pin"):
+            client.pin_checkpoint(checkpoint.id, pinned=not checkpoint.pinned)
+            cached.checkpoints.clear()
+            st.rerun()
+        st.caption(
+            "Pinned: it stays, whatever its run's spec keeps."
+            if checkpoint.pinned
+            else "A working run removes what its spec does not keep; a pinned checkpoint stays."
+        )
 
 
 def show_download(client: ApiClient, checkpoint: Checkpoint) -> None:
@@ -86,10 +102,9 @@ with notices.problems_shown():
         )
         st.page_link("views/runs.py", label="To the runs", icon=":material/list:")
         st.stop()
-    st.dataframe(
-        checkpoints_frame(checkpoints), hide_index=True, key="checkpoints",
-        column_config={"accuracy": st.column_config.NumberColumn(format="%.3f"), "best": st.column_config.CheckboxColumn(width="small")},
-    )  # fmt: skip
+    box = st.column_config.CheckboxColumn(width="small")
+    columns = {"accuracy": st.column_config.NumberColumn(format="%.3f"), "best": box, "pinned": box}
+    st.dataframe(checkpoints_frame(checkpoints), hide_index=True, key="checkpoints", column_config=columns)
     by_id = {one.id: one for one in checkpoints}
     ids = list(by_id)
     best_first = next((at for at, one in enumerate(checkpoints) if one.is_best), 0)
@@ -98,4 +113,5 @@ with notices.problems_shown():
         key="chosen-checkpoint",
     )  # fmt: skip
     address.keep("checkpoint", chosen)
+    show_pin(client, by_id[chosen or ids[0]])
     show_download(client, by_id[chosen or ids[0]])

@@ -177,3 +177,14 @@ def test_the_signing_secret_is_made_once_and_is_private(settings: Settings) -> N
     assert settings.signing_secret() == first
     assert (settings.home / "signing_secret").stat().st_mode & 0o777 == 0o600
     assert [path.name for path in settings.home.iterdir() if "signing" in path.name] == ["signing_secret"]
+
+
+def test_a_checkpoint_is_pinned_and_unpinned(client: TestClient, checkpoint_id: str, database: Database) -> None:
+    address = f"/api/v1/checkpoints/{checkpoint_id}"
+    assert client.get(address).json()["pinned"] is False
+    for action, pinned in (("pin", True), ("pin", True), ("unpin", False)):
+        assert client.post(f"{address}/{action}").json()["pinned"] is pinned
+        assert client.get(address).json()["pinned"] is pinned
+    with database.write() as session:
+        session.execute(update(Checkpoint).values(removed_at=Checkpoint.created_at))
+    assert client.post(f"{address}/pin").status_code == 404

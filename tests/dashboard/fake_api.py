@@ -6,7 +6,7 @@ The first part of the path chooses the scene: /busy (an experiment at work), /em
 
 import sys
 from datetime import timedelta
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import fake_analyses
 import fake_records as records
@@ -178,6 +178,9 @@ def rollout(rollout_id: str) -> schemas.RolloutDetail:
     return traces.rollout(_known(run_id), int(step), int(row))
 
 
+_pinned: set[str] = set()
+
+
 def _checkpoint(run_id: str, step: int) -> schemas.Checkpoint:
     names = {
         "model.safetensors": 449_312,
@@ -189,7 +192,7 @@ def _checkpoint(run_id: str, step: int) -> schemas.Checkpoint:
     return schemas.Checkpoint(
         id=f"{run_id}.{step}", run_id=run_id, run_name=records.ARM_OF[run_id][1], experiment_name="tiny plan", step=step,
         num_bytes=sum(names.values()), manifest_sha256="9f" * 32, accuracy=records.ARM_OF[run_id][4],
-        is_best=step == records.steps_done(run_id),
+        is_best=step == records.steps_done(run_id), pinned=f"{run_id}.{step}" in _pinned,
         created_at=records.NOW - timedelta(minutes=5), files=files,
     )  # fmt: skip
 
@@ -209,6 +212,13 @@ def link(checkpoint_id: str) -> schemas.Link:
     return schemas.Link(
         archive_url=f"{base}.tar?signature=abc", file_urls=urls, expires_at=records.NOW + timedelta(minutes=10)
     )
+
+
+@busy.post(_P + "/checkpoints/{checkpoint_id}/{action}")
+def pin(checkpoint_id: str, action: Literal["pin", "unpin"]) -> schemas.Checkpoint:
+    (_pinned.add if action == "pin" else _pinned.discard)(checkpoint_id)
+    run_id, _, step = checkpoint_id.rpartition(".")
+    return _checkpoint(run_id, int(step))
 
 
 @busy.post(_P + "/estimate")

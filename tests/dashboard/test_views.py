@@ -163,6 +163,18 @@ def test_a_checkpoint_is_offered_by_signed_links_only() -> None:
 
 
 @pytest.mark.usefixtures("scene")
+def test_a_checkpoint_is_pinned_and_let_go_by_its_button() -> None:
+    app = opened("checkpoints", run="r-p8")
+    for before, after in (("Pin", "Unpin"), ("Unpin", "Pin")):
+        button = app.button(key="pin")
+        assert button.label == before
+        button.click().run()
+        assert not app.exception
+        assert app.button(key="pin").label == after
+        assert ("Pinned: it stays" in said(app)) is (after == "Unpin")
+
+
+@pytest.mark.usefixtures("scene")
 @pytest.mark.parametrize(
     ("state", "says"),
     [

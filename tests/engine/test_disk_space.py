@@ -124,7 +124,7 @@ def test_a_best_student_without_room_is_not_the_best_that_is_reported(
 def test_a_disk_that_runs_full_in_the_middle_of_a_write_keeps_what_was_there(tmp_path: Path) -> None:
     """A limit on the size of files stands in for the full disk."""
     document = quick_document(num_steps=100_000, checkpoints={"every_steps": 3, "keep_last": 1})
-    process = EngineProcess(tmp_path / "run", document, "--supervised")
+    process = EngineProcess(tmp_path / "run", document)
     events = process.wait_for(lambda events: bool(saved_steps(events)))
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (300_000, 300_000))
     assert process.exit_code() == OF_FAILURE["disk_full"] == 17, process.log

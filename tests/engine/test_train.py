@@ -18,6 +18,7 @@ from engine.events import (
     Started,
     StepDone,
     TracesWritten,
+    Warned,
     read_events,
 )
 from engine.flops import ModelShape, rollout_flops, update_flops
@@ -262,3 +263,20 @@ def test_a_resume_goes_on_with_the_schedule_the_flops_and_the_best(tmp_path: Pat
     assert [e.flops.training for e in resumed] == pytest.approx([e.flops.training for e in whole[4:]])
     assert [e.metrics["loss"] for e in resumed] == [e.metrics["loss"] for e in whole[4:]]
     assert not [event for event in of_kind(events, Evaluated) if event.subject != "student"]
+
+
+def test_a_best_checkpoint_that_is_lost_is_replaced_by_a_new_best(tmp_path: Path) -> None:
+    document = quick_document(num_steps=4, checkpoints={"every_steps": 1, "keep_last": 9})
+    evaluation = document["evaluation"]
+    assert isinstance(evaluation, dict)
+    spec = quick_spec(**document | {"evaluation": evaluation | {"every_steps": 2}})
+    events = train_here(spec, tmp_path / "run")
+    behind = [event for event in of_kind(events, CheckpointSaved) if not event.is_best]
+    (tmp_path / "run" / behind[-1].best_path / "config.json").unlink()
+    start = tmp_path / "run" / "attempts" / "1" / behind[-1].path
+    events = train_here(spec, tmp_path / "run", attempt=2, resume=start)
+    (warning,) = [event for event in of_kind(events, Warned) if event.code == "best_checkpoint"]
+    assert "has no whole checkpoint any more; a new best is sought." in warning.message
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert finished.best_step >= behind[-1].step

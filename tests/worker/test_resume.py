@@ -21,19 +21,21 @@ from worker.slots import Slot
 from worker.supervisor import Supervisor, Workplace
 
 WEIGHTS = "model.safetensors"
+SPEC = short_spec(checkpoints={"every_steps": 2, "keep_last": 9})
+ANOTHER_SPEC = short_spec(checkpoints={"every_steps": 2, "keep_last": 9}, seed=1)
 
 
 @pytest.fixture
 def run_folder(home: Path, database: Database) -> Path:
     """The folder of the only run, which is queued."""
-    return home / "runs" / queue_runs(database, short_spec())[0]
+    return home / "runs" / queue_runs(database, SPEC)[0]
 
 
 @pytest.fixture
 def claimed(database: Database, run_folder: Path) -> Claim:
     """That run at its first attempt, with checkpoints of the steps 2, 4 and 6."""
     claimed = claim(database)
-    commit(database, claimed, run_folder, *(checkpoint_event(run_folder, 1, step) for step in (2, 4, 6)))
+    commit(database, claimed, run_folder, *(checkpoint_event(run_folder, 1, step, spec=SPEC) for step in (2, 4, 6)))
     return claimed
 
 
@@ -60,7 +62,7 @@ def flip_a_bit(folder: Path) -> None:
 
 def replace_by_another_run(folder: Path) -> None:
     elsewhere = folder.parents[3] / "another-run"
-    checkpoint_event(elsewhere, 1, 6, spec=short_spec(seed=1))
+    checkpoint_event(elsewhere, 1, 6, spec=ANOTHER_SPEC)
     shutil.rmtree(folder)
     shutil.copytree(elsewhere / "attempts/1/checkpoints/step-6", folder)
 
@@ -106,7 +108,7 @@ def test_a_damaged_checkpoint_is_marked_noted_and_passed_over(
 
 def test_a_checkpoint_that_was_committed_for_another_spec_is_passed_over(database: Database, run_folder: Path) -> None:
     claimed = claim(database)
-    events = [checkpoint_event(run_folder, 1, 2), checkpoint_event(run_folder, 1, 4, spec=short_spec(seed=1))]
+    events = [checkpoint_event(run_folder, 1, 2, spec=SPEC), checkpoint_event(run_folder, 1, 4, spec=ANOTHER_SPEC)]
     commit(database, claimed, run_folder, *events)
     assert resume_checkpoint(database, claimed, run_folder, lambda: None) == Path("attempts/1/checkpoints/step-2")
 

@@ -19,8 +19,10 @@ from backend.database import Database
 from backend.queries.claims import Claim, claim_run, reap
 from backend.queries.leases import claim_preflight
 from backend.queries.preflights import create_preflight, preflight
+from backend.queries.retention import set_pinned
 from backend.queries.wishes import ask_to_cancel, ask_to_pause, ask_to_resume, ask_to_retry
 from backend.records import Attempt, Checkpoint, Event
+from engine.manifest import Expected, damage_of
 from engine.spec import RunSpec
 from tests import databases
 from tests.worker.runs import OWNER, claim, queue_runs, recorded_steps, run_row, set_columns, short_spec
@@ -226,6 +228,34 @@ def test_a_run_goes_on_from_an_older_checkpoint_when_the_newest_is_damaged(place
     assert run_row(place.database, first.run_id).state == "succeeded"
     assert _attempt(place.database, second).resumed_from_step == newest.step - 5
     assert recorded_steps(place.database, first.run_id) == list(range(1, 41))
+
+
+def test_a_checkpoint_that_is_pinned_while_the_run_works_is_there_at_its_end(place: Workplace) -> None:
+    pinned: list[Checkpoint] = []
+
+    def pin(run_id: str) -> None:
+        with place.database.write() as session:
+            oldest = session.scalars(
+                select(Checkpoint)
+                .where(Checkpoint.run_id == run_id, Checkpoint.removed_at.is_(None))
+                .order_by(Checkpoint.step)
+            ).first()
+            assert oldest is not None
+            assert set_pinned(session, oldest.id, pinned=True)
+        pinned.append(oldest)
+
+    spec = short_spec(num_steps=60, checkpoints={"every_steps": 5, "keep_last": 1})
+    with _once(place, _has_steps(place, 12), pin):
+        claimed = _supervise(place, spec)
+    assert run_row(place.database, claimed.run_id).state == "succeeded"
+    with place.database.read() as session:
+        left = session.scalars(select(Checkpoint.step).where(Checkpoint.removed_at.is_(None))).all()
+    folders = (place.run_dir / claimed.run_id / "attempts" / "1" / "checkpoints").iterdir()
+    assert {f"step-{step}" for step in left} == {path.name for path in folders}
+    assert {pinned[0].step, 60} <= set(left)
+    assert len(left) <= 3, "the pinned one, the newest and the best"
+    folder = place.run_dir / claimed.run_id / "attempts" / "1" / pinned[0].path
+    assert damage_of(folder, Expected(manifest_sha256=pinned[0].manifest_sha256)) is None
 
 
 def test_a_worker_that_shuts_down_leaves_a_run_that_goes_on(place: Workplace, shutdown: threading.Event) -> None:

@@ -1,4 +1,4 @@
-"""What was wrong with a checkpoint that could not be used; `no_space` is called `disk_full`."""
+"""Pins of checkpoints, what was wrong with one that could not be used; `no_space` is called `disk_full`."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -20,6 +20,7 @@ _EVENTS = sa.table(
 
 
 def upgrade() -> None:
+    op.add_column("checkpoints", sa.Column("pinned", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("checkpoints", sa.Column("damage", sa.Text(), nullable=True))
     _rename_failure("no_space", "disk_full")
 
@@ -27,6 +28,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     _rename_failure("disk_full", "no_space")
     op.drop_column("checkpoints", "damage")
+    op.drop_column("checkpoints", "pinned")
 
 
 def _rename_failure(old: str, new: str) -> None:
