@@ -1,7 +1,7 @@
 """The control process, `python -m worker.control`: one per installation, guarded by a lease row.
 
-Each turn it takes runs back from dead workers, rings for work that nobody claimed, ends preflights that nobody took and
-checkpoints SQLite's write-ahead log.
+Each turn it takes runs back from dead workers, rings for work that nobody claimed, ends preflights that nobody took,
+checkpoints SQLite's write-ahead log and removes what dead attempts left on the disk.
 """
 
 import logging
@@ -20,6 +20,7 @@ from backend.queries.analyses import take_back_analyses, unclaimed_analyses
 from backend.queries.claims import extend_leases, reap
 from backend.queries.wishes import settle_queued
 from backend.settings import Settings
+from worker.garbage import GarbageCollector
 from worker.identity import ProcessIdentity, is_dead
 from worker.lease import DATABASE_OUTAGES
 from worker.settings import WorkerSettings
@@ -44,6 +45,7 @@ class Control:
         self._broker.conf.broker_transport_options = options
         self._settings = WorkerSettings()
         self._clock_offset = time.time() - time.monotonic()
+        self._garbage = GarbageCollector(self.database, settings.run_dir)
 
     def turn(self) -> bool:
         """Do what is due; False when another process is in control."""
@@ -57,6 +59,7 @@ class Control:
             leases.forget_silent_workers(session)
         self._ring_again()
         self._checkpoint_wal()
+        self._garbage.turn()
         return True
 
     def close(self) -> None:

@@ -1,0 +1,70 @@
+"""What the database says about the folders of a run: which are of dead attempts, and which must stay. The caller commits."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import or_, select, update
+from sqlalchemy.orm import Session
+
+from backend.database import now_of
+from backend.queries.claims import HELD_STATES, add_event
+from backend.records import Attempt, Checkpoint, Rollout
+from backend.tables import Run
+
+
+@dataclass(frozen=True)
+class RunFolders:
+    """What may not be removed from a run's folder. Attempts go by their fence."""
+
+    fence: int
+    is_held: bool
+    """Whether somebody works on it: then the attempt with its fence is alive."""
+    settled: frozenset[int]
+    """Attempts of which everything is recorded that ever will be; a lost one is recorded when the next begins."""
+    checkpoints: frozenset[tuple[int, str]]
+    """Attempt and path of the checkpoints that are in the list, pinned, or taken out of it only lately."""
+    traced: frozenset[int]
+    """Attempts whose token traces are shown."""
+
+    def is_dead(self, attempt: int) -> bool:
+        """Whether no process may write for this attempt any more."""
+        return attempt < self.fence or (attempt == self.fence and not self.is_held)
+
+
+def run_folders(session: Session, run_id: str, *, min_age_seconds: float) -> RunFolders | None:
+    """The facts of one run; None when there is no such run."""
+    run = session.execute(select(Run.fence, Run.state).where(Run.id == run_id)).one_or_none()
+    if run is None:
+        return None
+    of_run = select(Attempt.fence, Attempt.outcome, Attempt.event_offset).where(Attempt.run_id == run_id)
+    attempts = session.execute(of_run).all()
+    newest_recorded = max((fence for fence, _, offset in attempts if offset), default=0)
+    kept = select(Checkpoint.fence, Checkpoint.path).where(
+        Checkpoint.run_id == run_id,
+        or_(
+            Checkpoint.removed_at.is_(None),
+            Checkpoint.pinned,
+            Checkpoint.removed_at > now_of(session) - timedelta(seconds=min_age_seconds),
+        ),
+    )
+    traced = select(Rollout.fence).where(Rollout.run_id == run_id).distinct()
+    return RunFolders(
+        fence=run.fence,
+        is_held=run.state in HELD_STATES,
+        settled=frozenset(
+            fence for fence, outcome, _ in attempts if fence < newest_recorded or outcome not in (None, "lost")
+        ),
+        checkpoints=frozenset((fence, path) for fence, path in session.execute(kept)),
+        traced=frozenset(session.scalars(traced)),
+    )
+
+
+def note_garbage(session: Session, run_id: str, *, num_folders: int, num_bytes: int) -> None:
+    """Write into a run's history what was removed from its folder."""
+    locked = update(Run).where(Run.id == run_id).values(fence=Run.fence).returning(Run.fence)
+    fence = session.execute(locked.execution_options(synchronize_session=False)).scalar_one_or_none()
+    if fence is None:
+        return
+    message = f"{num_folders} folders of attempts that are over were removed: {num_bytes} bytes."
+    payload = {"num_folders": num_folders, "num_bytes": num_bytes, "message": message}
+    add_event(session, run_id, "garbage_removed", payload, fence=fence, time=now_of(session))
