@@ -30,6 +30,7 @@ ERRORS: Responses = {
         412: "It was changed since it was read.",
         413: "The body is too large.",
         415: "The body is not JSON.",
+        416: "Not one range inside the file.",
         421: "Not the name of this API.",
         422: "What was sent is not valid; see errors.",
         428: "If-Match is missing.",

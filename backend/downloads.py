@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from fastapi.responses import FileResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from backend.problems import Refusal
 from backend.queries.checkpoints import CheckpointFolder
@@ -15,6 +16,7 @@ from backend.schemas import Checkpoint, CheckpointFile
 from engine.manifest import MANIFEST
 
 _CHUNK_BYTES = 1024 * 1024
+_RANGE = re.compile(r"bytes=(?P<first>[0-9]{0,18})-(?P<last>[0-9]{0,18})", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9_][\w.\-]{0,127}(/[A-Za-z0-9_][\w.\-]{0,127}){0,5}", re.ASCII)
 
 
@@ -31,17 +33,26 @@ class StoredCheckpoint:
         return [*(file.name for file in self.checkpoint.files), MANIFEST]
 
     def file(self, name: str, request_headers: Mapping[str, str]) -> Response:
-        """The response that sends a file, or the part of it that Range asks for; its ETag is its sha256."""
+        """The response that sends a file, or the one part of it that Range asks for; its ETag is its sha256.
+
+        Starlette answers several ranges with as many parts, and nonsense without a problem: neither reaches it.
+        """
         path, file = self._checked(name)
         headers = {
             "ETag": f'"{file.sha256}"',
             "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(file.sha256)).decode()}:",
             "Cache-Control": "private, no-cache",
         }
-        if headers["ETag"] in re.split(r"\s*,\s*", request_headers.get("if-none-match", "")):
+        known = re.split(r"\s*,\s*", request_headers.get("if-none-match", "").strip())
+        if "*" in known or headers["ETag"] in (tag.removeprefix("W/") for tag in known):
             return Response(status_code=304, headers=headers)
+        asked = request_headers.get("range", "")
+        is_range = asked.startswith("bytes=") and request_headers.get("if-range", headers["ETag"]) == headers["ETag"]
+        if is_range:
+            _check_range(asked, file.num_bytes, headers)
         saved_as = f"{self._title()}-{name.replace('/', '-')}"
-        return FileResponse(path, headers=headers, media_type="application/octet-stream", filename=saved_as)
+        kind = FileResponse if is_range else _WholeFile
+        return kind(path, headers=headers, media_type="application/octet-stream", filename=saved_as)
 
     def archive(self) -> Response:
         """The response that streams the whole folder as an uncompressed tar."""
@@ -90,6 +101,29 @@ class StoredCheckpoint:
         member.mode = 0o644
         member.mtime = int(self.checkpoint.created_at.timestamp())
         return member
+
+
+class _WholeFile(FileResponse):
+    """A file whose Range is not looked at: it has a unit that we do not know, or is of a file that has changed."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
+        await super().__call__({**scope, "headers": headers}, receive, send)
+
+
+def _check_range(value: str, num_bytes: int, headers: Mapping[str, str]) -> None:
+    """Refuses what is not one range inside a file of so many bytes."""
+    found = _RANGE.fullmatch(value.strip())
+    first, last = (found["first"], found["last"]) if found else ("", "")
+    if first:
+        is_inside = int(first) < num_bytes and (not last or int(first) <= int(last))
+    else:
+        is_inside = bool(last) and int(last) > 0 and num_bytes > 0
+    if not is_inside:
+        told = (
+            f"Range is {value[:100]!r} but the file has {num_bytes} bytes; ask for one range inside it, as bytes=0-99."
+        )
+        raise Refusal(416, told, headers={**headers, "Content-Range": f"bytes */{num_bytes}"})
 
 
 def _inside(folder: Path, name: str) -> Path:

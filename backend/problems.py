@@ -28,11 +28,14 @@ _SENTENCES = {
 class Refusal(Exception):
     """A request that cannot be fulfilled, with the sentence that says why."""
 
-    def __init__(self, status: int, detail: str, errors: Sequence[Finding] = ()) -> None:
+    def __init__(
+        self, status: int, detail: str, errors: Sequence[Finding] = (), headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
         self.errors = list(errors)
+        self.headers = dict(headers or {})
 
 
 def not_found(noun: str, id: str) -> Refusal:
@@ -82,7 +85,7 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Refusal)
     async def _refused(request: Request, error: Refusal) -> Response:
-        return problem(request.scope, error)
+        return problem(request.scope, error, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:

@@ -1,8 +1,9 @@
 """The dashboard's only way to the rest of Incipit: `/api/v1` over HTTP, with typed results. No Streamlit in here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Self, TypeVar
-from urllib.parse import urljoin
+from urllib.parse import quote, urljoin
 
 import httpx
 from pydantic import TypeAdapter, ValidationError
@@ -138,8 +139,24 @@ class ApiClient:
     def rollout(self, rollout_id: str) -> RolloutDetail:
         return self._get(f"/api/v1/rollouts/{rollout_id}", RolloutDetail)
 
-    def checkpoints(self, *, run_id: str | None = None) -> list[Checkpoint]:
-        return self._get("/api/v1/checkpoints", list[Checkpoint], {"run_id": run_id})
+    def checkpoints(self, *, run_id: str | None = None, limit: int = 200) -> list[Checkpoint]:
+        return self._get("/api/v1/checkpoints", list[Checkpoint], {"run_id": run_id, "limit": limit})
+
+    def checkpoint(self, checkpoint_id: str) -> Checkpoint:
+        return self._get(f"/api/v1/checkpoints/{quote(checkpoint_id, safe='')}", Checkpoint)
+
+    @contextmanager
+    def checkpoint_file(self, checkpoint_id: str, name: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
+        """A file of a checkpoint as a response that is still coming in: 200, or 206 to a Range among the headers."""
+        address = f"{self.base_url}/api/v1/checkpoints/{quote(checkpoint_id, safe='')}/files/{quote(name)}"
+        try:
+            with self._http.stream("GET", address, headers={**headers, "Accept-Encoding": "identity"}) as response:
+                if not response.is_success:
+                    response.read()
+                    raise _error_of(response)
+                yield response
+        except httpx.TransportError as error:
+            raise ApiDown(f"The API at {self.base_url} does not send any more ({_reason(error)}).") from None
 
     def pin_checkpoint(self, checkpoint_id: str, *, pinned: bool) -> Checkpoint:
         """Keep a checkpoint whatever its run's spec says, or let it go again."""

@@ -2,7 +2,7 @@
 
 import typer
 
-from incipit.commands import analyze, demo, doctor, evaluate, models, runs, study, train, up
+from incipit.commands import analyze, checkpoints, demo, doctor, evaluate, models, runs, study, train, up
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,4 +18,5 @@ app.command()(study.study)
 app.command()(evaluate.evaluate)
 app.command()(doctor.doctor)
 app.add_typer(runs.app, name="runs")
+app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(models.app, name="models")

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
 
 from backend.cursors import from_cursor
-from backend.dependencies import Config, Cursor, Id, Limit, Reading, Responses, errors
+from backend.dependencies import ERRORS, Config, Cursor, Id, Limit, Reading, Responses, errors
 from backend.downloads import StoredCheckpoint
 from backend.problems import not_found
 from backend.queries import checkpoints as queries
@@ -26,7 +26,7 @@ _FILE: Responses = {
     200: {"content": {"application/octet-stream": {}}, "description": "The file."},
     206: {"content": {"application/octet-stream": {}}, "description": "The part that Range asks for."},
     304: {"description": "The file is still the one with this ETag, its sha256."},
-    416: {"description": "Range lies outside the file."},
+    416: ERRORS[416],
 }
 _ARCHIVE: Responses = {200: {"content": {"application/x-tar": {}}, "description": "The folder as an uncompressed tar."}}
 

@@ -67,13 +67,18 @@ def show_download(client: ApiClient, checkpoint: Checkpoint) -> None:
             type="primary",
         )
         st.caption(
-            f"The links work until {link.expires_at:%H:%M} UTC; reload the page for new ones. Broken downloads can be resumed file by file."
+            f"The links work until {link.expires_at:%H:%M} UTC; reload the page for new ones. The command below resumes a broken download."
         )
     st.markdown("**Files**")
     for file in checkpoint.files:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.link_button(notices.plain(file.name), link.file_urls[file.name], icon=":material/draft:")
             st.caption(f"{bytes_text(file.num_bytes)} · sha256 `{file.sha256}`")
+    st.markdown("**Fetch it from a shell**")
+    st.caption(
+        "It shows the time that is left, verifies every sha256, and called again goes on where it was interrupted."
+    )
+    st.code(f"incipit checkpoints download {checkpoint.id} --out {folder}", language="bash", wrap_lines=True)
     st.markdown("**Open it**")
     st.caption(
         "An ordinary Hugging Face folder; `trainer/` beside it holds optimizer and generator state for an exact resume."

@@ -67,7 +67,42 @@ def test_an_interrupted_download_goes_on_where_it_stopped(client: TestClient, ch
     assert client.get(address, headers={"Range": "bytes=-7"}).content == WEIGHTS[-7:]
     changed = client.get(address, headers={"Range": "bytes=100000-", "If-Range": '"another"'})
     assert (changed.status_code, changed.content) == (200, WEIGHTS)
-    assert client.get(address, headers={"Range": f"bytes={len(WEIGHTS)}-"}).status_code == 416
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        f"bytes={len(WEIGHTS)}-",
+        "bytes=0-1,5-9",
+        "bytes=" + ",".join(f"{at}-{at}" for at in range(101)),
+        "bytes=5-2",
+        "bytes=-0",
+        "bytes=-",
+        "bytes=a-b",
+        "bytes=0-" + "9" * 30,
+    ],
+)
+def test_what_is_not_one_range_inside_the_file_is_refused(client: TestClient, checkpoint_id: str, asked: str) -> None:
+    address = f"/api/v1/checkpoints/{checkpoint_id}/files/model.safetensors"
+    response = client.get(address, headers={"Range": asked})
+    assert response.status_code == 416
+    assert response.headers["content-range"] == f"bytes */{len(WEIGHTS)}"
+    assert response.headers["content-type"] == "application/problem+json"
+    assert f"the file has {len(WEIGHTS)} bytes; ask for one range" in response.json()["detail"]
+    # Of another file, or in a unit that is not known, it is not looked at: the whole file comes.
+    for headers in ({"Range": asked, "If-Range": '"another"'}, {"Range": asked.replace("bytes", "lines")}):
+        whole = client.get(address, headers=headers)
+        assert (whole.status_code, whole.content) == (200, WEIGHTS)
+
+
+@pytest.mark.parametrize("known", ["{etag}", "W/{etag}", '"a", {etag}', "*"])
+def test_a_file_that_is_known_already_is_not_sent(client: TestClient, checkpoint_id: str, known: str) -> None:
+    address = f"/api/v1/checkpoints/{checkpoint_id}/files/model.safetensors"
+    etag = f'"{hashlib.sha256(WEIGHTS).hexdigest()}"'
+    response = client.get(address, headers={"If-None-Match": known.format(etag=etag)})
+    assert (response.status_code, response.content, response.headers["etag"]) == (304, b"", etag)
+    other = client.get(address, headers={"If-None-Match": '"another"', "Range": "bytes=0-0"})
+    assert (other.status_code, other.content) == (206, WEIGHTS[:1])
 
 
 def test_the_archive_holds_every_file_and_tells_its_length(client: TestClient, checkpoint_id: str) -> None:
