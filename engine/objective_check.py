@@ -39,5 +39,3 @@ def _numbers_of_tokens(spec: RunSpec, merged: int) -> Iterator[tuple[str, int, i
         yield "selection.top_k", spec.selection.top_k, 0
     if spec.evaluation.samples_per_prompt:
         yield "evaluation.answer_sampling.top_k", spec.evaluation.answer_sampling.top_k, 0
-    if spec.traces.num_rollouts:
-        yield "traces.top_k", spec.traces.top_k, 0

@@ -94,13 +94,14 @@ def _columns(
     top_k: int,
 ) -> list[Tensor]:
     """All columns but the rollout, for the N tokens of a micro-batch, chunk by chunk."""
-    size = chunk_tokens(student.head.vocabulary)
+    vocabulary = student.head.vocabulary
+    size = chunk_tokens(vocabulary)
     chunks = []
     for start in range(0, len(target_ids), size):
         part = slice(start, start + size)
         s = torch.log_softmax(student.head.logits(student_hidden[part]) / temperature, -1)
         t = torch.log_softmax(teacher.head.logits(teacher_hidden[part]) / temperature, -1)
-        chunks.append([column.cpu() for column in _chunk_columns(s, t, target_ids[part], top_k)])
+        chunks.append([column.cpu() for column in _chunk_columns(s, t, target_ids[part], min(top_k, vocabulary))])
     return [torch.cat(column) for column in zip(*chunks, strict=True)]
 
 

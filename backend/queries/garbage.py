@@ -7,8 +7,9 @@ from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
 from backend.database import now_of
-from backend.queries.claims import HELD_STATES, add_event
+from backend.queries.transitions import add_event
 from backend.records import Attempt, Checkpoint, Rollout
+from backend.run_states import HELD_STATES
 from backend.tables import Run
 
 

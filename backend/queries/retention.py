@@ -6,7 +6,8 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from backend.database import now_of
-from backend.queries.claims import Claim, add_event, hold
+from backend.queries.claims import Claim, hold
+from backend.queries.transitions import add_event
 from backend.records import Checkpoint, Evaluation
 from engine.retention import Kept, dropped
 
