@@ -8,7 +8,7 @@ from transformers.cache_utils import DynamicLayer
 
 
 class _PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is checked as Any
-    """Keys and values [B, heads, S, D] as views of buffers with room for `capacity` positions."""
+    """Keys and values [B, heads, S, D] as views of one buffer [2, B, heads, capacity, D]."""
 
     def __init__(self, capacity: int) -> None:
         super().__init__()
@@ -18,38 +18,39 @@ class _PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            shape = (*key_states.shape[:-2], self.capacity)
-            self.key_buffer = key_states.new_empty(*shape, key_states.shape[-1])
-            self.value_buffer = value_states.new_empty(*shape, value_states.shape[-1])
-        end = self.length + key_states.shape[-2]
-        self.key_buffer[:, :, self.length : end].copy_(key_states)
-        self.value_buffer[:, :, self.length : end].copy_(value_states)
-        self.length = end
-        self._show()
-        return self.keys, self.values
+            rows, heads, _, width = key_states.shape
+            self.buffer = key_states.new_empty(2, rows, heads, self.capacity, width)
+        added = key_states.shape[-2]
+        room = self.buffer.narrow(3, self.length, added)
+        room[0].copy_(key_states)
+        room[1].copy_(value_states)
+        return self._grown(added)
+
+    def append(self, keys_and_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, heads, S, D] with one position more; that of a token is [2, B, heads, D]."""
+        self.buffer.select(3, self.length).copy_(keys_and_values)
+        return self._grown(1)
 
     def reserve(self, capacity: int) -> None:
         """Make room for `capacity` positions, and keep those that are there."""
         self.capacity = capacity
-        for name, seen in (("key_buffer", self.keys), ("value_buffer", self.values)):
-            buffer = seen.new_empty(*seen.shape[:-2], capacity, seen.shape[-1])
-            buffer[:, :, : self.length].copy_(seen)
-            setattr(self, name, buffer)
-        self._show()
+        seen = self.buffer.narrow(3, 0, self.length)
+        self.buffer = seen.new_empty(*seen.shape[:3], capacity, seen.shape[-1])
+        self.buffer.narrow(3, 0, self.length).copy_(seen)
+        self._grown(0)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self.key_buffer = self.key_buffer.repeat_interleave(repeats, dim=0)
-        self.value_buffer = self.value_buffer.repeat_interleave(repeats, dim=0)
-        self._show()
+        self.buffer = self.buffer.repeat_interleave(repeats, dim=1)
+        self._grown(0)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self.key_buffer = self.key_buffer[indices]
-        self.value_buffer = self.value_buffer[indices]
-        self._show()
+        self.buffer = self.buffer[:, indices]
+        self._grown(0)
 
-    def _show(self) -> None:
-        self.keys = self.key_buffer[:, :, : self.length]
-        self.values = self.value_buffer[:, :, : self.length]
+    def _grown(self, added: int) -> tuple[Tensor, Tensor]:
+        self.length += added
+        self.keys, self.values = self.buffer.narrow(3, 0, self.length).unbind(0)
+        return self.keys, self.values
 
 
 def decode_cache(module: PreTrainedModel, capacity: int) -> DynamicCache:

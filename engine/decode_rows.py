@@ -255,13 +255,13 @@ class DecodeRows:
         ended = [rollout.finish_reason == "eos" for rollout in begun] or [False] * self.total
         num_begun = [len(ids) for ids in tokens]
         limits = [request.limit(self.horizon) for request in self.requests for _ in range(request.num_rollouts)]
-        for alive, chosen, picked in self.columns:
-            for row, token, logprob in zip(alive.tolist(), chosen.tolist(), picked.tolist(), strict=True):
-                # On a GPU, rows decode on until the next compaction.
-                if not ended[row] and len(tokens[row]) < limits[row]:
-                    tokens[row].append(token)
-                    logprobs[row].append(logprob)
-                    ended[row] = token in self.model.eos_token_ids
+        for row, (mine, picked) in enumerate(self._written()):
+            # On a GPU, rows decode on until the next compaction.
+            room = limits[row] - num_begun[row]
+            end = next((at + 1 for at, token in enumerate(mine[:room]) if token in self.model.eos_token_ids), None)
+            tokens[row] += mine[: room if end is None else end]
+            logprobs[row] += picked[: room if end is None else end]
+            ended[row] = ended[row] or end is not None
         rows = iter(range(self.total))
         return [
             [
@@ -277,3 +277,13 @@ class DecodeRows:
             ]
             for request in self.requests
         ]
+
+    def _written(self) -> list[tuple[list[int], list[float]]]:
+        """Tokens and log-probabilities chosen for each rollout, those behind its end included."""
+        if not self.columns:
+            return []
+        alive, chosen, picked = (torch.cat(column).cpu() for column in zip(*self.columns, strict=True))
+        by_rollout = torch.sort(alive, stable=True).indices
+        counts = torch.bincount(alive, minlength=self.total).tolist()
+        parts = (column[by_rollout].split_with_sizes(counts) for column in (chosen, picked))
+        return [(ids.tolist(), logprobs.tolist()) for ids, logprobs in zip(*parts, strict=True)]

@@ -30,16 +30,26 @@ _TOLERANCE = 1e-2  # of the largest state, in the check against the module: roun
 class _Linear:
     """x·Wᵀ + b, and x·downᵀ·upᵀ where a LoRA layer is not merged into W."""
 
-    weight: Tensor
+    transposed: Tensor
+    """Wᵀ, [inputs, outputs], a view: made once and not at every token."""
     bias: Tensor | None
     factors: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, states: Tensor) -> Tensor:
-        result = functional.linear(states, self.weight, self.bias)
+        result = (
+            torch.mm(states, self.transposed) if self.bias is None else torch.addmm(self.bias, states, self.transposed)
+        )
         if self.factors is None:
             return result
         down, up = self.factors
         return result + functional.linear(functional.linear(states, down), up)
+
+    def add_to(self, residual: Tensor, states: Tensor) -> None:
+        """Add to `residual` in place; in one call where nothing has to be cast."""
+        if self.bias is None and self.factors is None and states.dtype == self.transposed.dtype:
+            residual.addmm_(states, self.transposed)
+        else:
+            residual += self(states)
 
 
 class _Norm:
@@ -108,22 +118,32 @@ class LlamaDecoder:
         states = functional.embedding(token_ids, self.embedding)
         for layer, kept in zip(self.layers, cache.layers, strict=True):
             qkv = _project(layer.attention_norm(states), layer.qkv).view(rows, heads + 2 * kv_heads, width)
-            if layer.query_norm is None or layer.key_norm is None:
-                qk, value = qkv.split_with_sizes([heads + kv_heads, kv_heads], dim=1)
-            else:
+            if layer.query_norm is not None and layer.key_norm is not None:
                 query, key, value = qkv.split_with_sizes([heads, kv_heads, kv_heads], dim=1)
-                qk = torch.cat([layer.query_norm(query), layer.key_norm(key)], dim=1)
-            query, key = torch.addcmul(qk * cos, qk.roll(width // 2, -1), sin).split_with_sizes(
-                [heads, kv_heads], dim=1
-            )
-            keys, values = kept.update(key.unsqueeze(2), value.unsqueeze(2))
-            # The query heads that share a key/value head stand as its queries: nothing is repeated.
-            query = query.reshape(rows, kv_heads, -1, width).to(keys.dtype)
-            seen = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=self.scaling)
-            states = states + layer.output(seen.reshape(rows, -1))
-            gate, up = _project(layer.mlp_norm(states), layer.gate_up).chunk(2, dim=-1)
-            states = states + layer.down(layer.activation(gate) * up)
+                qkv = torch.cat([layer.query_norm(query), layer.key_norm(key), value], dim=1)
+            turned = qkv.narrow(1, 0, heads + kv_heads)
+            swapped = turned.roll(width // 2, -1)
+            turned.mul_(cos).addcmul_(swapped, sin)
+            query, key_value = qkv.split_with_sizes([heads, 2 * kv_heads], dim=1)
+            keys, values = kept.append(key_value.view(rows, 2, kv_heads, width).transpose(0, 1))
+            layer.output.add_to(states, self._attended(query, keys, values, mask))
+            gate_up = _project(layer.mlp_norm(states), layer.gate_up)
+            gate, up = gate_up.split_with_sizes([gate_up.shape[1] // 2] * 2, dim=1)
+            layer.down.add_to(states, layer.activation(gate).mul_(up))
         return self.norm(states)
+
+    def _attended(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """[B, heads·D] from a query [B, heads, D] for each row, and its keys and values [B, kv heads, S, D]."""
+        rows, kv_heads, _, width = keys.shape
+        # The query heads that share a key/value head stand as its queries: nothing is repeated.
+        if mask is None and self.norm.is_composed:
+            # For one query, torch's kernel for a CPU takes longer than the products that it is made of.
+            query = (query * self.scaling).view(rows * kv_heads, -1, width)
+            scores = torch.bmm(query, keys.flatten(0, 1).transpose(1, 2))
+            return torch.bmm(torch.softmax(scores, -1), values.flatten(0, 1)).view(rows, -1)
+        query = query.reshape(rows, kv_heads, -1, width).to(keys.dtype)
+        attended = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=self.scaling)
+        return attended.reshape(rows, -1)
 
 
 @torch.inference_mode()
@@ -168,18 +188,19 @@ def _layer(layer: Any, eps: float, *, join: bool) -> _Layer:
 
 def _linear(part: Any, *, merge: bool) -> _Linear:
     if isinstance(part, nn.Linear):
-        return _Linear(part.weight, part.bias)
+        return _Linear(part.weight.t(), part.bias)
     base = part.base_layer  # of a LoRA layer
     if part.disable_adapters:
-        return _Linear(base.weight, base.bias)
+        return _Linear(base.weight.t(), base.bias)
     if merge:
-        return _Linear(merged_weight(part), base.bias)
-    return _Linear(base.weight, base.bias, factors(part))
+        return _Linear(merged_weight(part).t(), base.bias)
+    return _Linear(base.weight.t(), base.bias, factors(part))
 
 
 def _joined(parts: list[_Linear]) -> list[_Linear]:
     biases = [part.bias for part in parts if part.bias is not None]
-    return [_Linear(torch.cat([part.weight for part in parts]), torch.cat(biases) if biases else None)]
+    weight = torch.cat([part.transposed.t() for part in parts])
+    return [_Linear(weight.t(), torch.cat(biases) if biases else None)]
 
 
 def _project(states: Tensor, parts: list[_Linear]) -> Tensor:
