@@ -13,7 +13,7 @@ from backend.doorbell import Doorbell
 from backend.problems import Refusal
 from backend.settings import Settings
 
-_bearer = HTTPBearer(auto_error=False, description="Needed when the API was started with INCIPIT_TOKEN.")
+_bearer = HTTPBearer(auto_error=False, description="The local stack's token, or INCIPIT_TOKEN.")
 
 # For the OpenAPI document; backend/app.py adds the schema of Problem to it.
 _PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
@@ -71,12 +71,11 @@ def _reading(database: Store) -> Iterator[Session]:
 
 
 def authorize(settings: Config, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
-    """Refuses a request without the token, if there is one in the settings."""
-    if settings.token is None:
-        return
-    wanted = settings.token.get_secret_value().encode()
-    if given is None or not hmac.compare_digest(given.credentials.encode("utf-8", "replace"), wanted):
-        raise Refusal(401, "This API needs a token; send INCIPIT_TOKEN's value as `Authorization: Bearer …`.")
+    """Refuses a request without one of the tokens, if there is one in the settings."""
+    tokens = [token.get_secret_value().encode() for token in (settings.local_token, settings.token) if token]
+    sent = given.credentials.encode("utf-8", "replace") if given else b""
+    if tokens and not any(hmac.compare_digest(sent, token) for token in tokens):
+        raise Refusal(401, "This API needs a token; send it as `Authorization: Bearer …`.")
 
 
 Reading = Annotated[Session, Depends(_reading)]

@@ -32,6 +32,8 @@ class Settings(BaseSettings):
     """Address on which the API listens."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     """Port on which the API listens."""
+    local_token: SecretStr | None = None
+    """Bearer token of a local stack, made anew at each of its starts; only for an API on a loopback address."""
     token: SecretStr | None = None
     """Bearer token that every request must carry; required when host is not a loopback address."""
     allowed_hosts: tuple[str, ...] = ()
@@ -45,6 +47,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"host is {self.host!r}, which other machines can reach, but there is no token; "
                 "set INCIPIT_TOKEN, or listen on 127.0.0.1."
+            )
+        if not is_loopback(self.host) and self.local_token is not None:
+            raise ValueError(
+                f"host is {self.host!r}, which other machines can reach, but INCIPIT_LOCAL_TOKEN is for a stack on one "
+                "machine; unset it, or listen on 127.0.0.1."
             )
         return self
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from worker.tether import tethered
 
 _MAX_TAIL_BYTES = 4096
-_NOT_FOR_ENGINES = ("INCIPIT_DATABASE_URL", "INCIPIT_BROKER_URL", "INCIPIT_TOKEN")
+_NOT_FOR_ENGINES = ("INCIPIT_DATABASE_URL", "INCIPIT_BROKER_URL", "INCIPIT_LOCAL_TOKEN", "INCIPIT_TOKEN")
 
 
 class EngineProcess:

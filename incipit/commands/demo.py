@@ -49,7 +49,6 @@ def demo(
 
 
 def _demo(home: Path, console: Console, *, exit_after: bool, real: bool, json: bool, began: float) -> bool:
-    from dashboard.api_client import ApiClient
     from incipit.comparison_table import print_comparison
     from incipit.demo_experiment import comparison_of, demo_experiment, find_or_submit, follow
     from incipit.stack.services import services
@@ -62,8 +61,7 @@ def _demo(home: Path, console: Console, *, exit_after: bool, real: bool, json: b
 
         fetch_smollm2(home, say)
     create = demo_experiment("smollm2-gsm" if real else "tiny-demo")
-    with services(home, say) as (api_url, dashboard_url, check):
-        client = ApiClient(api_url)
+    with services(home, say) as (client, dashboard_url, check):
         experiment = find_or_submit(client, create, say)
         if dashboard_url:
             say(f"Watch it at {dashboard_url}/compare?experiment={experiment.id}")

@@ -45,7 +45,6 @@ def study(
 
 
 def _study(file: Path, out: Path | None, home: Path, console: Console, *, json: bool) -> bool:
-    from dashboard.api_client import ApiClient
     from incipit.demo_experiment import find_or_submit, follow
     from incipit.methods_page import methods_page
     from incipit.stack.services import services
@@ -58,8 +57,7 @@ def _study(file: Path, out: Path | None, home: Path, console: Console, *, json: 
     page = out or Path("docs") / f"{wanted.file.name}.md"
     if not page.parent.is_dir():
         raise ValueError(f"--out is {page}, but there is no folder {page.parent}; make it or choose another.")
-    with services(home, say) as (api_url, _, check):
-        client = ApiClient(api_url)
+    with services(home, say) as (client, _, check):
         experiment = find_or_submit(client, wanted.experiment, say)
         runs = follow(client, experiment, console, check)
         results = {run.variant: (run, client.evaluations(run.id)) for run in runs}

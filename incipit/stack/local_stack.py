@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from backend.settings import Settings
 from incipit.stack.broker import answers, broker_service, broker_url, private_folder
 from incipit.stack.errors import StackError
 from incipit.stack.home import opened_home
+from incipit.stack.local_token import new_local_token, remove_local_token
 from incipit.stack.ports import LOOPBACK, choosing_ports, chosen_port
 from incipit.stack.service import Service, end_orphan, started_at
 from incipit.stack.state import ServiceState, StackState, only_stack, read_state, write_state
@@ -30,6 +30,7 @@ _ORPHAN_SECONDS = 10.0
 _RESTARTS, _RESTART_WINDOW_SECONDS = 5, 120.0
 _WATCH_SECONDS = 0.5
 # The worker first, so that its runs write checkpoints and tell the database; the broker when nobody needs it any more.
+_TOKEN_HOLDERS = ("api", "dashboard")
 _STOP_ORDER = (("worker",), ("control", "dashboard", "api"), ("broker",))
 
 
@@ -58,6 +59,7 @@ class LocalStack:
         self._api_port = api_port
         self._with_dashboard = with_dashboard
         self._report = report
+        self._token = ""
         self._services: dict[str, Service] = {}
         self._cleanup = ExitStack()
         self._is_stopping = threading.Event()
@@ -84,6 +86,8 @@ class LocalStack:
         earlier = read_state(self.home)
         for service in earlier.services if earlier else []:
             end_orphan(service.pid, service.started_at, _ORPHAN_SECONDS)
+        self._token = new_local_token(self.home)
+        self._cleanup.callback(remove_local_token, self.home)
         with choosing_ports(private_folder()):
             self._choose_addresses(earlier)
             self._start_broker()
@@ -157,7 +161,10 @@ class LocalStack:
 
     def _service(self, name: str, command: list[str], stop_seconds: float) -> Service:
         log_path = self.home / "logs" / f"{name}.log"
-        return Service(name, command, environment=self._environment(), log_path=log_path, stop_seconds=stop_seconds)
+        environment = self._environment()
+        if name in _TOKEN_HOLDERS:  # not in an argument, which every user of the machine could read
+            environment["INCIPIT_LOCAL_TOKEN"] = self._token
+        return Service(name, command, environment=environment, log_path=log_path, stop_seconds=stop_seconds)
 
     def _environment(self) -> dict[str, str]:
         return {
@@ -172,7 +179,8 @@ class LocalStack:
 
     def _await_services(self) -> None:
         api, worker = self._services["api"], self._services["worker"]
-        with httpx.Client(base_url=self.api_url, timeout=5, trust_env=False, headers=_credentials()) as client:
+        credentials = {"Authorization": f"Bearer {self._token}"}
+        with httpx.Client(base_url=self.api_url, timeout=5, trust_env=False, headers=credentials) as client:
             self._await(api, lambda: client.get("/readyz").is_success)
             self._report(f"api        {self.api_url}/docs")
 
@@ -270,11 +278,6 @@ class LocalStack:
             services=services,
         )
         write_state(self.home, state)
-
-
-def _credentials() -> dict[str, str]:
-    token = Settings().token
-    return {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
 
 
 def _dashboard_script() -> Path:

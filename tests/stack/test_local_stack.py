@@ -24,6 +24,7 @@ from backend.database import Database
 from backend.records import Attempt, Checkpoint
 from backend.settings import Settings
 from incipit.stack import LocalStack, StackState
+from incipit.stack.local_token import local_token
 from incipit.stack.service import started_at
 from incipit.stack.state import read_state, running_stack
 from tests.worker.runs import recorded_steps, run_row, short_spec
@@ -42,19 +43,26 @@ def _await(holds: Callable[[], object], what: str, seconds: float = _SECONDS) ->
         time.sleep(0.1)
 
 
-def _submit(api_url: str, **changes: object) -> str:
+def _client(home: Path) -> httpx.Client:
+    """The API of the stack that runs in a home, with its token."""
+    state = read_state(home)
+    assert state is not None
+    credentials = {"Authorization": f"Bearer {local_token(home)}"}
+    return httpx.Client(base_url=f"{state.api_url}/api/v1", timeout=20, trust_env=False, headers=credentials)
+
+
+def _submit(home: Path, **changes: object) -> str:
     """Create an experiment with one run over the API; the run's id."""
     base = json.loads(short_spec(**changes).model_dump_json())
-    with httpx.Client(base_url=f"{api_url}/api/v1", timeout=20, trust_env=False) as client:
+    with _client(home) as client:
         experiment = client.post("/experiments", json={"name": "q", "base": base}).raise_for_status().json()
         runs = client.get(f"/experiments/{experiment['id']}/runs").raise_for_status().json()
     return str(runs[0]["id"])
 
 
-def _run(api_url: str, run_id: str) -> dict[str, Any]:
-    found: dict[str, Any] = (
-        httpx.get(f"{api_url}/api/v1/runs/{run_id}", timeout=20, trust_env=False).raise_for_status().json()
-    )
+def _run(home: Path, run_id: str) -> dict[str, Any]:
+    with _client(home) as client:
+        found: dict[str, Any] = client.get(f"/runs/{run_id}").raise_for_status().json()
     return found
 
 
@@ -100,8 +108,8 @@ def _launched(home: Path) -> Any:
 def test_ctrl_c_ends_everything_and_the_next_start_goes_on_to_a_checkpoint_that_opens(home: Path) -> None:
     settings = Settings(home=home)
     with _launched(home) as (launcher, state):
-        run_id = _submit(state.api_url, num_steps=_NUM_STEPS, checkpoints={"every_steps": 200})
-        _await(lambda: _run(state.api_url, run_id)["step"] >= 3, "training")
+        run_id = _submit(home, num_steps=_NUM_STEPS, checkpoints={"every_steps": 200})
+        _await(lambda: _run(home, run_id)["step"] >= 3, "training")
         services = {service.name: service.pid for service in state.services}
         assert set(services) == {"broker", "api", "worker", "control"}
         launcher.send_signal(signal.SIGINT)
@@ -117,7 +125,7 @@ def test_ctrl_c_ends_everything_and_the_next_start_goes_on_to_a_checkpoint_that_
 
     with _launched(home) as (launcher, again):
         assert again.api_url == state.api_url, "an open page finds it again"
-        _await(lambda: _run(again.api_url, run_id)["state"] == "succeeded", "the end of the run")
+        _await(lambda: _run(home, run_id)["state"] == "succeeded", "the end of the run")
         launcher.send_signal(signal.SIGTERM)
         assert launcher.wait(_SECONDS) == 0
     assert recorded_steps(database, run_id) == list(range(1, _NUM_STEPS + 1))
@@ -134,15 +142,15 @@ def test_ctrl_c_ends_everything_and_the_next_start_goes_on_to_a_checkpoint_that_
 
 
 def test_a_killed_launcher_leaves_no_process_and_loses_no_run(home: Path) -> None:
-    with _launched(home) as (launcher, state):
-        run_id = _submit(state.api_url, num_steps=_NUM_STEPS, checkpoints={"every_steps": 10})
-        _await(lambda: _run(state.api_url, run_id)["step"] >= 15, "training")
+    with _launched(home) as (launcher, _):
+        run_id = _submit(home, num_steps=_NUM_STEPS, checkpoints={"every_steps": 10})
+        _await(lambda: _run(home, run_id)["step"] >= 15, "training")
         assert any("engine" in process.cmdline() for process in _processes(home))
         os.kill(launcher.pid, signal.SIGKILL)
         launcher.wait()
         _await(lambda: not _processes(home), "the end of all processes", 10)
-    with _launched(home) as (launcher, state):
-        _await(lambda: _run(state.api_url, run_id)["state"] == "succeeded", "the end of the run")
+    with _launched(home) as (launcher, _):
+        _await(lambda: _run(home, run_id)["state"] == "succeeded", "the end of the run")
         launcher.send_signal(signal.SIGINT)
         launcher.wait(_SECONDS)
     database = Database(Settings(home=home).sql_url)
@@ -156,14 +164,12 @@ def test_a_killed_launcher_leaves_no_process_and_loses_no_run(home: Path) -> Non
 
 @pytest.mark.parametrize("victim", ["worker", "pool child", "engine"])
 def test_a_run_survives_kill_9_of(victim: str, home: Path) -> None:
-    with LocalStack(home, with_dashboard=False) as stack:
-        run_id = _submit(stack.api_url, num_steps=_NUM_STEPS, checkpoints={"every_steps": 10})
+    with LocalStack(home, with_dashboard=False):
+        run_id = _submit(home, num_steps=_NUM_STEPS, checkpoints={"every_steps": 10})
         moment = random.randint(1, 60)
-        _await(lambda: _run(stack.api_url, run_id)["step"] >= moment, "training")
+        _await(lambda: _run(home, run_id)["step"] >= moment, "training")
         _kill(victim, home)
-        _await(
-            lambda: _run(stack.api_url, run_id)["state"] == "succeeded", f"the end of the run (killed at {moment})", 200
-        )
+        _await(lambda: _run(home, run_id)["state"] == "succeeded", f"the end of the run (killed at {moment})", 200)
     database = Database(Settings(home=home).sql_url)
     assert recorded_steps(database, run_id) == list(range(1, _NUM_STEPS + 1)), f"killed at step {moment}"
     database.close()
@@ -192,9 +198,10 @@ def test_a_service_that_dies_is_started_again_and_a_supervisor_stays_small(home:
             os.kill(pids[name], signal.SIGKILL)
         _await(lambda: _pids(home).keys() == pids.keys() and not {*_pids(home).values()} & {pids["api"]}, "the restart")
         _await(lambda: _is_ready(stack.api_url), "an API that answers with a broker")
-        run_id = _submit(stack.api_url)
-        _await(lambda: _run(stack.api_url, run_id)["state"] == "succeeded", "a run after all that")
-        workers = httpx.get(f"{stack.api_url}/api/v1/workers", trust_env=False).json()
+        run_id = _submit(home)
+        _await(lambda: _run(home, run_id)["state"] == "succeeded", "a run after all that")
+        with _client(home) as client:
+            workers = client.get("/workers").json()
         assert {worker["pid"] for worker in workers} == {pids["worker"]}
 
 
