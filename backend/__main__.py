@@ -14,6 +14,7 @@ from backend.app import create_app
 from backend.database import Database
 from backend.migrate import SchemaMismatch, require_head
 from backend.settings import Settings
+from backend.sign_in import can_anyone_sign_in
 
 _BAD_CONFIGURATION = 78  # EX_CONFIG of sysexits.h
 _BACKLOG = 2048
@@ -26,12 +27,19 @@ def main() -> None:
         settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         with closing(Database(settings.sql_url)) as database:
             require_head(database)
+            is_usable = can_anyone_sign_in(settings, database)
     except ValidationError as error:
         _give_up(_BAD_CONFIGURATION, *map(_sentence, error.errors()))
     except (ValueError, ArgumentError, SchemaMismatch) as error:
         _give_up(_BAD_CONFIGURATION, str(error))
     except OperationalError:
         _give_up(1, "The database of INCIPIT_DATABASE_URL does not answer; start it, or correct the address.")
+    if not is_usable:
+        _give_up(
+            _BAD_CONFIGURATION,
+            f"Nobody could use the API on {settings.host}: there is no valid API key; make one with `incipit keys create "
+            "NAME --role admin --project '*'`, or start everything on this machine with `incipit up`.",
+        )
     try:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         listener = socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)

@@ -7,13 +7,14 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI
 
 from backend.database import Database
-from backend.dependencies import authorize
+from backend.dependencies import authorize, require_admin
 from backend.doorbell import Doorbell
 from backend.guard import Guard
 from backend.health import version
+from backend.log_redaction import redact_access_log
 from backend.migrate import require_head
 from backend.problems import answer_errors
-from backend.routes import analyses, checkpoints, experiments, health, pins, rollouts, runs, specs, wishes
+from backend.routes import access, analyses, checkpoints, experiments, health, pins, rollouts, runs, specs, wishes
 from backend.schemas import Problem
 from backend.settings import Settings
 
@@ -30,6 +31,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        redact_access_log()
         chosen.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         with closing(Database(chosen.sql_url)) as database:
             require_head(database)
@@ -54,6 +56,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     api = APIRouter(prefix="/api/v1", dependencies=[Depends(authorize)])
     for module in (experiments, runs, wishes, rollouts, checkpoints, pins, specs, analyses, health):
         api.include_router(module.router)
+    api.include_router(access.router)
+    api.include_router(access.key_router, dependencies=[Depends(require_admin)])
     app.include_router(api)
     app.include_router(checkpoints.signed_router, prefix="/api/v1")
     app.include_router(health.open_router)

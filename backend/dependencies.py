@@ -1,6 +1,5 @@
 """What routes are given: a session that reads, the database, settings, the doorbell."""
 
-import hmac
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -8,12 +7,14 @@ from fastapi import Depends, Path, Query, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.orm import Session
 
+from backend.access import Principal
 from backend.database import Database
 from backend.doorbell import Doorbell
 from backend.problems import Refusal
 from backend.settings import Settings
+from backend.sign_in import principal_of
 
-_bearer = HTTPBearer(auto_error=False, description="The local stack's token, or INCIPIT_TOKEN.")
+_bearer = HTTPBearer(auto_error=False, description="An API key, or the local stack's token.")
 
 # For the OpenAPI document; backend/app.py adds the schema of Problem to it.
 _PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
@@ -22,8 +23,8 @@ Responses = dict[int | str, dict[str, Any]]
 ERRORS: Responses = {
     status: {"content": _PROBLEM, "description": description}
     for status, description in {
-        401: "No token, or a wrong one.",
-        403: "Not from this origin, or a link that has expired.",
+        401: "No valid credential.",
+        403: "Not with this role or from this origin, or a link that has expired.",
         404: "There is no such thing.",
         409: "Not in this state.",
         410: "It was there, but cannot be read any more.",
@@ -70,12 +71,24 @@ def _reading(database: Store) -> Iterator[Session]:
         yield session
 
 
-def authorize(settings: Config, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
-    """Refuses a request without one of the tokens, if there is one in the settings."""
-    tokens = [token.get_secret_value().encode() for token in (settings.local_token, settings.token) if token]
-    sent = given.credentials.encode("utf-8", "replace") if given else b""
-    if tokens and not any(hmac.compare_digest(sent, token) for token in tokens):
-        raise Refusal(401, "This API needs a token; send it as `Authorization: Bearer …`.")
+def authorize(
+    settings: Config, database: Store, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> Principal:
+    """Who asks. Refuses a request without a valid credential, always with the same words."""
+    principal = principal_of(given.credentials, settings, database) if given else None
+    if principal is None:
+        sentence = "This needs a valid API key; send it as `Authorization: Bearer …`, or ask an admin for one."
+        raise Refusal(401, sentence, headers={"WWW-Authenticate": "Bearer"})
+    return principal
+
+
+Caller = Annotated[Principal, Depends(authorize)]
+
+
+def require_admin(caller: Caller) -> None:
+    """Refuses everybody but admins."""
+    if not caller.may("admin"):
+        raise Refusal(403, f"Your role is {caller.role} but this needs admin; ask an admin.")
 
 
 Reading = Annotated[Session, Depends(_reading)]

@@ -34,20 +34,13 @@ class Settings(BaseSettings):
     """Port on which the API listens."""
     local_token: SecretStr | None = None
     """Bearer token of a local stack, made anew at each of its starts; only for an API on a loopback address."""
-    token: SecretStr | None = None
-    """Bearer token that every request must carry; required when host is not a loopback address."""
     allowed_hosts: tuple[str, ...] = ()
     """Further names under which the API may be addressed (as JSON list); the loopback names are always allowed."""
     allowed_origins: tuple[str, ...] = ()
     """Origins of web pages that may change something (as JSON list), such as `https://incipit.example.org`."""
 
     @model_validator(mode="after")
-    def _open_addresses_need_a_token(self) -> Self:
-        if not is_loopback(self.host) and self.token is None:
-            raise ValueError(
-                f"host is {self.host!r}, which other machines can reach, but there is no token; "
-                "set INCIPIT_TOKEN, or listen on 127.0.0.1."
-            )
+    def _the_local_token_stays_on_this_machine(self) -> Self:
         if not is_loopback(self.host) and self.local_token is not None:
             raise ValueError(
                 f"host is {self.host!r}, which other machines can reach, but INCIPIT_LOCAL_TOKEN is for a stack on one "

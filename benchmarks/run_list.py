@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from fastapi.testclient import TestClient
+from pydantic import SecretStr
 
 from backend import migrate
 from backend.app import create_app
@@ -32,9 +33,13 @@ def main() -> None:
     """Create the runs, list them repeatedly, print the times."""
     with tempfile.TemporaryDirectory() as folder:
         url = sys.argv[1] if len(sys.argv) > 1 else ""
-        settings = Settings(home=Path(folder), database_url=url, broker_url="redis://127.0.0.1:1/0")
+        settings = Settings(
+            home=Path(folder), database_url=url, broker_url="redis://127.0.0.1:1/0", local_token=SecretStr("x")
+        )
         migrate.upgrade(settings.sql_url)
-        with TestClient(create_app(settings), base_url="http://127.0.0.1") as client:
+        with TestClient(
+            create_app(settings), base_url="http://127.0.0.1", headers={"Authorization": "Bearer x"}
+        ) as client:
             variants = [{"name": f"arm {arm}", "changes": {"num_steps": 100 + arm}} for arm in range(100)]
             body = {"name": "benchmark", "base": SPEC, "variants": variants, "seeds": list(range(10))}
             began = time.perf_counter()

@@ -32,13 +32,13 @@ _BY_ADDRESS: dict[type | str, Any] = {ApiClient: lambda client: client.base_url}
 
 
 def api() -> ApiClient:
-    """The client of the API at INCIPIT_API_URL, with INCIPIT_LOCAL_TOKEN or INCIPIT_TOKEN; its links lead to INCIPIT_PUBLIC_API_URL."""
+    """The client of the API at INCIPIT_API_URL, with INCIPIT_LOCAL_TOKEN; its links lead to INCIPIT_PUBLIC_API_URL."""
     return _client(os.environ.get("INCIPIT_API_URL", DEFAULT_API_URL))
 
 
 @st.cache_resource(show_spinner=False, max_entries=64)
 def _client(base_url: str) -> ApiClient:
-    token = os.environ.get("INCIPIT_LOCAL_TOKEN") or os.environ.get("INCIPIT_TOKEN")
+    token = os.environ.get("INCIPIT_LOCAL_TOKEN")
     return ApiClient(base_url, token=token, public_url=os.environ.get("INCIPIT_PUBLIC_API_URL"))
 
 

@@ -2,7 +2,7 @@
 
 import typer
 
-from incipit.commands import analyze, checkpoints, demo, doctor, evaluate, models, runs, study, train, up
+from incipit.commands import analyze, checkpoints, demo, doctor, evaluate, keys, models, runs, study, train, up
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,3 +20,4 @@ app.command()(doctor.doctor)
 app.add_typer(runs.app, name="runs")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(models.app, name="models")
+app.add_typer(keys.app, name="keys")

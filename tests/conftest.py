@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from backend.database import Database
 from backend.settings import Settings
 from tests import databases
+from tests.access import TOKEN
 
 
 @pytest.fixture
@@ -35,7 +37,9 @@ def database_url(request: pytest.FixtureRequest, home: Path) -> Iterator[str]:
 @pytest.fixture
 def settings(home: Path, database_url: str) -> Settings:
     """Settings with nobody at the broker's address; tests with a broker replace it by model_copy."""
-    return Settings(home=home, database_url=database_url, broker_url="redis://127.0.0.1:1/0")
+    return Settings(
+        home=home, database_url=database_url, broker_url="redis://127.0.0.1:1/0", local_token=SecretStr(TOKEN)
+    )
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
 from alembic import context
 from sqlalchemy import Connection
 
-import backend.records  # noqa: F401  # its tables belong to the metadata
+import backend.access_records
+import backend.records  # noqa: F401  # their tables belong to the metadata
 from backend.migrate import migrating
 from backend.settings import Settings
 from backend.tables import Table

@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 
 from backend.app import create_app
 from backend.settings import Settings
+from tests.access import SIGNED_IN
 
 ADDRESS = "http://127.0.0.1:8000"
 Document = dict[str, Any]
@@ -34,7 +35,8 @@ def base() -> Document:
 @pytest.fixture
 def client(settings: Settings) -> Iterator[TestClient]:
     """The API, whose faults come as the responses that people would get."""
-    with TestClient(create_app(settings), base_url=ADDRESS, raise_server_exceptions=False) as opened:
+    app = create_app(settings)
+    with TestClient(app, base_url=ADDRESS, headers=SIGNED_IN, raise_server_exceptions=False) as opened:
         yield opened
 
 

@@ -20,11 +20,12 @@ from backend.database import Database
 from backend.run_states import RunState
 from backend.settings import Settings
 from tests import databases
+from tests.access import SIGNED_IN
 from tests.backend.checkpoints import commit_checkpoint
 from tests.backend.recorded import change_run
 
 _CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-_HOST = {"Host": "127.0.0.1"}
+_HEADERS = {"Host": "127.0.0.1"} | SIGNED_IN
 _EXAMPLES = 12  # per operation: a smoke test of every input; the other tests know what to look for
 
 
@@ -38,13 +39,14 @@ def test_every_operation_keeps_its_contract(
     client: TestClient, settings: Settings, database: Database, run_id: str, base: dict[str, Any]
 ) -> None:
     # The client's lifespan has opened the database that the application works on.
-    schema = schemathesis.openapi.from_asgi("/api/v1/openapi.json", client.app, headers=_HOST)
+    schema = schemathesis.openapi.from_asgi("/api/v1/openapi.json", client.app, headers=_HEADERS)
     real_ids = {
         "run_id": run_id,
         "experiment_id": client.get(f"/api/v1/runs/{run_id}").json()["experiment_id"],
         "checkpoint_id": commit_checkpoint(database, settings.run_dir, run_id),
         "preflight_id": client.post("/api/v1/preflights", json=base).json()["id"],
         "analysis_id": client.post("/api/v1/analyses", json={"run": base}).json()["id"],
+        "key_id": client.post("/api/v1/keys", json={"name": "ci"}).json()["id"],
         "name": "model.safetensors",
     }
 
@@ -91,6 +93,6 @@ def _statuses(operation: Any, real_ids: dict[str, str], prepare: Callable[[str],
 
 
 def _answer(case: Any) -> int:
-    response = case.call(headers=_HOST)
+    response = case.call(headers=_HEADERS)
     case.validate_response(response, checks=_CHECKS)
     return int(response.status_code)

@@ -17,6 +17,7 @@ from backend.app import create_app
 from backend.database import Database
 from backend.migrate import SchemaMismatch, downgrade
 from backend.settings import Settings
+from tests.access import SIGNED_IN
 from tests.backend.conftest import ADDRESS
 from tests.backend.recorded import add_worker
 
@@ -36,7 +37,7 @@ def test_submitting_rings_for_each_run_and_preflight(
     settings: Settings, broker_socket: str, base: dict[str, Any]
 ) -> None:
     with_broker = settings.model_copy(update={"broker_url": f"redis+socket://{broker_socket}?virtual_host=0"})
-    with TestClient(create_app(with_broker), base_url=ADDRESS) as client:
+    with TestClient(create_app(with_broker), base_url=ADDRESS, headers=SIGNED_IN) as client:
         assert client.get("/readyz").json()["status"] == "ok"
         experiment = client.post("/api/v1/experiments", json={"name": "q", "base": base, "seeds": [1, 2]}).json()
         runs = client.get(f"/api/v1/experiments/{experiment['id']}/runs").json()
@@ -87,7 +88,7 @@ def test_workers_count_while_they_are_heard_of(client: TestClient, database: Dat
 def test_the_version_names_every_format(client: TestClient) -> None:
     version = client.get("/version").json()
     assert (version["api"], version["spec_version"], version["event_version"]) == ("v1", 1, 1)
-    assert version["schema_revision"] == "0005"
+    assert version["schema_revision"] == "0006"
 
 
 def test_the_api_refuses_a_database_of_another_schema(settings: Settings, database_url: str) -> None:

@@ -10,6 +10,8 @@ from sqlalchemy import inspect, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+import backend.access_records
+import backend.records  # noqa: F401  # their tables belong to the metadata
 from backend import migrate
 from backend.database import Database, now_of
 from backend.queries.transitions import add_event

@@ -10,7 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from backend.database import Database
 from tests import databases
+from tests.access import key_of, with_key
 
 
 @pytest.fixture
@@ -26,10 +28,13 @@ def _free_port() -> int:
 
 def _started(**environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "backend"]
-    return subprocess.Popen(command, env=os.environ | environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=os.environ | environment, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True
+    )
 
 
-def test_it_serves_until_it_is_told_to_stop(database_url: str) -> None:
+def test_it_serves_until_it_is_told_to_stop(database_url: str, database: Database) -> None:
+    key = key_of(database, "viewer")
     port = _free_port()
     with _started(
         INCIPIT_PORT=str(port), INCIPIT_DATABASE_URL=database_url, INCIPIT_ALLOWED_HOSTS='["inner"]'
@@ -42,17 +47,33 @@ def test_it_serves_until_it_is_told_to_stop(database_url: str) -> None:
                     break
                 except httpx.TransportError:
                     time.sleep(0.1)
-            assert client.get("/api/v1/runs").json() == {"items": [], "next_cursor": None}
+            assert client.get("/api/v1/runs").status_code == 401
+            assert client.get("/api/v1/runs", headers=with_key(key)).json() == {"items": [], "next_cursor": None}
+            for pasted in (f"/api/v1/runs/{key}/metrics", f"/api/v1/runs?search={key}", "/livez?signature=a-secret"):
+                assert client.get(pasted).status_code in (200, 401)
             assert "server" not in client.get("/livez").headers
         process.terminate()
-        _, log = process.communicate(timeout=30)
+        log, _ = process.communicate(timeout=30)
     assert process.returncode in (0, -15), log
+    assert f"GET /api/v1/runs/{key.rpartition('_')[0]}_…/metrics" in log
+    assert key.rpartition("_")[2] not in log
+    assert "a-secret" not in log
 
 
 @pytest.mark.parametrize(
     ("environment", "status", "sentence"),
     [
-        ({"INCIPIT_HOST": "0.0.0.0"}, 78, "host is '0.0.0.0', which other machines can reach, but there is no token;"),
+        (
+            {"INCIPIT_HOST": "0.0.0.0"},
+            78,
+            "Nobody could use the API on 0.0.0.0: there is no valid API key; make one with",
+        ),
+        ({}, 78, "Nobody could use the API on 127.0.0.1: there is no valid API key; make one with"),
+        (
+            {"INCIPIT_HOST": "0.0.0.0", "INCIPIT_LOCAL_TOKEN": "a-secret"},
+            78,
+            "host is '0.0.0.0', which other machines can reach, but INCIPIT_LOCAL_TOKEN is for a stack on one machine;",
+        ),
         ({"INCIPIT_PORT": "70000"}, 78, "INCIPIT_PORT is '70000': Input should be less than or equal to 65535."),
         ({"INCIPIT_DATABASE_URL": "mysql://me:secret@x"}, 78, "INCIPIT_DATABASE_URL must begin with sqlite:///FILE or"),
         ({"INCIPIT_DATABASE_URL": "sqlite:///{home}/other"}, 78, "The database has schema none but this version needs"),
@@ -68,17 +89,18 @@ def test_what_prevents_it_is_one_sentence(
 ) -> None:
     given = {name: value.format(home=home) for name, value in environment.items()}
     with _started(**{"INCIPIT_DATABASE_URL": database_url} | given) as process:
-        _, log = process.communicate(timeout=60)
+        log, _ = process.communicate(timeout=60)
     assert (process.returncode, log.count("\n")) == (status, 1), log
     assert log.startswith(f"incipit: {sentence}")
     assert "secret" not in log
 
 
-def test_a_port_in_use_is_named(database_url: str) -> None:
+def test_a_port_in_use_is_named(database_url: str, database: Database) -> None:
+    key_of(database, "viewer")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         with _started(INCIPIT_PORT=port, INCIPIT_DATABASE_URL=database_url) as process:
-            _, log = process.communicate(timeout=60)
+            log, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert log.startswith(
         f"incipit: Cannot listen on 127.0.0.1, port {port} (Address already in use); set INCIPIT_PORT"

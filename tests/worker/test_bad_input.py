@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 from typer.testing import CliRunner
 
 from backend.app import create_app
@@ -22,6 +22,7 @@ from engine.findings import findings_of
 from engine.spec import RunSpec
 from incipit.cli import app
 from tests import databases
+from tests.access import SIGNED_IN, TOKEN
 from tests.engine.models import TINY, tiny_document
 from tests.worker.runs import OWNER
 from worker.preflight import answer
@@ -117,10 +118,15 @@ def test_what_only_an_opened_model_shows_is_one_sentence_in_engine_and_command(c
 def test_a_preflight_of_the_api_says_the_same_and_starts_nothing(case: str, tmp_path: Path, home: Path) -> None:
     """Slow: the worker starts the engine."""
     make, field, sentence = CASES[case]
-    settings = Settings(home=home, database_url=databases.sqlite_copy(home), broker_url="redis://127.0.0.1:1/0")
+    settings = Settings(
+        home=home,
+        database_url=databases.sqlite_copy(home),
+        broker_url="redis://127.0.0.1:1/0",
+        local_token=SecretStr(TOKEN),
+    )
     database = Database(settings.database_url)
     place = Workplace(database, home, home / "runs", WorkerSettings(), threading.Event().is_set)
-    with TestClient(create_app(settings), base_url="http://127.0.0.1") as client:
+    with TestClient(create_app(settings), base_url="http://127.0.0.1", headers=SIGNED_IN) as client:
         asked = client.post("/api/v1/preflights", json=tiny_document(**make(tmp_path)))
         assert asked.status_code == 201
         with database.write() as session:
@@ -147,8 +153,13 @@ def test_an_unknown_key_is_one_sentence_everywhere(tmp_path: Path, home: Path) -
     path.write_text(json.dumps(document))
     done = CliRunner().invoke(app, ["check", str(path)])
     assert (done.exit_code, done.output) == (OF_FAILURE["bad_spec"], sentence + "\n")
-    settings = Settings(home=home, database_url=databases.sqlite_copy(home), broker_url="redis://127.0.0.1:1/0")
-    with TestClient(create_app(settings), base_url="http://127.0.0.1") as client:
+    settings = Settings(
+        home=home,
+        database_url=databases.sqlite_copy(home),
+        broker_url="redis://127.0.0.1:1/0",
+        local_token=SecretStr(TOKEN),
+    )
+    with TestClient(create_app(settings), base_url="http://127.0.0.1", headers=SIGNED_IN) as client:
         refused = client.post("/api/v1/preflights", json=document)
         assert refused.status_code == 422
         assert [(one["field"], one["message"]) for one in refused.json()["errors"]] == [("speed", sentence)]
