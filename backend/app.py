@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI
 
 from backend.database import Database
-from backend.dependencies import authorize, require_admin
+from backend.dependencies import authorize
 from backend.doorbell import Doorbell
 from backend.guard import Guard
 from backend.health import version
@@ -46,6 +46,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=version().version,
         description=_DESCRIPTION,
         lifespan=lifespan,
+        dependencies=[Depends(authorize)],
         openapi_url="/api/v1/openapi.json",
         docs_url="/docs",
         redoc_url=None,
@@ -53,11 +54,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.add_middleware(Guard, settings=chosen)
     answer_errors(app)
-    api = APIRouter(prefix="/api/v1", dependencies=[Depends(authorize)])
-    for module in (experiments, runs, wishes, rollouts, checkpoints, pins, specs, analyses, health):
+    api = APIRouter(prefix="/api/v1")
+    for module in (experiments, runs, wishes, rollouts, checkpoints, pins, specs, analyses, access, health):
         api.include_router(module.router)
-    api.include_router(access.router)
-    api.include_router(access.key_router, dependencies=[Depends(require_admin)])
     app.include_router(api)
     app.include_router(checkpoints.signed_router, prefix="/api/v1")
     app.include_router(health.open_router)

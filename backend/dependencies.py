@@ -11,6 +11,8 @@ from backend.access import Principal
 from backend.database import Database
 from backend.doorbell import Doorbell
 from backend.problems import Refusal
+from backend.project_database import ProjectDatabase
+from backend.roles import need_of
 from backend.settings import Settings
 from backend.sign_in import principal_of
 
@@ -62,8 +64,45 @@ def _doorbell(request: Request) -> Doorbell:
 
 
 Config = Annotated[Settings, Depends(_settings)]
-Store = Annotated[Database, Depends(_database)]
+WholeStore = Annotated[Database, Depends(_database)]
 Bell = Annotated[Doorbell, Depends(_doorbell)]
+
+
+def authorize(
+    request: Request,
+    settings: Config,
+    database: WholeStore,
+    given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> Principal | None:
+    """Who asks, None where anybody may. Every route of the application depends on it, see backend/roles.py."""
+    need = need_of(request.scope["route"].operation_id)
+    if need == "open" or need == "signature":
+        return None
+    principal = principal_of(given.credentials, settings, database) if given else None
+    if principal is None:
+        sentence = "This needs a valid API key; send it as `Authorization: Bearer …`, or ask an admin for one."
+        raise Refusal(401, sentence, headers={"WWW-Authenticate": "Bearer"})
+    if need is None:
+        raise Refusal(403, "No role is declared for this operation, so nobody may use it; this is a fault of Incipit.")
+    if not principal.may(need):
+        raise Refusal(403, f"Your role is {principal.role} but this needs {need}; ask an admin for another key.")
+    return principal
+
+
+def _caller(principal: Annotated[Principal | None, Depends(authorize)]) -> Principal:
+    assert principal is not None, "an open route asks for nobody"
+    return principal
+
+
+Caller = Annotated[Principal, Depends(_caller)]
+
+
+def _store(database: WholeStore, caller: Caller) -> ProjectDatabase:
+    return ProjectDatabase(database, caller.project_id)
+
+
+Store = Annotated[ProjectDatabase, Depends(_store)]
+"""What the caller's project has, and nothing else."""
 
 
 def _reading(database: Store) -> Iterator[Session]:
@@ -71,27 +110,14 @@ def _reading(database: Store) -> Iterator[Session]:
         yield session
 
 
-def authorize(
-    settings: Config, database: Store, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
-) -> Principal:
-    """Who asks. Refuses a request without a valid credential, always with the same words."""
-    principal = principal_of(given.credentials, settings, database) if given else None
-    if principal is None:
-        sentence = "This needs a valid API key; send it as `Authorization: Bearer …`, or ask an admin for one."
-        raise Refusal(401, sentence, headers={"WWW-Authenticate": "Bearer"})
-    return principal
-
-
-Caller = Annotated[Principal, Depends(authorize)]
-
-
-def require_admin(caller: Caller) -> None:
-    """Refuses everybody but admins."""
-    if not caller.may("admin"):
-        raise Refusal(403, f"Your role is {caller.role} but this needs admin; ask an admin.")
+def _signed_reading(database: WholeStore) -> Iterator[Session]:
+    with database.read() as session:
+        yield session
 
 
 Reading = Annotated[Session, Depends(_reading)]
+SignedReading = Annotated[Session, Depends(_signed_reading)]
+"""For addresses whose signature names what they may read."""
 Id = Annotated[str, Path(max_length=64, description="As the lists give it.")]
 Cursor = Annotated[str | None, Query(max_length=64, description="next_cursor of the page before.")]
 Limit = Annotated[int, Query(ge=1, le=1000)]

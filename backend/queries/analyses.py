@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
+from backend.access import LOCAL, Principal
 from backend.analyses import Analysis
 from backend.database import now_of
 from backend.ids import new_id
@@ -26,11 +27,20 @@ class AnalysisClaim:
     spec: AnalysisSpec
 
 
-def create_analysis(session: Session, spec: AnalysisSpec) -> Analysis:
+def create_analysis(session: Session, spec: AnalysisSpec, *, owner: Principal = LOCAL) -> Analysis:
     """Queue an analysis."""
     row = AnalysisRow(
-        id=new_id(), created_at=datetime.now(UTC), spec=spec, kind=spec.analysis.kind, state="queued", findings=[], detail="", done=0.0
-    )  # fmt: skip
+        id=new_id(),
+        project_id=owner.home_project,
+        created_by=owner.id,
+        created_at=datetime.now(UTC),
+        spec=spec,
+        kind=spec.analysis.kind,
+        state="queued",
+        findings=[],
+        detail="",
+        done=0.0,
+    )
     session.add(row)
     session.flush()
     return _record(row)

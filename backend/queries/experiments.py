@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from sqlalchemy import Integer, case, func, insert, select
 from sqlalchemy.orm import Session
 
+from backend.access import LOCAL, Principal
 from backend.expansion import PlannedRun
 from backend.ids import new_id
 from backend.records import Event
@@ -30,18 +31,29 @@ _EXPERIMENTS = (
 )
 
 
-def create_experiment(session: Session, name: str, note: str, planned: list[PlannedRun]) -> tuple[str, list[str]]:
+def create_experiment(
+    session: Session, name: str, note: str, planned: list[PlannedRun], *, owner: Principal = LOCAL
+) -> tuple[str, list[str]]:
     """Store an experiment with its runs, all queued; returns its id and theirs."""
-    experiment = ExperimentRow(id=new_id(), name=name, note=note, created_at=datetime.now(UTC))
+    experiment = ExperimentRow(
+        id=new_id(),
+        name=name,
+        note=note,
+        project_id=owner.home_project,
+        created_by=owner.id,
+        created_at=datetime.now(UTC),
+    )
     session.add(experiment)
     session.flush()
-    return experiment.id, add_runs(session, experiment.id, planned)
+    return experiment.id, add_runs(session, experiment.id, planned, owner=owner)
 
 
-def add_runs(session: Session, experiment_id: str, planned: list[PlannedRun]) -> list[str]:
-    """Queue runs of an experiment; their ids."""
+def add_runs(session: Session, experiment_id: str, planned: list[PlannedRun], *, owner: Principal = LOCAL) -> list[str]:
+    """Queue runs of an experiment, in its project; their ids."""
     now = datetime.now(UTC)
-    rows = [_row(run, experiment_id, now) for run in planned]
+    project = session.execute(select(ExperimentRow.project_id).where(ExperimentRow.id == experiment_id)).scalar_one()
+    origin = {"project_id": project, "created_by": owner.id, "created_at": now}
+    rows = [_row(run, experiment_id) | origin for run in planned]
     session.execute(insert(RunRow), rows)
     payload = {"state": "queued", "reason": "Submitted.", "actor": "person"}
     first = {"seq": 1, "time": now, "kind": "state", "fence": 0, "payload": payload}
@@ -63,11 +75,10 @@ def experiment(session: Session, id: str) -> Experiment | None:
     return None if row is None else Experiment.model_validate(dict(row))
 
 
-def _row(run: PlannedRun, experiment_id: str, now: datetime) -> dict[str, object]:
+def _row(run: PlannedRun, experiment_id: str) -> dict[str, object]:
     return {
         "id": new_id(),
         "experiment_id": experiment_id,
-        "created_at": now,
         "spec": run.spec,
         "name": run.spec.name,
         "variant": run.variant,

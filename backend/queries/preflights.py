@@ -5,15 +5,25 @@ from datetime import UTC, datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from backend.access import LOCAL, Principal
 from backend.ids import new_id
 from backend.schemas import Preflight
 from backend.tables import Preflight as PreflightRow
 from engine.spec import RunSpec
 
 
-def create_preflight(session: Session, spec: RunSpec) -> Preflight:
+def create_preflight(session: Session, spec: RunSpec, *, owner: Principal = LOCAL) -> Preflight:
     """Queue the check of a spec."""
-    row = PreflightRow(id=new_id(), created_at=datetime.now(UTC), spec=spec, state="queued", findings=[], facts={})
+    row = PreflightRow(
+        id=new_id(),
+        project_id=owner.home_project,
+        created_by=owner.id,
+        created_at=datetime.now(UTC),
+        spec=spec,
+        state="queued",
+        findings=[],
+        facts={},
+    )
     session.add(row)
     session.flush()
     return _record(row)

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Select, and_, func, or_, select
 from sqlalchemy.orm import Session
 
+from backend.project_database import EVERY_PROJECT
 from backend.records import Metric
 from backend.run_states import RunState
 from backend.schemas import Run, RunSummary
@@ -124,4 +125,4 @@ def _eta_seconds(session: Session, id: str, remaining: int) -> tuple[float, floa
 def _queue_position(session: Session, id: str, priority: int) -> int:
     is_before = or_(RunRow.priority > priority, and_(RunRow.priority == priority, RunRow.id < id))
     count = select(func.count()).select_from(RunRow).where(RunRow.state == "queued", is_before)
-    return 1 + (session.scalar(count) or 0)
+    return 1 + (session.scalar(count, execution_options=EVERY_PROJECT) or 0)

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from backend.database import now_of
 from backend.schemas import Worker
+from backend.tables import Run
 from backend.tables import Worker as WorkerRow
 
 _MAX_SHOWN = 500
@@ -14,11 +15,16 @@ _PRESENT = timedelta(minutes=1)
 
 
 def workers(session: Session) -> list[Worker]:
-    """All known workers, the last heard first."""
-    query = select(WorkerRow).order_by(WorkerRow.heartbeat_at.desc()).limit(_MAX_SHOWN)
+    """All known workers, the last heard first; which run one works on is told only of the caller's project."""
+    rows = session.scalars(select(WorkerRow).order_by(WorkerRow.heartbeat_at.desc()).limit(_MAX_SHOWN)).all()
+    at_work = {row.run_id for row in rows if row.run_id is not None}
+    seen = {None, *session.scalars(select(Run.id).where(Run.id.in_(at_work)))}
     return [
-        Worker.model_validate({name: getattr(row, name) for name in Worker.model_fields})
-        for row in session.scalars(query)
+        Worker.model_validate(
+            {name: getattr(row, name) for name in Worker.model_fields}
+            | {"run_id": row.run_id if row.run_id in seen else None}
+        )
+        for row in rows
     ]
 
 

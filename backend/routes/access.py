@@ -10,7 +10,6 @@ from backend.problems import Refusal, not_found
 from backend.queries import api_keys as queries
 
 router = APIRouter(tags=["access"])
-key_router = APIRouter(prefix="/keys", tags=["access"])
 
 KeyId = Annotated[str, Path(max_length=64, description="The part of the key between the underscores.")]
 
@@ -21,13 +20,13 @@ def get_me(caller: Caller) -> Principal:
     return caller
 
 
-@key_router.get("", operation_id="list_keys", responses=errors(403))
+@router.get("/keys", operation_id="list_keys", responses=errors(403))
 def list_keys(session: Reading) -> list[ApiKey]:
     """API keys, the newest first, also those that are revoked or have expired."""
     return queries.keys(session)
 
 
-@key_router.post("", operation_id="create_key", status_code=201, responses=errors(403, 413, 415))
+@router.post("/keys", operation_id="create_key", status_code=201, responses=errors(403, 413, 415))
 def create_key(body: KeyCreate, database: Store, caller: Caller, response: Response) -> CreatedKey:
     """Make an API key. Only this answer holds it."""
     if caller.project_id not in (ALL_PROJECTS, body.project_id):
@@ -41,7 +40,7 @@ def create_key(body: KeyCreate, database: Store, caller: Caller, response: Respo
     return created
 
 
-@key_router.post("/{key_id}/revoke", operation_id="revoke_key", responses=errors(403, 404, 413, 415))
+@router.post("/keys/{key_id}/revoke", operation_id="revoke_key", responses=errors(403, 404, 413, 415))
 def revoke_key(key_id: KeyId, database: Store) -> ApiKey:
     """Make a key invalid for good; one that is revoked already stays as it is."""
     with database.write() as session:

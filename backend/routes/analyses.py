@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from backend.analyses import Analysis
-from backend.dependencies import Bell, Id, Limit, Reading, Store, errors
+from backend.dependencies import Bell, Caller, Id, Limit, Reading, Store, errors
 from backend.problems import not_found
 from backend.queries import analyses as queries
 from engine.analysis_spec import AnalysisSpec
@@ -20,10 +20,12 @@ def get_analysis_schema() -> dict[str, Any]:
 
 
 @router.post("/analyses", operation_id="create_analysis", status_code=201, responses=errors(403, 413, 415))
-def create_analysis(body: AnalysisSpec, database: Store, doorbell: Bell, response: Response) -> Analysis:
+def create_analysis(
+    body: AnalysisSpec, database: Store, caller: Caller, doorbell: Bell, response: Response
+) -> Analysis:
     """Have a worker answer a question about a pair of models."""
     with database.write() as session:
-        created = queries.create_analysis(session, body)
+        created = queries.create_analysis(session, body, owner=caller)
     # The worker looks for analyses whenever it looks for runs.
     doorbell.ring_run(created.id)
     response.headers["Location"] = f"/api/v1/analyses/{created.id}"

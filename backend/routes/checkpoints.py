@@ -6,9 +6,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
+from sqlalchemy.orm import Session
 
 from backend.cursors import from_cursor
-from backend.dependencies import ERRORS, Config, Cursor, Id, Limit, Reading, Responses, errors
+from backend.dependencies import ERRORS, Config, Cursor, Id, Limit, Reading, Responses, SignedReading, errors
 from backend.downloads import StoredCheckpoint
 from backend.problems import not_found
 from backend.queries import checkpoints as queries
@@ -99,7 +100,7 @@ def download_checkpoint_file(
     name: FileName,
     expires: Expires,
     signature: Signature,
-    session: Reading,
+    session: SignedReading,
     settings: Config,
     request: Request,
 ) -> Response:
@@ -115,14 +116,14 @@ def download_checkpoint_file(
     responses={**_ARCHIVE, **errors(403, 404, 410)},
 )
 def download_checkpoint_archive(
-    checkpoint_id: Id, expires: Expires, signature: Signature, session: Reading, settings: Config
+    checkpoint_id: Id, expires: Expires, signature: Signature, session: SignedReading, settings: Config
 ) -> Response:
     """A checkpoint's folder as one uncompressed tar by a signed address."""
     require_signature(settings.signing_secret(), f"{checkpoint_id}/archive", expires, signature)
     return _stored(checkpoint_id, session, settings).archive()
 
 
-def _stored(checkpoint_id: str, session: Reading, settings: Config) -> StoredCheckpoint:
+def _stored(checkpoint_id: str, session: Session, settings: Config) -> StoredCheckpoint:
     found = queries.checkpoint(session, checkpoint_id)
     if found is None:
         raise not_found("checkpoint", checkpoint_id)

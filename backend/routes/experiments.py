@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Response
 
 from backend.cursors import from_cursor
-from backend.dependencies import Bell, Cursor, Id, Limit, Reading, Store, errors
+from backend.dependencies import Bell, Caller, Cursor, Id, Limit, Reading, Store, errors
 from backend.expansion import planned_runs
 from backend.problems import not_found
 from backend.queries import experiments as queries
@@ -14,11 +14,13 @@ router = APIRouter(prefix="/experiments", tags=["experiments"])
 
 
 @router.post("", operation_id="create_experiment", status_code=201, responses=errors(403, 413, 415))
-def create_experiment(body: ExperimentCreate, database: Store, doorbell: Bell, response: Response) -> Experiment:
+def create_experiment(
+    body: ExperimentCreate, database: Store, caller: Caller, doorbell: Bell, response: Response
+) -> Experiment:
     """Create an experiment and queue its runs: one for each variant and seed, all or none."""
     planned = planned_runs(body)
     with database.write() as session:
-        id, run_ids = queries.create_experiment(session, body.name, body.note, planned)
+        id, run_ids = queries.create_experiment(session, body.name, body.note, planned, owner=caller)
         created = queries.experiment(session, id)
     assert created is not None, "it was created in this transaction"
     for run_id in run_ids:

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Response
 
-from backend.dependencies import Bell, Config, Reading, Store, errors
+from backend.dependencies import Bell, Config, Reading, WholeStore, errors
 from backend.health import health, version
 from backend.installation import Liveness, Version
 from backend.queries import workers as queries
@@ -19,7 +19,7 @@ def livez() -> Liveness:
 
 
 @open_router.get("/readyz", operation_id="readyz", responses={503: {"model": Health, "description": "No database."}})
-def readyz(database: Store, doorbell: Bell, settings: Config, response: Response) -> Health:
+def readyz(database: WholeStore, doorbell: Bell, settings: Config, response: Response) -> Health:
     """Database, broker and workers; 503 only without a database, since runs can be submitted without a broker."""
     found = health(database, doorbell, settings)
     if found.database == "down":

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Response
 
-from backend.dependencies import Bell, Id, Limit, Reading, Store, errors
+from backend.dependencies import Bell, Caller, Id, Limit, Reading, Store, errors
 from backend.estimate import estimate
 from backend.estimates import Estimate
 from backend.presets import presets
@@ -43,10 +43,10 @@ def list_presets() -> list[Preset]:
 
 
 @router.post("/preflights", operation_id="create_preflight", status_code=201, responses=errors(403, 413, 415))
-def create_preflight(body: RunSpec, database: Store, doorbell: Bell, response: Response) -> Preflight:
+def create_preflight(body: RunSpec, database: Store, caller: Caller, doorbell: Bell, response: Response) -> Preflight:
     """Have a worker check a spec: models, tokenizers, context lengths, data."""
     with database.write() as session:
-        created = queries.create_preflight(session, body)
+        created = queries.create_preflight(session, body, owner=caller)
     doorbell.ring_preflight(created.id)
     response.headers["Location"] = f"/api/v1/preflights/{created.id}"
     return created

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Header, Response
 from pydantic import Field
 from sqlalchemy.orm import Session
 
-from backend.dependencies import Bell, Id, Store, errors
+from backend.dependencies import Bell, Caller, Id, Store, errors
 from backend.expansion import planned_runs
 from backend.problems import Refusal, not_found
 from backend.queries import runs as queries
@@ -94,7 +94,9 @@ def retry_run(run_id: Id, database: Store, doorbell: Bell, response: Response, b
 
 
 @router.post("/{run_id}/clone", operation_id="clone_run", status_code=201, responses=_ERRORS)
-def clone_run(run_id: Id, database: Store, doorbell: Bell, response: Response, body: Clone | None = None) -> Run:
+def clone_run(
+    run_id: Id, database: Store, caller: Caller, doorbell: Bell, response: Response, body: Clone | None = None
+) -> Run:
     """Queue a new run of the same experiment with this one's spec and some changes."""
     wanted = body or Clone()
     with database.read() as session:
@@ -105,7 +107,7 @@ def clone_run(run_id: Id, database: Store, doorbell: Bell, response: Response, b
     seeds = [origin.seed if wanted.seed is None else wanted.seed]
     planned = planned_runs(ExperimentCreate(name="clone", base=origin.spec, variants=[variant], seeds=seeds))
     with database.write() as session:
-        (copy_id,) = add_runs(session, origin.experiment_id, planned)
+        (copy_id,) = add_runs(session, origin.experiment_id, planned, owner=caller)
         copy = queries.run(session, copy_id)
     assert copy is not None, "it was created in this transaction"
     doorbell.ring_run(copy_id)
