@@ -13,6 +13,7 @@ from backend.guard import Guard
 from backend.health import version
 from backend.log_redaction import redact_access_log
 from backend.migrate import require_head
+from backend.oidc import OidcVerifier
 from backend.problems import answer_errors
 from backend.routes import access, analyses, checkpoints, experiments, health, pins, rollouts, runs, specs, wishes
 from backend.schemas import Problem
@@ -39,6 +40,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 app.state.settings = chosen
                 app.state.database = database
                 app.state.doorbell = doorbell
+                app.state.oidc = OidcVerifier(chosen) if chosen.oidc_issuer else None
                 yield
 
     app = FastAPI(

@@ -78,7 +78,7 @@ def authorize(
     need = need_of(request.scope["route"].operation_id)
     if need == "open" or need == "signature":
         return None
-    principal = principal_of(given.credentials, settings, database) if given else None
+    principal = principal_of(given.credentials, settings, database, request.app.state.oidc) if given else None
     if principal is None:
         sentence = "This needs a valid API key; send it as `Authorization: Bearer …`, or ask an admin for one."
         raise Refusal(401, sentence, headers={"WWW-Authenticate": "Bearer"})

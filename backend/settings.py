@@ -5,6 +5,7 @@ import secrets
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -39,6 +40,17 @@ class Settings(BaseSettings):
     allowed_origins: tuple[str, ...] = ()
     """Origins of web pages that may change something (as JSON list), such as `https://incipit.example.org`."""
 
+    oidc_issuer: str = ""
+    """Issuer of an OpenID Connect provider whose tokens are accepted beside API keys; empty is none."""
+    oidc_audience: str = ""
+    """What a token's `aud` must name: the client id or identifier that the provider has for this API."""
+    oidc_jwks_url: str = ""
+    """Where the provider's keys are; empty is what its discovery document says."""
+    oidc_role_claim: str = "incipit_role"
+    """Claim with a role (viewer, operator, admin) or a list of roles, of which the highest counts."""
+    oidc_project_claim: str = ""
+    """Claim with the project; empty is that everybody belongs to the project `default`."""
+
     @model_validator(mode="after")
     def _the_local_token_stays_on_this_machine(self) -> Self:
         if not is_loopback(self.host) and self.local_token is not None:
@@ -46,6 +58,19 @@ class Settings(BaseSettings):
                 f"host is {self.host!r}, which other machines can reach, but INCIPIT_LOCAL_TOKEN is for a stack on one "
                 "machine; unset it, or listen on 127.0.0.1."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _oidc_is_complete(self) -> Self:
+        if bool(self.oidc_issuer) != bool(self.oidc_audience):
+            missing = "INCIPIT_OIDC_AUDIENCE" if self.oidc_issuer else "INCIPIT_OIDC_ISSUER"
+            raise ValueError(f"{missing} is empty but the other is not; set both, or neither.")
+        for name in ("oidc_issuer", "oidc_jwks_url"):
+            url = getattr(self, name)
+            if url and not is_safe_url(url):
+                raise ValueError(
+                    f"INCIPIT_{name.upper()} is {url!r}, which others could answer for; use an https address."
+                )
         return self
 
     @model_validator(mode="after")
@@ -87,6 +112,16 @@ class Settings(BaseSettings):
         finally:
             draft.unlink()
         return path.read_bytes()
+
+
+def is_safe_url(url: str) -> bool:
+    """Whether nobody between here and there can answer in its place: https, or this machine."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    name = parts.hostname or ""
+    return bool(name) and (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(name)))
 
 
 def is_loopback(host: str) -> bool:

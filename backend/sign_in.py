@@ -8,24 +8,29 @@ from sqlalchemy.exc import OperationalError
 from backend.access import LOCAL, Principal
 from backend.database import Database
 from backend.key_format import KeyText, parsed_key
+from backend.oidc import OidcVerifier
 from backend.queries import api_keys as queries
 from backend.settings import Settings
 
 _log = logging.getLogger(__name__)
 
 
-def principal_of(credential: str, settings: Settings, database: Database) -> Principal | None:
+def principal_of(
+    credential: str, settings: Settings, database: Database, oidc: OidcVerifier | None
+) -> Principal | None:
     """Who holds a credential; None when it is not valid, whatever the reason."""
     local = settings.local_token.get_secret_value() if settings.local_token else ""
     if local and hmac.compare_digest(credential.encode("utf-8", "replace"), local.encode()):
         return LOCAL
     key = parsed_key(credential)
-    return None if key is None else _holder_of(key, database)
+    if key is not None:
+        return _holder_of(key, database)
+    return oidc.principal_of(credential) if oidc else None
 
 
 def can_anyone_sign_in(settings: Settings, database: Database) -> bool:
     """Whether there is any credential that the API would take."""
-    if settings.local_token:
+    if settings.local_token or settings.oidc_issuer:
         return True
     with database.read() as session:
         return queries.has_valid_key(session)
