@@ -1,5 +1,6 @@
 """The dashboard's only way to the rest of Incipit: `/api/v1` over HTTP, with typed results. No Streamlit in here."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar
@@ -8,6 +9,7 @@ from urllib.parse import quote, urljoin
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
+from backend.access import Principal
 from backend.analyses import Analysis
 from backend.estimates import Estimate
 from backend.schemas import (
@@ -29,7 +31,7 @@ from backend.schemas import (
     RunSummary,
     Worker,
 )
-from dashboard.api_errors import ApiDown, ApiError, Conflict, Invalid, NotFound, ServerFault
+from dashboard.api_errors import ApiDown, ApiError, Conflict, Forbidden, Invalid, NotFound, ServerFault, SignedOut
 from engine.findings import Finding
 
 T = TypeVar("T")
@@ -41,12 +43,14 @@ _READ_TRIES = 2
 
 
 class ApiClient:
-    """One per process and address; safe to share between sessions. Every method raises ApiError."""
+    """One per address and credential; safe to share between sessions. Every method raises ApiError."""
 
     def __init__(self, base_url: str, *, token: str | None = None, public_url: str | None = None) -> None:
         """`public_url` is where a browser reaches the API, when that differs from where this process does."""
         self.base_url = base_url.rstrip("/")
         self.public_url = (public_url or base_url).rstrip("/")
+        # What one person is told must not be shown to another: caches go by address and credential.
+        self.identity = f"{self.base_url} {hashlib.sha256((token or '').encode()).hexdigest()}"
         headers = {"User-Agent": "incipit-dashboard"}
         if token:
             headers["Authorization"] = f"Bearer {token}"
@@ -63,6 +67,10 @@ class ApiClient:
 
     def health(self) -> Health:
         return self._get("/readyz", Health)
+
+    def me(self) -> Principal:
+        """Who the credential belongs to."""
+        return self._get("/api/v1/me", Principal)
 
     def experiments(self) -> list[Experiment]:
         return self._get("/api/v1/experiments", list[Experiment])
@@ -246,6 +254,10 @@ def _error_of(response: httpx.Response) -> ApiError:
         detail, findings = problem.detail or problem.title, problem.errors
     except ValidationError:
         detail, findings = f"The API answered {response.status_code} {response.reason_phrase}.", []
+    if response.status_code == 401:
+        return SignedOut(detail)
+    if response.status_code == 403:
+        return Forbidden(detail)
     if response.status_code == 404:
         return NotFound(detail)
     if response.status_code in (409, 412):

@@ -19,6 +19,18 @@ class ApiDown(ApiError):
     advice = "Start it with `incipit up`, or set INCIPIT_API_URL to where it runs."
 
 
+class SignedOut(ApiError):
+    """The API does not take the credential, or there is none."""
+
+    advice = "Sign in again; a key may have expired or been revoked."
+
+
+class Forbidden(ApiError):
+    """The person's role does not allow this."""
+
+    advice = "Ask an admin for a key with a higher role."
+
+
 class NotFound(ApiError):
     """The record does not exist, or no more."""
 

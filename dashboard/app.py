@@ -1,15 +1,17 @@
-"""Start with `streamlit run dashboard/app.py`: page configuration and navigation, nothing else."""
+"""Start with `streamlit run dashboard/app.py`: page configuration, navigation and sign-in, nothing else."""
 
 from pathlib import Path
 
 import streamlit as st
+
+from dashboard import cached, notices, sign_in
 
 # A file, not an emoji or a Material icon: browsers would fetch those from the internet.
 _ICON = str(Path(__file__).parent / "incipit.svg")
 
 st.set_page_config(page_title="Incipit", page_icon=_ICON, layout="wide")
 st.logo(_ICON)
-st.navigation(
+page = st.navigation(
     [
         st.Page("views/home.py", title="Home", icon=":material/home:", default=True),
         st.Page("views/new_run.py", title="New run", icon=":material/add_circle:", url_path="new"),
@@ -21,4 +23,14 @@ st.navigation(
         st.Page("views/checkpoints.py", title="Checkpoints", icon=":material/save:", url_path="checkpoints"),
     ],
     position="top",  # the token lens and the tables need the width that a sidebar would take
-).run()
+)
+if sign_in.credential() is None:
+    sign_in.ask()
+else:
+    if not sign_in.is_local():
+        with st.container(horizontal=True, horizontal_alignment="right", vertical_alignment="center"):
+            with notices.problems_shown():
+                me = cached.me(cached.api())
+            st.caption(notices.plain(f"{me.role} · {'all projects' if me.project_id == '*' else me.project_id}"))
+            st.button("Sign out", icon=":material/logout:", type="tertiary", key="sign-out", on_click=sign_in.sign_out)
+    page.run()

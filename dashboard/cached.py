@@ -1,4 +1,4 @@
-"""The API through Streamlit's caches: ten viewers of one run cost one request a second. The only place where both meet."""
+"""The API through Streamlit's caches: ten tabs of one person cost one request a second. The only place where both meet."""
 
 import os
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from typing import Any
 
 import streamlit as st
 
+from backend.access import Principal
 from backend.estimates import Estimate
 from backend.schemas import (
     Checkpoint,
@@ -22,47 +23,51 @@ from backend.schemas import (
     StoredEvent,
     Worker,
 )
+from dashboard import sign_in
 from dashboard.api_client import ApiClient, Document
 from engine.findings import Finding
 
-DEFAULT_API_URL = "http://127.0.0.1:8000"
 _MAX_LISTED_RUNS = 1000
 _MAX_EVENT_PAGES = 40
-_BY_ADDRESS: dict[type | str, Any] = {ApiClient: lambda client: client.base_url}
+_BY_IDENTITY: dict[type | str, Any] = {ApiClient: lambda client: client.identity}
 
 
 def api() -> ApiClient:
-    """The client of the API at INCIPIT_API_URL, with INCIPIT_LOCAL_TOKEN; its links lead to INCIPIT_PUBLIC_API_URL."""
-    return _client(os.environ.get("INCIPIT_API_URL", DEFAULT_API_URL))
+    """The API as the person of this session may use it; its links lead to INCIPIT_PUBLIC_API_URL."""
+    return _client(sign_in.api_url(), sign_in.credential())
 
 
 @st.cache_resource(show_spinner=False, max_entries=64)
-def _client(base_url: str) -> ApiClient:
-    token = os.environ.get("INCIPIT_LOCAL_TOKEN")
+def _client(base_url: str, token: str | None) -> ApiClient:
     return ApiClient(base_url, token=token, public_url=os.environ.get("INCIPIT_PUBLIC_API_URL"))
 
 
-@st.cache_data(ttl=3, max_entries=16, show_spinner=False, hash_funcs=_BY_ADDRESS)
+@st.cache_data(ttl=3, max_entries=16, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def health(client: ApiClient) -> Health:
     return client.health()
 
 
-@st.cache_data(ttl=3, max_entries=16, show_spinner=False, hash_funcs=_BY_ADDRESS)
+@st.cache_data(ttl=10, max_entries=16, show_spinner=False, hash_funcs=_BY_IDENTITY)
+def me(client: ApiClient) -> Principal:
+    return client.me()
+
+
+@st.cache_data(ttl=3, max_entries=16, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def workers(client: ApiClient) -> list[Worker]:
     return client.workers()
 
 
-@st.cache_data(ttl=2, max_entries=16, show_spinner=False, hash_funcs=_BY_ADDRESS)
+@st.cache_data(ttl=2, max_entries=16, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def experiments(client: ApiClient) -> list[Experiment]:
     return client.experiments()
 
 
-@st.cache_data(ttl=1, max_entries=64, show_spinner=False, hash_funcs=_BY_ADDRESS)
+@st.cache_data(ttl=1, max_entries=64, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def experiment_runs(client: ApiClient, experiment_id: str) -> list[RunSummary]:
     return client.experiment_runs(experiment_id)
 
 
-@st.cache_data(ttl=1, max_entries=64, show_spinner=False, hash_funcs=_BY_ADDRESS)
+@st.cache_data(ttl=1, max_entries=64, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def runs(client: ApiClient, experiment_id: str | None = None) -> list[RunSummary]:
     """The newest runs, at most 1,000."""
     found: list[RunSummary] = []
@@ -76,17 +81,17 @@ def runs(client: ApiClient, experiment_id: str | None = None) -> list[RunSummary
     return found
 
 
-@st.cache_data(ttl=1, max_entries=128, show_spinner=False, hash_funcs=_BY_ADDRESS)
+@st.cache_data(ttl=1, max_entries=128, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def run(client: ApiClient, run_id: str) -> Run:
     return client.run(run_id)
 
 
-@st.cache_data(ttl=1, max_entries=64, show_spinner=False, hash_funcs=_BY_ADDRESS)
+@st.cache_data(ttl=1, max_entries=64, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def metrics(client: ApiClient, run_id: str) -> list[Metric]:
     return client.metrics(run_id)
 
 
-@st.cache_data(ttl=1, max_entries=64, show_spinner=False, hash_funcs=_BY_ADDRESS)
+@st.cache_data(ttl=1, max_entries=64, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def events(client: ApiClient, run_id: str, kinds: Sequence[str] = ()) -> list[StoredEvent]:
     """The whole history, or that of some kinds, in at most 40 pages."""
     found: list[StoredEvent] = []
@@ -98,57 +103,57 @@ def events(client: ApiClient, run_id: str, kinds: Sequence[str] = ()) -> list[St
     return found
 
 
-@st.cache_data(ttl=2, max_entries=64, show_spinner=False, hash_funcs=_BY_ADDRESS)
+@st.cache_data(ttl=2, max_entries=64, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def warnings(client: ApiClient, run_id: str) -> list[StoredEvent]:
     """What the run warned of, oldest first: the first page of it."""
     return client.events(run_id, kinds=("warning",)).items
 
 
-@st.cache_data(ttl=2, max_entries=128, show_spinner=False, hash_funcs=_BY_ADDRESS)
+@st.cache_data(ttl=2, max_entries=128, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def evaluations(client: ApiClient, run_id: str) -> list[Evaluation]:
     return client.evaluations(run_id)
 
 
-@st.cache_data(ttl=2, max_entries=64, show_spinner=False, hash_funcs=_BY_ADDRESS)
+@st.cache_data(ttl=2, max_entries=64, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def positions(client: ApiClient, run_id: str, source: str) -> list[Positions]:
     return client.positions(run_id, source)
 
 
-@st.cache_data(ttl=2, max_entries=64, show_spinner=False, hash_funcs=_BY_ADDRESS)
+@st.cache_data(ttl=2, max_entries=64, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def rollouts(client: ApiClient, run_id: str, step: int | None = None) -> RolloutPage:
     return client.rollouts(run_id, step=step)
 
 
-@st.cache_data(ttl=600, max_entries=16, show_spinner=False, hash_funcs=_BY_ADDRESS)
+@st.cache_data(ttl=600, max_entries=16, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def rollout(client: ApiClient, rollout_id: str) -> RolloutDetail:
     return client.rollout(rollout_id)
 
 
-@st.cache_data(ttl=2, max_entries=64, show_spinner=False, hash_funcs=_BY_ADDRESS)
+@st.cache_data(ttl=2, max_entries=64, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def checkpoints(client: ApiClient, run_id: str | None = None) -> list[Checkpoint]:
     return client.checkpoints(run_id=run_id)
 
 
-@st.cache_data(ttl=60, max_entries=16, show_spinner=False, hash_funcs=_BY_ADDRESS)
+@st.cache_data(ttl=60, max_entries=16, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def presets(client: ApiClient) -> list[Preset]:
     return client.presets()
 
 
-@st.cache_data(ttl=60, max_entries=64, show_spinner=False, hash_funcs=_BY_ADDRESS)
+@st.cache_data(ttl=60, max_entries=64, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def findings(client: ApiClient, document: Document) -> list[Finding]:
     return client.validate(document)
 
 
-@st.cache_data(ttl=60, max_entries=64, show_spinner=False, hash_funcs=_BY_ADDRESS)
+@st.cache_data(ttl=60, max_entries=64, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def estimate(client: ApiClient, document: Document) -> Estimate:
     return client.estimate(document)
 
 
-@st.cache_data(ttl=60, max_entries=16, show_spinner=False, hash_funcs=_BY_ADDRESS)
+@st.cache_data(ttl=60, max_entries=16, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def spec_schema(client: ApiClient) -> Document:
     return client.spec_schema()
 
 
-@st.cache_data(ttl=60, max_entries=16, show_spinner=False, hash_funcs=_BY_ADDRESS)
+@st.cache_data(ttl=60, max_entries=16, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def analysis_schema(client: ApiClient) -> Document:
     return client.analysis_schema()

@@ -8,7 +8,8 @@ import pandas as pd
 import streamlit as st
 
 from backend.run_states import RunState
-from dashboard.api_errors import ApiDown, ApiError, Invalid, NotFound
+from dashboard import sign_in
+from dashboard.api_errors import ApiDown, ApiError, Invalid, NotFound, SignedOut
 
 Colour = Literal["red", "orange", "blue", "green", "violet", "gray"]
 STATE_LOOKS: dict[RunState, tuple[str, str, Colour]] = {
@@ -50,6 +51,8 @@ def show_problem(error: ApiError) -> None:
         with st.container(horizontal=True):
             if isinstance(error, NotFound):
                 st.page_link("views/runs.py", label="To the runs", icon=":material/list:")
+            elif isinstance(error, SignedOut) and not sign_in.is_local():
+                st.button("Sign in again", icon=":material/login:", key="sign-in-again", on_click=sign_in.sign_out)
             elif st.button("Try again", icon=":material/refresh:", key="try-again"):
                 st.rerun()
 

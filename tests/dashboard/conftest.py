@@ -95,6 +95,7 @@ def scene(api_root: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
     """Points the dashboard at a scene of the stand-in API, named by an indirect parameter (busy by default)."""
     address = f"{api_root}/{getattr(request, 'param', 'busy')}"
     monkeypatch.setenv("INCIPIT_API_URL", address)
+    monkeypatch.setenv("INCIPIT_LOCAL_TOKEN", "of-the-tests")  # as in a local stack: nobody signs in
     return address
 
 

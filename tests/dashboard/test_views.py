@@ -61,6 +61,7 @@ def test_a_failing_api_is_a_sentence_and_not_a_traceback(view: str) -> None:
 @pytest.mark.parametrize("view", VIEWS)
 def test_an_absent_api_is_named_with_its_address(view: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INCIPIT_API_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("INCIPIT_LOCAL_TOKEN", "of-the-tests")
     app = opened(view)
     assert not app.exception
     assert any("Cannot reach the API" in one.value and "incipit up" in one.value for one in app.error)
