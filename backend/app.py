@@ -11,6 +11,7 @@ from backend.dependencies import authorize
 from backend.doorbell import Doorbell
 from backend.guard import Guard
 from backend.health import version
+from backend.idempotency import InFlight
 from backend.log_redaction import redact_access_log
 from backend.migrate import require_head
 from backend.oidc import OidcVerifier
@@ -22,7 +23,8 @@ from backend.settings import Settings
 _DESCRIPTION = """Trains a small language model (the student) to follow a large one (the teacher) on the first
 tokens only.
 
-Every error is a `Problem` (RFC 9457). State-changing requests carry `application/json`. Times are UTC; units: tokens,
+Every error is a `Problem` (RFC 9457). State-changing requests carry `application/json`; those that
+make something take an `Idempotency-Key`. Times are UTC; units: tokens,
 nats, FLOPs, seconds, bytes."""
 
 
@@ -40,6 +42,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 app.state.settings = chosen
                 app.state.database = database
                 app.state.doorbell = doorbell
+                app.state.in_flight = InFlight()
                 app.state.oidc = OidcVerifier(chosen) if chosen.oidc_issuer else None
                 yield
 

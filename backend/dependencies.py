@@ -3,15 +3,17 @@
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from fastapi import Depends, Path, Query, Request
+from fastapi import Depends, Header, Path, Query, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.orm import Session
 
 from backend.access import Principal
 from backend.database import Database
 from backend.doorbell import Doorbell
+from backend.idempotency import Once
 from backend.problems import Refusal
 from backend.project_database import ProjectDatabase
+from backend.queries.idempotency import RequestName
 from backend.roles import need_of
 from backend.settings import Settings
 from backend.sign_in import principal_of
@@ -28,7 +30,7 @@ ERRORS: Responses = {
         401: "No valid credential.",
         403: "Not with this role or from this origin, or a link that has expired.",
         404: "There is no such thing.",
-        409: "Not in this state.",
+        409: "Not in this state, or still being answered.",
         410: "It was there, but cannot be read any more.",
         412: "It was changed since it was read.",
         413: "The body is too large.",
@@ -103,6 +105,29 @@ def _store(database: WholeStore, caller: Caller) -> ProjectDatabase:
 
 Store = Annotated[ProjectDatabase, Depends(_store)]
 """What the caller's project has, and nothing else."""
+
+
+def _once(
+    request: Request,
+    database: Store,
+    caller: Caller,
+    key: Annotated[
+        str | None,
+        Header(
+            alias="Idempotency-Key",
+            min_length=1,
+            max_length=255,
+            pattern=r"^[\x21-\x7e]+$",
+            description="Made up by the client; a request that is sent again with it within a day makes nothing new.",
+        ),
+    ] = None,
+) -> Once:
+    operation = request.scope["route"].operation_id
+    name = RequestName(caller.id, operation, key) if key else None
+    return Once(database, name, request.app.state.in_flight)
+
+
+Creation = Annotated[Once, Depends(_once)]
 
 
 def _reading(database: Store) -> Iterator[Session]:

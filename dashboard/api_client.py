@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 from urllib.parse import quote, urljoin
+from uuid import uuid4
 
 import httpx
 from pydantic import TypeAdapter, ValidationError
@@ -39,7 +40,7 @@ Document = dict[str, Any]  # a spec as plain JSON values, valid or not
 
 # Short: a view that waits blocks its whole session, and Streamlit loses sessions that block while disconnected.
 _TIMEOUT = httpx.Timeout(10.0, connect=2.0)
-_READ_TRIES = 2
+_TRIES = 2
 
 
 class ApiClient:
@@ -79,9 +80,12 @@ class ApiClient:
         """In the order of the experiment's variants and seeds."""
         return self._get(f"/api/v1/experiments/{experiment_id}/runs", list[RunSummary])
 
-    def create_experiment(self, experiment: Document) -> Experiment:
-        """Create an experiment and its runs from the fields of ExperimentCreate; the API judges them."""
-        return self._post("/api/v1/experiments", Experiment, experiment)
+    def create_experiment(self, experiment: Document, *, idempotency_key: str | None = None) -> Experiment:
+        """Create an experiment and its runs from the fields of ExperimentCreate; the API judges them.
+
+        A call with the key and document of an earlier one makes nothing new and returns the same.
+        """
+        return self._create("/api/v1/experiments", Experiment, experiment, idempotency_key)
 
     def runs(
         self,
@@ -191,7 +195,7 @@ class ApiClient:
         return self._get("/api/v1/presets", list[Preset])
 
     def start_preflight(self, spec: Document) -> Preflight:
-        return self._post("/api/v1/preflights", Preflight, spec)
+        return self._create("/api/v1/preflights", Preflight, spec)
 
     def preflight(self, preflight_id: str) -> Preflight:
         return self._get(f"/api/v1/preflights/{preflight_id}", Preflight)
@@ -201,7 +205,7 @@ class ApiClient:
         return self._get("/api/v1/analyses/schema", dict[str, Any])
 
     def start_analysis(self, spec: Document) -> Analysis:
-        return self._post("/api/v1/analyses", Analysis, spec)
+        return self._create("/api/v1/analyses", Analysis, spec)
 
     def analyses(self) -> list[Analysis]:
         return self._get("/api/v1/analyses", list[Analysis])
@@ -217,10 +221,15 @@ class ApiClient:
 
     def _get(self, path: str, kind: type[T], wanted: Mapping[str, Any] | None = None) -> T:
         given = {name: value for name, value in (wanted or {}).items() if value is not None}
-        return self._call("GET", path, kind, tries=_READ_TRIES, params=given)
+        return self._call("GET", path, kind, tries=_TRIES, params=given)
 
     def _post(self, path: str, kind: type[T], body: Any) -> T:
         return self._call("POST", path, kind, tries=1, json=body)
+
+    def _create(self, path: str, kind: type[T], body: Any, key: str | None = None) -> T:
+        """Sent again when no answer came: the key keeps the API from making two."""
+        named = {"Idempotency-Key": key or str(uuid4())}
+        return self._call("POST", path, kind, tries=_TRIES, json=body, headers=named)
 
     def _call(self, method: str, path: str, kind: type[T], *, tries: int, **sent: Any) -> T:
         for last_try in (*[False] * (tries - 1), True):

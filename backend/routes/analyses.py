@@ -3,9 +3,10 @@
 from typing import Any
 
 from fastapi import APIRouter, Response
+from sqlalchemy.orm import Session
 
 from backend.analyses import Analysis
-from backend.dependencies import Bell, Caller, Id, Limit, Reading, Store, errors
+from backend.dependencies import Bell, Caller, Creation, Id, Limit, Reading, Store, errors
 from backend.problems import not_found
 from backend.queries import analyses as queries
 from engine.analysis_spec import AnalysisSpec
@@ -19,17 +20,27 @@ def get_analysis_schema() -> dict[str, Any]:
     return AnalysisSpec.model_json_schema()
 
 
-@router.post("/analyses", operation_id="create_analysis", status_code=201, responses=errors(403, 413, 415))
-def create_analysis(
-    body: AnalysisSpec, database: Store, caller: Caller, doorbell: Bell, response: Response
-) -> Analysis:
+@router.post(
+    "/analyses",
+    operation_id="create_analysis",
+    status_code=201,
+    response_model=Analysis,
+    responses=errors(403, 409, 413, 415),
+)
+def create_analysis(body: AnalysisSpec, once: Creation, caller: Caller, doorbell: Bell) -> Response:
     """Have a worker answer a question about a pair of models."""
-    with database.write() as session:
+    queued: list[str] = []
+
+    def create(session: Session) -> tuple[Analysis, str]:
         created = queries.create_analysis(session, body, owner=caller)
-    # The worker looks for analyses whenever it looks for runs.
-    doorbell.ring_run(created.id)
-    response.headers["Location"] = f"/api/v1/analyses/{created.id}"
-    return created
+        queued.append(created.id)
+        return created, f"/api/v1/analyses/{created.id}"
+
+    answer = once.answer(body, create)
+    for analysis_id in queued:
+        # The worker looks for analyses whenever it looks for runs.
+        doorbell.ring_run(analysis_id)
+    return answer
 
 
 @router.get("/analyses", operation_id="list_analyses", responses=errors())

@@ -1,9 +1,10 @@
 """Experiments."""
 
 from fastapi import APIRouter, Response
+from sqlalchemy.orm import Session
 
 from backend.cursors import from_cursor
-from backend.dependencies import Bell, Caller, Cursor, Id, Limit, Reading, Store, errors
+from backend.dependencies import Bell, Caller, Creation, Cursor, Id, Limit, Reading, errors
 from backend.expansion import planned_runs
 from backend.problems import not_found
 from backend.queries import experiments as queries
@@ -13,20 +14,29 @@ from backend.schemas import Experiment, ExperimentCreate, RunSummary
 router = APIRouter(prefix="/experiments", tags=["experiments"])
 
 
-@router.post("", operation_id="create_experiment", status_code=201, responses=errors(403, 413, 415))
-def create_experiment(
-    body: ExperimentCreate, database: Store, caller: Caller, doorbell: Bell, response: Response
-) -> Experiment:
+@router.post(
+    "",
+    operation_id="create_experiment",
+    status_code=201,
+    response_model=Experiment,
+    responses=errors(403, 409, 413, 415),
+)
+def create_experiment(body: ExperimentCreate, once: Creation, caller: Caller, doorbell: Bell) -> Response:
     """Create an experiment and queue its runs: one for each variant and seed, all or none."""
     planned = planned_runs(body)
-    with database.write() as session:
+    queued: list[str] = []
+
+    def create(session: Session) -> tuple[Experiment, str]:
         id, run_ids = queries.create_experiment(session, body.name, body.note, planned, owner=caller)
+        queued.extend(run_ids)
         created = queries.experiment(session, id)
-    assert created is not None, "it was created in this transaction"
-    for run_id in run_ids:
+        assert created is not None, "it was created in this transaction"
+        return created, f"/api/v1/experiments/{id}"
+
+    answer = once.answer(body, create)
+    for run_id in queued:
         doorbell.ring_run(run_id)
-    response.headers["Location"] = f"/api/v1/experiments/{id}"
-    return created
+    return answer
 
 
 @router.get("", operation_id="list_experiments", responses=errors())

@@ -3,8 +3,9 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Response
+from sqlalchemy.orm import Session
 
-from backend.dependencies import Bell, Caller, Id, Limit, Reading, Store, errors
+from backend.dependencies import Bell, Caller, Creation, Id, Limit, Reading, errors
 from backend.estimate import estimate
 from backend.estimates import Estimate
 from backend.presets import presets
@@ -42,14 +43,26 @@ def list_presets() -> list[Preset]:
     return list(presets())
 
 
-@router.post("/preflights", operation_id="create_preflight", status_code=201, responses=errors(403, 413, 415))
-def create_preflight(body: RunSpec, database: Store, caller: Caller, doorbell: Bell, response: Response) -> Preflight:
+@router.post(
+    "/preflights",
+    operation_id="create_preflight",
+    status_code=201,
+    response_model=Preflight,
+    responses=errors(403, 409, 413, 415),
+)
+def create_preflight(body: RunSpec, once: Creation, caller: Caller, doorbell: Bell) -> Response:
     """Have a worker check a spec: models, tokenizers, context lengths, data."""
-    with database.write() as session:
+    queued: list[str] = []
+
+    def create(session: Session) -> tuple[Preflight, str]:
         created = queries.create_preflight(session, body, owner=caller)
-    doorbell.ring_preflight(created.id)
-    response.headers["Location"] = f"/api/v1/preflights/{created.id}"
-    return created
+        queued.append(created.id)
+        return created, f"/api/v1/preflights/{created.id}"
+
+    answer = once.answer(body, create)
+    for preflight_id in queued:
+        doorbell.ring_preflight(preflight_id)
+    return answer
 
 
 @router.get("/preflights", operation_id="list_preflights", responses=errors())

@@ -15,6 +15,7 @@ from dashboard.arms import experiment_document, prefix_arms, seeds_of
 from dashboard.preflight_check import preflight_findings, show_preflight
 from dashboard.spec_form import DrawnForm, draw_form
 from dashboard.spec_schema import form_fields
+from dashboard.submission import forget_submission, submission_key
 from engine.findings import Finding
 
 _ONE, _LENGTHS, _PRESET_ARMS = "one run", "several prefix lengths", "the preset's arms"
@@ -182,12 +183,13 @@ def start_button(
     if not clicked or body is None:
         return
     try:
-        created = client.create_experiment(body)
+        created = client.create_experiment(body, idempotency_key=submission_key(body))
     except Invalid as error:
         st.error(notices.plain(error.message), icon=":material/error:")
         for one in error.findings:
             st.markdown(f"- **{notices.plain(one.field or 'experiment')}**: {notices.plain(one.message)}")
         return
+    forget_submission()
     st.session_state.pop("form", None)
     runs = client.experiment_runs(created.id)
     if len(runs) == 1:
