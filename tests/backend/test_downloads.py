@@ -178,6 +178,8 @@ def test_signed_links_work_without_credentials(client: TestClient, checkpoint_id
     link = client.post(f"/api/v1/checkpoints/{checkpoint_id}/link").json()
     assert set(link["file_urls"]) == {*FILES, "manifest.json"}
     assert link["archive_url"].startswith("/api/v1/download/")
+    del client.headers["Authorization"]
+    assert client.get(f"/api/v1/checkpoints/{checkpoint_id}").status_code == 401
     assert client.get(link["file_urls"]["model.safetensors"]).content == WEIGHTS
     assert client.get(link["file_urls"]["trainer/state.json"], headers={"Range": "bytes=1-1"}).content == b"}"
     assert client.get(link["archive_url"]).content.startswith(b"short-seed-0-step-20/config.json\0")

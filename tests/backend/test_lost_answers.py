@@ -5,8 +5,6 @@ import os
 import signal
 import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -25,43 +23,12 @@ from backend.app import create_app
 from backend.database import Database
 from backend.settings import Settings
 from tests.access import SIGNED_IN, key_of, with_key
+from tests.api_process import ApiProcess
 from tests.backend.conftest import ADDRESS
 from tests.backend.recorded import stored_counts
 
 _SECONDS = 60.0
 _MAX_P95_SECONDS = 0.3
-
-
-class Api:
-    """`python -m backend` on a port of its own, which a client can lose and find again."""
-
-    def __init__(self, database_url: str) -> None:
-        self.database_url = database_url
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.port = int(listener.getsockname()[1])
-
-    def start(self) -> None:
-        """Start it, and return when it answers."""
-        environment = os.environ | {
-            "INCIPIT_PORT": str(self.port),
-            "INCIPIT_DATABASE_URL": self.database_url,
-            "INCIPIT_BROKER_URL": "redis://127.0.0.1:1/0",
-        }
-        command = [sys.executable, "-m", "backend"]
-        self.process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        _await(self._answers, "an answer of the API")
-
-    def kill(self) -> None:
-        """SIGKILL, as an out-of-memory killer does."""
-        self.process.kill()
-        self.process.wait(10)
-
-    def _answers(self) -> bool:
-        assert self.process.poll() is None
-        try:
-            return httpx.get(f"http://127.0.0.1:{self.port}/livez", trust_env=False).is_success
-        except httpx.TransportError:
-            return False
 
 
 def _await(holds: Callable[[], object], what: str) -> None:
@@ -72,10 +39,10 @@ def _await(holds: Callable[[], object], what: str) -> None:
 
 
 @pytest.fixture
-def api(database: Database, database_url: str) -> Iterator[Api]:
+def api(database: Database, database_url: str) -> Iterator[ApiProcess]:
     """A running API."""
     key_of(database, "admin")
-    started = Api(database_url)
+    started = ApiProcess(database_url)
     started.start()
     yield started
     started.kill()
@@ -84,13 +51,13 @@ def api(database: Database, database_url: str) -> Iterator[Api]:
 class Submission:
     """One experiment of a person, submitted as often as needed with one Idempotency-Key."""
 
-    def __init__(self, api: Api, database: Database, base: dict[str, Any]) -> None:
+    def __init__(self, api: ApiProcess, database: Database, base: dict[str, Any]) -> None:
         self.api = api
         self.body = {"name": "q", "base": base, "seeds": [0, 1, 2]}
         self.headers = with_key(key_of(database, "operator")) | {"Idempotency-Key": "of-this-submission"}
 
     def send(self) -> httpx.Response:
-        url = f"http://127.0.0.1:{self.api.port}/api/v1/experiments"
+        url = f"{self.api.url}/api/v1/experiments"
         return httpx.post(url, json=self.body, headers=self.headers, timeout=30, trust_env=False)
 
     def send_unheard(self) -> socket.socket:
@@ -104,10 +71,10 @@ class Submission:
 
 
 def test_an_api_killed_before_the_commit_leaves_nothing_and_the_retry_makes_one_experiment(
-    api: Api, database: Database, base: dict[str, Any]
+    api: ApiProcess, database: Database, base: dict[str, Any]
 ) -> None:
     submission, failures = Submission(api, database, base), []
-    me = httpx.get(f"http://127.0.0.1:{api.port}/api/v1/me", headers=submission.headers, trust_env=False)
+    me = httpx.get(f"{api.url}/api/v1/me", headers=submission.headers, trust_env=False)
     assert me.is_success  # and the key's use is noted: the only write of the request that follows is its own
 
     def send() -> None:
@@ -134,7 +101,7 @@ def test_an_api_killed_before_the_commit_leaves_nothing_and_the_retry_makes_one_
 
 
 def test_an_api_killed_after_the_commit_has_made_the_experiment_and_the_retry_is_told_of_it(
-    api: Api, database: Database, base: dict[str, Any]
+    api: ApiProcess, database: Database, base: dict[str, Any]
 ) -> None:
     submission = Submission(api, database, base)
     with submission.send_unheard():

@@ -4,14 +4,11 @@ import base64
 import hashlib
 import hmac
 import json
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -23,49 +20,18 @@ from backend.settings import Settings
 from tests import databases
 from tests.access import with_key
 from tests.backend.conftest import ADDRESS
+from tests.identity_provider import KEY, Provider
 
 Document = dict[str, Any]
-KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 OTHER_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 AUDIENCE = "incipit-api"
 
 
-class Provider:
-    """An identity provider on this machine: its discovery document and its keys; it counts who asks for them."""
-
-    def __init__(self) -> None:
-        provider = self
-        self.asked: list[str] = []
-        self.keys = {"one": KEY.public_key()}
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                provider.asked.append(self.path)
-                body = json.dumps(provider.document(self.path)).encode()
-                self.send_response(200)
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                return
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.issuer = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def document(self, path: str) -> Document:
-        if path == "/.well-known/openid-configuration":
-            return {"issuer": self.issuer, "jwks_uri": f"{self.issuer}/keys"}
-        as_jwk = jwt.algorithms.RSAAlgorithm.to_jwk
-        return {"keys": [{**as_jwk(key, as_dict=True), "kid": kid, "use": "sig"} for kid, key in self.keys.items()]}
-
-
 @pytest.fixture
 def provider() -> Iterator[Provider]:
-    started = Provider()
+    started = Provider(AUDIENCE)
     yield started
-    started.server.shutdown()
-    started.server.server_close()
+    started.close()
 
 
 @pytest.fixture
@@ -83,35 +49,19 @@ def stranger(settings: Settings, provider: Provider) -> Iterator[TestClient]:
         yield opened
 
 
-def _claims(provider: Provider, **changes: object) -> Document:
-    now = int(time.time())
-    good = {
-        "iss": provider.issuer,
-        "aud": AUDIENCE,
-        "sub": "ada",
-        "exp": now + 600,
-        "nbf": now - 10,
-        "incipit_role": "operator",
-        "project": "lab",
-    }
-    return {name: value for name, value in (good | changes).items() if value is not None}
-
-
-def _token(claims: Document, *, key: Any = KEY, kid: str | None = "one", algorithm: str = "RS256") -> str:
-    return jwt.encode(claims, key, algorithm=algorithm, headers={"kid": kid} if kid else {})
-
-
 def _me(client: TestClient, token: str) -> Any:
     return client.get("/api/v1/me", headers=with_key(token))
 
 
 def test_a_valid_token_becomes_a_person_with_role_and_project(stranger: TestClient, provider: Provider) -> None:
-    assert _me(stranger, _token(_claims(provider))).json() == {
+    assert _me(stranger, provider.token(provider.good_claims())).json() == {
         "id": "oidc:ada", "role": "operator", "project_id": "lab",
     }  # fmt: skip
-    several = _token(_claims(provider, incipit_role=["viewer", "something", "admin"], aud=["other", AUDIENCE]))
+    several = provider.token(
+        provider.good_claims(incipit_role=["viewer", "something", "admin"], aud=["other", AUDIENCE])
+    )
     assert _me(stranger, several).json()["role"] == "admin"
-    assert len(_me(stranger, _token(_claims(provider, sub="x" * 500))).json()["id"]) <= 128
+    assert len(_me(stranger, provider.token(provider.good_claims(sub="x" * 500))).json()["id"]) <= 128
     assert stranger.get("/api/v1/runs", headers=with_key(several)).json()["items"] == []
 
 
@@ -132,22 +82,22 @@ def _by_hand(header: Document, claims: Document, sign: Any) -> str:
 
 def test_every_wrong_token_is_refused_with_the_same_words(stranger: TestClient, provider: Provider) -> None:
     now = int(time.time())
-    good = _claims(provider)
+    good = provider.good_claims()
     wrong = {
-        "another issuer": _token(_claims(provider, iss="https://evil.example")),
-        "another audience": _token(_claims(provider, aud="another-api")),
-        "no audience": _token(_claims(provider, aud=None)),
-        "no issuer": _token(_claims(provider, iss=None)),
-        "no subject": _token(_claims(provider, sub=None)),
-        "no end": _token(_claims(provider, exp=None)),
-        "expired": _token(_claims(provider, exp=now - 60)),
-        "not yet valid": _token(_claims(provider, nbf=now + 300)),
-        "another key": _token(good, key=OTHER_KEY),
-        "an unknown key": _token(good, key=OTHER_KEY, kid="two"),
-        "no key id": _token(good, kid=None),
+        "another issuer": provider.token(provider.good_claims(iss="https://evil.example")),
+        "another audience": provider.token(provider.good_claims(aud="another-api")),
+        "no audience": provider.token(provider.good_claims(aud=None)),
+        "no issuer": provider.token(provider.good_claims(iss=None)),
+        "no subject": provider.token(provider.good_claims(sub=None)),
+        "no end": provider.token(provider.good_claims(exp=None)),
+        "expired": provider.token(provider.good_claims(exp=now - 60)),
+        "not yet valid": provider.token(provider.good_claims(nbf=now + 300)),
+        "another key": provider.token(good, key=OTHER_KEY),
+        "an unknown key": provider.token(good, key=OTHER_KEY, kid="two"),
+        "no key id": provider.token(good, kid=None),
         "unsigned": _unsigned(good),
         "signed with the public key as a secret": _signed_with_the_public_key(good),
-        "tampered": _token(good)[:-4] + "AAAA",
+        "tampered": provider.token(good)[:-4] + "AAAA",
         "no token": "a.b.c",
         "nothing": "x",
     }
@@ -158,9 +108,9 @@ def test_every_wrong_token_is_refused_with_the_same_words(stranger: TestClient, 
 
 def test_the_providers_keys_are_fetched_once(stranger: TestClient, provider: Provider) -> None:
     for _ in range(5):
-        assert _me(stranger, _token(_claims(provider))).status_code == 200
+        assert _me(stranger, provider.token(provider.good_claims())).status_code == 200
     for number in range(20):
-        assert _me(stranger, _token(_claims(provider), kid=f"made up {number}")).status_code == 401
+        assert _me(stranger, provider.token(provider.good_claims(), kid=f"made up {number}")).status_code == 401
     assert provider.asked == ["/.well-known/openid-configuration", "/keys"]
 
 
@@ -177,7 +127,7 @@ def test_the_providers_keys_are_fetched_once(stranger: TestClient, provider: Pro
 def test_a_person_without_role_or_project_may_nothing(
     stranger: TestClient, provider: Provider, changes: Document, says: str
 ) -> None:
-    answer = _me(stranger, _token(_claims(provider, **changes)))
+    answer = _me(stranger, provider.token(provider.good_claims(**changes)))
     assert answer.status_code == 403
     assert says in answer.json()["detail"]
 
@@ -185,11 +135,10 @@ def test_a_person_without_role_or_project_may_nothing(
 def test_while_the_provider_is_down_people_are_told_and_nobody_waits(
     stranger: TestClient, provider: Provider, settings: Settings
 ) -> None:
-    provider.server.shutdown()
-    provider.server.server_close()
+    provider.close()
     began = time.monotonic()
     for _ in range(10):
-        answer = _me(stranger, _token(_claims(provider)))
+        answer = _me(stranger, provider.token(provider.good_claims()))
         assert answer.status_code == 503
         assert answer.headers["retry-after"] == "5"
     assert time.monotonic() - began < 5
@@ -205,7 +154,7 @@ def test_a_discovery_document_of_somebody_else_is_not_believed(
     )
     app = create_app(settings.model_copy(update={"oidc_issuer": provider.issuer, "oidc_audience": AUDIENCE}))
     with TestClient(app, base_url=ADDRESS) as client:
-        assert _me(client, _token(_claims(provider))).status_code == 503
+        assert _me(client, provider.token(provider.good_claims())).status_code == 503
 
 
 @pytest.mark.parametrize(

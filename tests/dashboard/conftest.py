@@ -58,7 +58,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _await_answer(url: str, process: subprocess.Popen[bytes]) -> None:
+def await_answer(url: str, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         assert process.poll() is None, f"the process behind {url} ended with {process.returncode}"
@@ -70,7 +70,7 @@ def _await_answer(url: str, process: subprocess.Popen[bytes]) -> None:
     raise AssertionError(f"nothing answered at {url} within {_START_SECONDS:.0f} s")
 
 
-def _stopped(process: subprocess.Popen[bytes]) -> None:
+def stopped(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
         process.wait(10)
@@ -85,9 +85,9 @@ def api_root() -> Iterator[str]:
     port = free_port()
     process = subprocess.Popen([sys.executable, str(_HERE / "fake_api.py"), str(port)])
     root = f"http://127.0.0.1:{port}"
-    _await_answer(f"{root}/busy/readyz", process)
+    await_answer(f"{root}/busy/readyz", process)
     yield root
-    _stopped(process)
+    stopped(process)
 
 
 @pytest.fixture
@@ -108,9 +108,9 @@ def lens_page_url() -> Iterator[str]:
                "--browser.gatherUsageStats", "false"]  # fmt: skip
     process = subprocess.Popen(command + options, env=os.environ | {"PYTHONPATH": str(_HERE)})
     url = f"http://127.0.0.1:{port}"
-    _await_answer(f"{url}/_stcore/health", process)
+    await_answer(f"{url}/_stcore/health", process)
     yield url
-    _stopped(process)
+    stopped(process)
 
 
 @pytest.fixture(scope="session")

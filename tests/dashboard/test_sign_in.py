@@ -1,14 +1,9 @@
 """Outside a local stack each person signs in with a key of theirs; the real API judges it."""
 
-import os
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from streamlit.testing.v1 import AppTest
 
@@ -19,6 +14,7 @@ from backend.queries.api_keys import revoke_key
 from backend.queries.experiments import create_experiment
 from tests import databases
 from tests.access import key_of
+from tests.api_process import ApiProcess
 from tests.worker.runs import short_spec
 
 APP = str(Path(__file__).parents[2] / "dashboard" / "app.py")
@@ -31,28 +27,14 @@ def database_url(home: Path) -> str:
 
 
 @pytest.fixture
-def api_url(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def api_url(database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The API as a process of its own, to which the dashboard is pointed without any credential."""
     key_of(database, "admin")
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "backend"], env=os.environ | {"INCIPIT_PORT": str(port)}, stdout=subprocess.DEVNULL
-    )
-    url = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            httpx.get(f"{url}/livez")
-            break
-        except httpx.TransportError:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-    monkeypatch.setenv("INCIPIT_API_URL", url)
-    yield url
-    process.terminate()
-    process.wait(10)
+    api = ApiProcess(database_url)
+    api.start()
+    monkeypatch.setenv("INCIPIT_API_URL", api.url)
+    yield api.url
+    api.kill()
 
 
 def _opened() -> AppTest:
