@@ -9,13 +9,13 @@ from fastapi import APIRouter, Depends, FastAPI
 from backend.database import Database
 from backend.dependencies import authorize
 from backend.doorbell import Doorbell
+from backend.error_answers import answer_errors
 from backend.guard import Guard
 from backend.health import version
 from backend.idempotency import InFlight
 from backend.log_redaction import redact_access_log
 from backend.migrate import require_head
 from backend.oidc import OidcVerifier
-from backend.problems import answer_errors
 from backend.routes import access, analyses, checkpoints, experiments, health, pins, rollouts, runs, specs, wishes
 from backend.schemas import Problem
 from backend.settings import Settings

@@ -10,7 +10,8 @@ from uuid import uuid4
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from backend.problems import Refusal, problem
+from backend.error_answers import problem
+from backend.problems import Refusal
 from backend.settings import Settings
 
 MAX_BODY_BYTES = 1024 * 1024

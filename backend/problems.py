@@ -1,28 +1,16 @@
-"""Every error as application/problem+json (RFC 9457): one sentence with the value, the limit and what to do."""
+"""Requests that cannot be fulfilled: one sentence with the value, the limit and what to do. No HTTP in here.
+
+Workers refuse with the same words, and FastAPI would cost each of their processes 10 MB.
+"""
 
 from collections.abc import Mapping, Sequence
-from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import InitErrorDetails
-from sqlalchemy.exc import OperationalError
-from starlette.exceptions import HTTPException
-from starlette.types import Scope
 
-from backend.schemas import ExperimentCreate, Problem
+from backend.schemas import ExperimentCreate
 from engine.findings import Finding, findings_of
 from engine.spec import RunSpec
-
-_MEDIA_TYPE = "application/problem+json"
-
-_SENTENCES = {
-    404: "There is nothing at this address; see /api/v1/openapi.json for what there is.",
-    405: "This address does not take that method; see /api/v1/openapi.json for those it takes.",
-}
 
 
 class Refusal(Exception):
@@ -61,76 +49,3 @@ def findings_in(document: object, kind: Any) -> list[Finding]:
         found = findings_of(error, document)
         return base + [one for one in found if one not in base and not one.field.startswith("base.")]
     return base
-
-
-def problem(scope: Scope, refusal: Refusal, headers: Mapping[str, str] | None = None) -> Response:
-    """The response to a request that is refused."""
-    body = Problem(
-        type=f"urn:incipit:problem:{HTTPStatus(refusal.status).phrase.lower().replace(' ', '-')}",
-        title=HTTPStatus(refusal.status).phrase,
-        status=refusal.status,
-        detail=_sayable(refusal.detail),
-        instance=f"urn:uuid:{scope.get('state', {}).get('request_id', '')}",
-        errors=[
-            Finding(**{**one.model_dump(), "field": _sayable(one.field), "message": _sayable(one.message)})
-            for one in refusal.errors
-        ],
-    )
-    named = {"X-Request-ID": scope.get("state", {}).get("request_id", ""), **(headers or {})}
-    return Response(body.model_dump_json(), refusal.status, named, _MEDIA_TYPE)
-
-
-def answer_errors(app: FastAPI) -> None:
-    """Install the handlers that turn every error of this application into a problem."""
-
-    @app.exception_handler(Refusal)
-    async def _refused(request: Request, error: Refusal) -> Response:
-        return problem(request.scope, error, error.headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def _invalid(request: Request, error: RequestValidationError) -> Response:
-        return problem(request.scope, _refusal_of(request, error))
-
-    @app.exception_handler(HTTPException)
-    async def _http(request: Request, error: HTTPException) -> Response:
-        detail = _SENTENCES.get(error.status_code, str(error.detail))
-        return problem(request.scope, Refusal(error.status_code, detail), error.headers)
-
-    @app.exception_handler(OperationalError)
-    async def _no_database(request: Request, _error: OperationalError) -> Response:  # it may name hosts and paths
-        refusal = Refusal(503, "The database does not answer; try again in a few seconds, then see `incipit doctor`.")
-        return problem(request.scope, refusal, {"Retry-After": "5"})
-
-    @app.exception_handler(Exception)
-    async def _fault(request: Request, _error: Exception) -> Response:
-        detail = (
-            "This is a fault of Incipit, not of the request; the API's log has the details under the instance below."
-        )
-        return problem(request.scope, Refusal(500, detail))
-
-
-def _refusal_of(request: Request, error: RequestValidationError) -> Refusal:
-    details = error.errors()
-    if details[0]["type"] == "json_invalid":
-        reason = details[0]["ctx"]["error"]
-        return Refusal(
-            422, f"The request's body is not JSON ({reason} at character {details[0]['loc'][-1]}); correct it."
-        )
-    if details[0]["loc"] == ("body",) and details[0]["type"] == "missing":
-        return Refusal(422, "The request has no body; send the JSON document that /api/v1/openapi.json describes.")
-    route = request.scope["route"]
-    found = []
-    if any(one["loc"][0] == "body" for one in details):
-        found = findings_in(error.body, route.body_field.field_info.annotation)
-    beside = [
-        InitErrorDetails(type=one["type"], loc=tuple(one["loc"][1:]), input=one["input"], ctx=one.get("ctx", {}))
-        for one in details
-        if one["loc"][0] != "body"
-    ]
-    if beside:
-        found += findings_of(ValidationError.from_exception_data("request", beside), None)
-    return invalid(found)
-
-
-def _sayable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
