@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import select, update
+from sqlalchemy import delete, func, select, text, update
+from sqlalchemy.orm import aliased
 
 from backend.app import create_app
-from backend.database import Database
+from backend.database import Database, now_of
 from backend.project_database import ProjectDatabase
+from backend.queries import history
 from backend.records import Checkpoint, Event, Rollout
 from backend.settings import Settings
 from backend.tables import Analysis, Experiment, Preflight, Run, Worker
@@ -108,6 +110,22 @@ def test_nobody_changes_what_is_another_projects(
         assert set(session.scalars(select(Checkpoint.step))) == {20}
     for path in changes:
         assert lab.post(f"/api/v1/{path}").status_code == 200, path
+
+
+def test_queries_that_forget_the_project_are_limited_all_the_same(ids: dict[str, str], database: Database) -> None:
+    for project, number in (("lab", 1), ("other", 0), ("*", 1), ("none", 0), ("lab", 1)):
+        with ProjectDatabase(database, project).read() as session:
+            assert len(history.metrics(session, ids["run"], (), after_step=0)) == number, "inside a subquery"
+            assert session.scalar(select(func.count()).select_from(Rollout)) == number
+            assert len(session.scalars(select(aliased(Run).id)).all()) == number, "by another name"
+            other, event = aliased(Run), aliased(Event)
+            assert len(session.scalars(select(event.seq).join(other, other.id == event.run_id)).all()) == number
+            assert (session.get(Checkpoint, ids["checkpoint"]) is None) == (number == 0)
+    with ProjectDatabase(database, "lab").read() as session:
+        for statement in (text("SELECT * FROM runs"), select(Run.__table__.c.id), delete(Run.__table__)):
+            with pytest.raises(AssertionError, match="without mapped classes it has no limit"):
+                session.execute(statement)
+        assert now_of(session) > datetime(2020, 1, 1, tzinfo=UTC)
 
 
 def test_what_is_made_belongs_to_its_maker(
