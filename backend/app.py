@@ -5,20 +5,36 @@ from contextlib import asynccontextmanager, closing
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
+from prometheus_client import CollectorRegistry
+from prometheus_fastapi_instrumentator import Instrumentator
 
 from backend.database import Database
 from backend.dependencies import authorize
 from backend.doorbell import Doorbell
 from backend.error_answers import answer_errors
+from backend.event_stream import StreamPlaces
 from backend.guard import Guard
 from backend.health import version
 from backend.idempotency import InFlight
 from backend.log_redaction import redact_access_log
 from backend.migrate import require_head
 from backend.oidc import OidcVerifier
-from backend.routes import access, analyses, checkpoints, experiments, health, pins, rollouts, runs, specs, wishes
+from backend.routes import (
+    access,
+    analyses,
+    checkpoints,
+    experiments,
+    health,
+    pins,
+    rollouts,
+    runs,
+    specs,
+    streams,
+    wishes,
+)
 from backend.schemas import Problem
 from backend.settings import Settings
+from backend.telemetry import InstallationCollector
 
 _DESCRIPTION = """Trains a small language model (the student) to follow a large one (the teacher) on the first
 tokens only.
@@ -31,6 +47,7 @@ nats, FLOPs, seconds, bytes."""
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The API of one installation; its database must have the newest schema when it starts (backend.migrate)."""
     chosen = settings or Settings()
+    figures = CollectorRegistry()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -44,7 +61,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 app.state.doorbell = doorbell
                 app.state.in_flight = InFlight()
                 app.state.oidc = OidcVerifier(chosen) if chosen.oidc_issuer else None
+                app.state.stream_places = StreamPlaces()
+                collector = InstallationCollector(database, app.state.stream_places)
+                figures.register(collector)
                 yield
+                figures.unregister(collector)
 
     app = FastAPI(
         title="Incipit",
@@ -57,14 +78,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
+    app.state.figures = figures
+    # Added before the guard, hence inside it: what the guard refuses has no route to be counted by.
+    Instrumentator(registry=figures, excluded_handlers=["/metrics", "/livez"]).instrument(
+        app, metric_namespace="incipit"
+    )
     app.add_middleware(Guard, settings=chosen)
     answer_errors(app)
     api = APIRouter(prefix="/api/v1")
-    for module in (experiments, runs, wishes, rollouts, checkpoints, pins, specs, analyses, access, health):
+    for module in (experiments, runs, streams, wishes, rollouts, checkpoints, pins, specs, analyses, access, health):
         api.include_router(module.router)
     app.include_router(api)
     app.include_router(checkpoints.signed_router, prefix="/api/v1")
     app.include_router(health.open_router)
+    app.include_router(health.figures_router)
     _describe_problems(app)
     return app
 

@@ -26,6 +26,7 @@ _OPERATIONS: dict[Need, tuple[str, ...]] = {
         "get_run",
         "get_metrics",
         "get_events",
+        "stream_run",
         "get_evaluations",
         "get_positions",
         "list_rollouts",
@@ -46,6 +47,7 @@ _OPERATIONS: dict[Need, tuple[str, ...]] = {
         "list_analyses",
         "get_analysis",
         "list_workers",
+        "get_figures",
     ),
     "operator": (
         "create_experiment",

@@ -1,4 +1,4 @@
-"""The API that a command speaks to: the one at INCIPIT_API_URL, or that of the stack which runs on this machine."""
+"""The API that a command speaks to: the one at INCIPIT_API_URL, with INCIPIT_API_KEY, or that of this machine's stack."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ import typer
 from dashboard.api_client import ApiClient
 from dashboard.api_errors import ApiError, Invalid
 from engine.locations import incipit_home
+from incipit.stack.local_token import local_token
 from incipit.stack.state import running_stack
 
 
 @contextmanager
 def connection() -> Iterator[ApiClient]:
     """A client for the block; what the API refuses ends the command with its sentence and exit code 1."""
-    url = os.environ.get("INCIPIT_API_URL") or _local_url(incipit_home())
-    with ApiClient(url, token=os.environ.get("INCIPIT_TOKEN")) as client:
+    url, token = os.environ.get("INCIPIT_API_URL"), os.environ.get("INCIPIT_API_KEY")
+    if not url:
+        url, token = _local_url(incipit_home()), local_token(incipit_home())
+    with ApiClient(url, token=token) as client:
         try:
             yield client
         except ApiError as error:

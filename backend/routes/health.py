@@ -1,6 +1,8 @@
 """Whether this installation works, and what it is."""
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from backend.dependencies import Bell, Config, Reading, WholeStore, errors
 from backend.health import health, version
@@ -10,6 +12,7 @@ from backend.schemas import Health, Worker
 
 router = APIRouter(tags=["health"])
 open_router = APIRouter(tags=["health"])
+figures_router = APIRouter(tags=["health"])
 
 
 @open_router.get("/livez", operation_id="livez")
@@ -37,3 +40,9 @@ def get_version() -> Version:
 def list_workers(session: Reading) -> list[Worker]:
     """Workers that have been heard of, the last heard first."""
     return queries.workers(session)
+
+
+@figures_router.get("/metrics", operation_id="get_figures", response_class=PlainTextResponse, responses=errors())
+def get_figures(request: Request) -> Response:
+    """Figures of this installation and of this API process, in Prometheus' text format: numbers of all projects, no names."""
+    return Response(generate_latest(request.app.state.figures), media_type=CONTENT_TYPE_LATEST)

