@@ -8,7 +8,7 @@ import hypothesis
 import pytest
 import schemathesis
 from fastapi.testclient import TestClient
-from hypothesis import HealthCheck, Phase, given
+from hypothesis import HealthCheck, Phase, assume, given
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -52,7 +52,8 @@ def test_every_operation_keeps_its_contract(
 
     def prepare(label: str) -> None:
         """What one operation did to the run must not stand in the way of the next."""
-        state: RunState = "failed" if label.endswith("/retry") else "queued"
+        states: dict[str, RunState] = {"retry": "failed", "stream": "succeeded"}  # the stream of an ended run ends
+        state = states.get(label.rpartition("/")[2], "queued")
         change_run(database, run_id, state=state, desired_state="run")
 
     answered = {
@@ -79,8 +80,9 @@ def _statuses(operation: Any, real_ids: dict[str, str], prepare: Callable[[str],
         suppress_health_check=list(HealthCheck),
     )
     def keeps_contract(case: Any) -> None:
-        statuses.add(_answer(case))
         parameters = case.path_parameters or {}
+        assume("schema" not in parameters.values())  # /analyses/schema is an operation of its own
+        statuses.add(_answer(case))
         if parameters.keys() & real_ids.keys():
             case.path_parameters = {name: real_ids.get(name, value) for name, value in parameters.items()}
             prepare(operation.label)

@@ -1,9 +1,6 @@
 """An archive or a file of any size passes through the API in constant memory, to a reader that is slow as well."""
 
 import os
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +13,8 @@ from sqlalchemy import update
 from backend.database import Database
 from backend.records import Checkpoint
 from tests import databases
+from tests.access import SIGNED_IN
+from tests.api_process import served
 from tests.backend.checkpoints import attempt_folder, commit_checkpoint
 from tests.worker.runs import queue_runs, short_spec
 
@@ -36,24 +35,11 @@ def large(home: Path) -> Iterator[tuple[httpx.Client, psutil.Process, str]]:
     with database.write() as session:
         session.execute(update(Checkpoint).values(files=files, num_bytes=_LARGE_BYTES))
     database.close()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    environment = os.environ | {"INCIPIT_PORT": str(port), "INCIPIT_DATABASE_URL": address}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "backend"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                assert client.get("/livez").status_code == 200
-                break
-            except httpx.TransportError:
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-        yield client, psutil.Process(process.pid), f"/api/v1/checkpoints/{checkpoint_id}"
-    process.terminate()
-    process.wait(30)
+    with (
+        served(address) as api,
+        httpx.Client(base_url=api.url, timeout=60, headers=SIGNED_IN) as client,
+    ):
+        yield client, psutil.Process(api.pid), f"/api/v1/checkpoints/{checkpoint_id}"
 
 
 @pytest.mark.parametrize("part", ["archive", "files/model.safetensors"])

@@ -48,7 +48,7 @@ def ids(people: dict[str, TestClient], settings: Settings, database: Database, b
     )  # fmt: skip
     with database.write() as session:
         session.add(rollout)
-        session.add(Event(run_id=run["id"], seq=1, time=datetime.now(UTC), kind="warning", fence=3, payload={}))
+        session.add(Event(run_id=run["id"], seq=2, time=datetime.now(UTC), kind="warning", fence=3, payload={}))
     return {
         "experiment": experiment,
         "run": run["id"],
@@ -119,7 +119,7 @@ def test_queries_that_forget_the_project_are_limited_all_the_same(ids: dict[str,
             assert session.scalar(select(func.count()).select_from(Rollout)) == number
             assert len(session.scalars(select(aliased(Run).id)).all()) == number, "by another name"
             other, event = aliased(Run), aliased(Event)
-            assert len(session.scalars(select(event.seq).join(other, other.id == event.run_id)).all()) == number
+            assert len(session.scalars(select(event.seq).join(other, other.id == event.run_id)).all()) == 2 * number
             assert (session.get(Checkpoint, ids["checkpoint"]) is None) == (number == 0)
     with ProjectDatabase(database, "lab").read() as session:
         for statement in (text("SELECT * FROM runs"), select(Run.__table__.c.id), delete(Run.__table__)):

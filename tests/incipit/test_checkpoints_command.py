@@ -22,9 +22,8 @@ from backend.records import Checkpoint
 from dashboard.api_client import ApiClient
 from incipit.cli import app
 from incipit.download import CheckpointDownload, DownloadFailed, folder_name
-from tests import databases
+from tests import api_process, databases
 from tests.access import TOKEN
-from tests.api_process import api_process
 from tests.backend.checkpoints import FILES, attempt_folder, commit_checkpoint
 from tests.worker.runs import queue_runs, short_spec
 
@@ -51,10 +50,10 @@ def served(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     (run_id,) = queue_runs(database, short_spec())
     checkpoint_id = commit_checkpoint(database, home / "runs", run_id)
     monkeypatch.setenv("INCIPIT_API_KEY", TOKEN)
-    with api_process(address) as url:
-        monkeypatch.setenv("INCIPIT_API_URL", url)
+    with api_process.served(address) as api:
+        monkeypatch.setenv("INCIPIT_API_URL", api.url)
         folder = attempt_folder(home / "runs", run_id) / "checkpoints" / "step-20"
-        yield Served(url, database, checkpoint_id, run_id, folder)
+        yield Served(api.url, database, checkpoint_id, run_id, folder)
     database.close()
 
 
@@ -180,7 +179,7 @@ def test_a_file_of_another_size_and_a_checkpoint_that_is_gone_are_told(served: S
 
 def test_a_list_that_is_out_of_date_is_noticed_by_the_etag(served: Served, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with ApiClient(served.url) as client:
+    with ApiClient(served.url, token=TOKEN) as client:
         stale = client.checkpoint(served.checkpoint_id)
         new = os.urandom(len(FILES[LARGE]))
         (served.folder / LARGE).write_bytes(new)
@@ -206,7 +205,7 @@ def test_a_folder_with_other_files_is_not_overwritten(served: Served, tmp_path: 
 
 
 def test_a_broken_connection_is_taken_up_again_and_a_dead_server_is_told(served: Served, tmp_path: Path) -> None:
-    with ApiClient("http://127.0.0.1:9") as nowhere, ApiClient(served.url) as client:
+    with ApiClient("http://127.0.0.1:9") as nowhere, ApiClient(served.url, token=TOKEN) as client:
         checkpoint = client.checkpoint(served.checkpoint_id)
         fetching = CheckpointDownload(nowhere, checkpoint, tmp_path / "out", retry_seconds=0.0)
         with pytest.raises(DownloadFailed, match="Start the same command again: it goes on at byte 0"):

@@ -11,7 +11,7 @@ from backend.database import Database
 from incipit.cli import app
 from tests import databases
 from tests.access import TOKEN
-from tests.api_process import api_process
+from tests.api_process import served
 from tests.worker.runs import queue_runs, run_row, set_columns, short_spec
 
 
@@ -21,8 +21,8 @@ def database(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
     address = databases.sqlite_copy(home)
     opened = Database(address)
     monkeypatch.setenv("INCIPIT_API_KEY", TOKEN)
-    with api_process(address) as url:
-        monkeypatch.setenv("INCIPIT_API_URL", url)
+    with served(address) as api:
+        monkeypatch.setenv("INCIPIT_API_URL", api.url)
         yield opened
     opened.close()
 
