@@ -195,7 +195,12 @@ def test_an_engine_that_does_nothing_any_more_is_ended_and_its_run_can_be_retrie
     assert not psutil.pid_exists(pid)
     with place.database.write() as session:
         ask_to_retry(session, claimed.run_id, from_scratch=True)
-    with _once(place, _has_steps(place, 2), lambda run_id: set_columns(place.database, run_id, desired_state="cancel")):
+
+    def is_at_work(run_id: str) -> bool:
+        # Until the new attempt has begun, the run still tells the steps of the old one.
+        return run_row(place.database, run_id).state == "running" and _has_steps(place, 2)(run_id)
+
+    with _once(place, is_at_work, lambda run_id: set_columns(place.database, run_id, desired_state="cancel")):
         again = _supervise(place)
     assert _attempt(place.database, again).resumed_from_step == 0, "what was saved before does not count"
 
