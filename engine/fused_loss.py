@@ -115,8 +115,9 @@ class _FusedDivergence(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         heads, objective = work.heads, work.objective
         # Under bf16 the products run in bf16 and their gradients are summed in float32.
-        leaves = [p.detach().to(hidden.dtype).requires_grad_() for p in (weight, bias) if p is not None]
-        head_grads = [torch.zeros_like(p) for p in (weight, bias) if p is not None]
+        leaves = [p.detach().to(hidden.dtype).requires_grad_(p.requires_grad) for p in (weight, bias) if p is not None]
+        learned = [leaf for leaf in leaves if leaf.requires_grad]  # none when only an adapter is trained
+        head_grads = [torch.zeros_like(p) for p in (weight, bias) if p is not None and p.requires_grad]
         hidden_grad = torch.empty_like(hidden)
         total = torch.zeros((), dtype=torch.promote_types(torch.float32, hidden.dtype), device=hidden.device)
         # Made beforehand: small tensors that outlive a chunk would each keep a block of its freed memory from being used again.
@@ -129,7 +130,7 @@ class _FusedDivergence(torch.autograd.Function):
                 weights = None if work.weights is None else work.weights[part]
                 terms = objective.terms(student, teacher, target_ids[part], weights)
                 loss = terms.loss.sum() / work.num_supervised_tokens
-            hidden_grad[part], *grads = torch.autograd.grad(loss, [chunk, *leaves])
+            hidden_grad[part], *grads = torch.autograd.grad(loss, [chunk, *learned])
             for summed, grad in zip(head_grads, grads, strict=True):
                 summed += grad
             total += loss.detach()
@@ -144,7 +145,7 @@ class _FusedDivergence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         hidden_grad, *head_grads = (grad * grad_total for grad in ctx.saved_tensors)
-        weight_grad, bias_grad = head_grads if len(head_grads) == 2 else (head_grads[0], None)
+        weight_grad, bias_grad = [*head_grads, None, None][:2]
         return hidden_grad, weight_grad, bias_grad, None, None, None
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from engine import fused_loss
 from engine.divergences import ReverseKL, TokenScores
@@ -222,3 +223,21 @@ def test_low_precision_hidden_states_sum_their_head_gradient_in_float32() -> Non
         (found,) = torch.autograd.grad(case.fused(ReverseKL()).total, [weight])
     assert found.dtype == torch.float32
     assert float((found - expected).norm() / expected.norm()) < 2**-6
+
+
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_a_head_that_is_not_trained_costs_no_gradient(is_trained: bool) -> None:
+    """As beside an adapter: the products are both models' logits and the hidden gradient, 2·N·V·H each, and no fourth."""
+    case = Case(64, bias=False)
+    weight = case.weight.detach().requires_grad_(is_trained)
+    case.student_head = OutputHead(weight, None, 1.0, None, 13)
+    (expected,) = torch.autograd.grad(case.plain(ReverseKL())[0].sum() / 100, [case.hidden])
+    counter = FlopCounterMode(display=False)
+    with chunks_of(16, 13), counter:
+        total = case.fused(ReverseKL()).total
+    total.backward()  # type: ignore[no-untyped-call]
+    assert case.hidden.grad is not None
+    torch.testing.assert_close(case.hidden.grad, expected)
+    assert (weight.grad is not None) == is_trained
+    of_student, of_teacher = (2 * 64 * head.numel() for head in (weight, case.teacher_head.weight))
+    assert counter.get_total_flops() == of_teacher + (3 if is_trained else 2) * of_student
