@@ -58,7 +58,7 @@ def _stop_menu(client: ApiClient, run: Run) -> None:
 
 def _lost(client: ApiClient, run: Run) -> str:
     """What stopping now would lose, by the newest checkpoint."""
-    newest = max((saved.step for saved in client.checkpoints(run_id=run.id)), default=None)
+    newest = max((saved.step for saved in cached.checkpoints(client, run.id)), default=None)
     if newest is None:
         return f"there is none yet, so all {run.step:,} steps are lost."
     lost = run.step - newest
@@ -68,7 +68,7 @@ def _lost(client: ApiClient, run: Run) -> str:
 
 
 def _retry_menu(client: ApiClient, run: Run) -> None:
-    steps = [saved.step for saved in client.checkpoints(run_id=run.id)]
+    steps = [saved.step for saved in cached.checkpoints(client, run.id)]
     if not steps:
         if st.button("Start again", icon=":material/restart_alt:", key="retry-scratch", help="From its first step."):
             _do(lambda: client.retry(run.id, from_scratch=True), "In the queue again, from its first step.")

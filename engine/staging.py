@@ -51,8 +51,8 @@ def put_in_place(staging: Path, folder: Path) -> None:
     """Sync a staging folder and give it its name; what has that name already is replaced."""
     for path in sorted((path for path in staging.rglob("*") if path.is_dir()), reverse=True):
         path.chmod(0o700)
-        _sync(path)
-    _sync(staging)
+        sync(path)
+    sync(staging)
     replaced = None
     if (
         folder.exists()
@@ -60,7 +60,7 @@ def put_in_place(staging: Path, folder: Path) -> None:
         replaced = staging_beside(folder)
         folder.rename(replaced / folder.name)
     staging.rename(folder)
-    _sync(folder.parent)
+    sync(folder.parent)
     if replaced is not None:
         shutil.rmtree(replaced, ignore_errors=True)
 
@@ -91,11 +91,12 @@ def _make_folders(folder: Path) -> None:
         return
     _make_folders(folder.parent)
     folder.mkdir(mode=0o700, exist_ok=True)
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Write a file or folder down to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

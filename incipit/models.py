@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from engine.staging import sync
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
@@ -142,17 +143,9 @@ def _published(final: Path) -> Iterator[Path]:
         staged.mkdir()
         yield staged
         for path in staged.rglob("*"):
-            _sync_to_disk(path)
+            sync(path)
         staged.rename(final)
-        _sync_to_disk(final.parent)
-
-
-def _sync_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(final.parent)
 
 
 def _build_models(staged: Path, progress: Progress) -> None:

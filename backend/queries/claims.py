@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import CursorResult, and_, func, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from backend.database import now_of
 from backend.queries.transitions import TransitionRejected, transition
@@ -189,6 +189,7 @@ def reap(session: Session, is_dead: Callable[[str], bool], *, start_seconds: flo
         .join(Attempt, and_(Attempt.run_id == Run.id, Attempt.fence == Run.fence), isouter=True)
         .where(Run.state.in_(HELD_STATES))
         .order_by(Run.id)
+        .options(defer(Run.spec), defer(Run.flops))  # large, and not asked for here
     )
     taken = []
     for run, over, late, deaf in session.execute(query).all():
