@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from backend.run_states import ACTIVE_STATES
+from backend.run_states import ENDED_STATES
 from backend.schemas import RunSummary
 from dashboard import cached, notices
 from dashboard.api_client import ApiClient
@@ -41,7 +41,7 @@ def run_line(run: RunSummary) -> None:
             st.page_link("views/run.py", label=f"**{notices.plain(run.name)}**", query_params={"id": run.id})
             notices.state_badge(run.state)
             st.caption(notices.plain(f"{run.experiment_name} · prefix {run.prefix}"))
-        if run.state in ACTIVE_STATES:
+        if run.state not in ENDED_STATES:
             done = run.step / run.num_steps if run.num_steps else 0.0
             st.progress(min(done, 1.0), text=f"{run.phase or run.state}, step {run.step:,} of {run.num_steps:,}")
         elif run.state == "failed":
@@ -73,9 +73,9 @@ def at_work(client: ApiClient) -> None:
     if not runs:
         first_visit()
         return
-    active = [run for run in runs if run.state in ACTIVE_STATES]
+    active = [run for run in runs if run.state not in ENDED_STATES]
     ended = sorted(
-        (run for run in runs if run.state not in ACTIVE_STATES),
+        (run for run in runs if run.state in ENDED_STATES),
         key=lambda run: run.finished_at or run.created_at,
         reverse=True,
     )
