@@ -2,6 +2,8 @@
 #   make demo                    set-up, local stack, the built-in comparison, its table; the dashboard stays open
 #   make demo ARGS=--exit        the same, ends after the table
 #   make demo ARGS=--real        the comparison with a real small model (SmolLM2)
+#   make test-faults             breaks real processes in every way we know and writes docs/reliability.md
+#   make test-full               everything, faults included
 #   make demo TORCH=cpu          take the CPU build of torch (a general index serves the CUDA build, several GB)
 
 PYTHON ?= python3
@@ -20,7 +22,7 @@ INSTALL = UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null 
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt \
 	$(if $(TORCH),--torch-backend=$(TORCH))
 
-.PHONY: demo up test test-full lint bench lock clean
+.PHONY: demo up test test-full test-faults lint bench lock clean
 
 demo: $(VENV)/local.done
 	$(BIN)/incipit demo $(ARGS)
@@ -32,8 +34,14 @@ test: $(VENV)/dev.done lint
 	$(BIN)/python tests/install_browser.py
 	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
 
-test-full: test
+test-full: $(VENV)/dev.done lint
+	$(BIN)/python tests/install_browser.py
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not fault" $(ARGS)
+	$(BIN)/pytest -m fault
 	$(BIN)/python -m experiments.tiny.check
+
+test-faults: $(VENV)/dev.done
+	$(BIN)/pytest -m fault $(ARGS)
 
 lint: $(VENV)/dev.done
 	$(BIN)/ruff format --check --quiet .
