@@ -14,8 +14,9 @@ PROCESS_BYTES = 445_000_000
 # glibc's own settings, where the same run differs by 10 % from one time to the next: 0.2 to 0.36, and with adapters 0.5 to
 # 0.8. Returning every block at once would save it and cost 28 % of the time. Not counted for a GPU, whose allocator was not measured.
 _ALLOCATOR_SHARE, _ALLOCATOR_SHARE_WITH_ADAPTER = 0.28, 0.55
-# What engine/fused_loss.py, engine/sampler.py, engine/llama_decoder.py and engine/scoring.py allow themselves.
+# What engine/fused_loss.py, engine/sampler.py, engine/llama_decoder.py, engine/scoring.py and engine/batch.py allow themselves.
 _CHUNK_ENTRIES, _MIN_CHUNK_TOKENS, _MAX_DECODED, _MAX_JOINED_BYTES = 2**23, 16, 128, 64_000_000
+_CPU_TOKENS = 2048
 _CHUNK_TENSORS, _SCORING_TENSORS = 7, 8
 # Logits and log-probabilities in float32, the running sum of probabilities and its two predecessors in float64.
 _SAMPLING_BYTES_PER_ENTRY = 2 * 4 + 3 * 8
@@ -75,6 +76,8 @@ def _update(
 ) -> tuple[dict[str, int], bool]:
     """Parts of a micro-batch's forward and backward pass, and whether a step has several."""
     num_rows = min(spec.micro_batch_rollouts, spec.rollouts_per_step)
+    if spec.device != "cuda":
+        num_rows = min(num_rows, max(1, _CPU_TOKENS // rollout_tokens))
     num_tokens = num_rows * rollout_tokens
     divergence = _CHUNK_TENSORS * _FLOAT32 * _chunk_tokens(shape, num_tokens) * shape.vocabulary
     # The sum of the head's gradient and that of the present chunk; a frozen head has none.
@@ -83,7 +86,7 @@ def _update(
     if spec.recomputes_blocks:  # each block keeps its input, one has all of its own
         activations = num_tokens * (shape.layers * shape.hidden + _kept_per_token(shape) // shape.layers) * size
     parts = {"activations": activations, "divergence": divergence, "head_gradient": head}
-    return parts, spec.rollouts_per_step > spec.micro_batch_rollouts
+    return parts, spec.rollouts_per_step > num_rows
 
 
 def _kept_per_token(shape: ModelShape) -> int:

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from engine.rollout import Rollout
 
+# Tokens that a CPU core reads together: more make no product faster, leave its cache, and pad short rollouts to long ones.
+_CPU_TOKENS = 2048
+
 
 @dataclass(frozen=True)
 class RolloutBatch:
@@ -55,7 +58,13 @@ class RolloutBatch:
         )
 
 
-def micro_batches(rollouts: list[Rollout], size: int) -> list[list[Rollout]]:
-    """Rollouts sorted by length and cut into micro-batches of at most `size`, so that little is padded."""
-    ordered = sorted(rollouts, key=lambda r: len(r.prompt_token_ids) + len(r.completion_token_ids))
+def micro_batches(rollouts: list[Rollout], size: int, device: torch.device) -> list[list[Rollout]]:
+    """Rollouts sorted by length and cut into micro-batches of at most `size`, on a CPU smaller ones if they are long."""
+    ordered = sorted(rollouts, key=_num_tokens)
+    if ordered and device.type == "cpu":
+        size = min(size, max(1, _CPU_TOKENS // _num_tokens(ordered[-1])))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def _num_tokens(rollout: Rollout) -> int:
+    return len(rollout.prompt_token_ids) + len(rollout.completion_token_ids)

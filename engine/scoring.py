@@ -56,7 +56,7 @@ def score_rollouts(
 ) -> list[TokenColumns]:
     """The columns of each rollout, in the order given."""
     scored: dict[int, TokenColumns] = {}
-    for group in micro_batches(rollouts, micro_batch):
+    for group in micro_batches(rollouts, micro_batch, student.device):
         batch = RolloutBatch.collate(group, student.pad_token_id, student.device)
         with student.autocast():
             student_hidden = student.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index]
@@ -78,7 +78,7 @@ def executed_scoring_flops(
 def executed_reading_flops(model: LanguageModel, rollouts: list[Rollout], micro_batch: int) -> float:
     """Executed FLOPs of a forward pass of one model over rollouts in micro-batches, projected where they are supervised."""
     total = 0.0
-    for group in micro_batches(rollouts, micro_batch):
+    for group in micro_batches(rollouts, micro_batch, model.device):
         width = max(len(r.prompt_token_ids) + len(r.completion_token_ids) for r in group)
         total += model.shape.padded_forward(len(group), width, sum(len(r.supervised) for r in group))
     return total

@@ -85,7 +85,7 @@ def _overlaps(
     top_of = {id(rollout): top for rollout, top in zip(candidates, student_top, strict=True)}
     found: dict[int, float] = {}
     executed = 0.0
-    for group in micro_batches(candidates, micro_batch):
+    for group in micro_batches(candidates, micro_batch, teacher.device):
         batch = RolloutBatch.collate(group, teacher.pad_token_id, teacher.device)
         hidden = teacher.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index]
         mine = torch.cat([top_of[id(rollout)] for rollout in group]).to(hidden.device)

@@ -109,7 +109,8 @@ class RunSpec(Frozen):
     rollouts_per_prompt: Annotated[int, Field(ge=1, le=1024)] = 1
     """Completions sampled for each prompt of a step; they share the prompt's prefill."""
     micro_batch_rollouts: Annotated[int, Field(ge=1, le=65_536)] = 16
-    """Rollouts in one forward and backward pass; lower it when memory is short, the result stays the same."""
+    """Most rollouts in one forward and backward pass (a CPU takes fewer of long ones); lower it when memory is short, the result
+    stays the same."""
     gradient_checkpointing: Literal["never", "always"] = "never"
     """Whether the student's blocks forget their activations and recompute them: memory for one more forward pass."""
     sampling: SamplingSpec = SamplingSpec()

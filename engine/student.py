@@ -133,7 +133,7 @@ class Student:
         """Add the gradient of the mean loss on all supervised tokens of `rollouts` (one at least) to the parameters'."""
         num_supervised = sum(len(rollout.supervised) for rollout in rollouts)
         sums = _Sums(max(rollout.supervised.stop for rollout in rollouts))
-        for group in micro_batches(rollouts, self.spec.micro_batch_rollouts):
+        for group in micro_batches(rollouts, self.spec.micro_batch_rollouts, self.model.device):
             self._backward(group, teacher, num_supervised, sums)
         return sums
 

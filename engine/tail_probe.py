@@ -91,7 +91,7 @@ class TailProbe:
         total = 0.0
         self.executed_flops += executed_reading_flops(model, self._ended, self.spec.micro_batch_rollouts)
         stops = sorted(token for token in model.eos_token_ids if token < model.head.vocabulary)
-        for group in micro_batches(self._ended, self.spec.micro_batch_rollouts):
+        for group in micro_batches(self._ended, self.spec.micro_batch_rollouts, model.device):
             batch = RolloutBatch.collate(group, model.pad_token_id, model.device)
             with model.autocast():
                 hidden = model.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index]

@@ -70,7 +70,7 @@ class Warmup:
         """One optimizer update on all completion tokens of `rollouts`: one mean over the global batch."""
         num_tokens = sum(len(rollout.completion_token_ids) for rollout in rollouts)
         loss = entropy = 0.0
-        for group in micro_batches(rollouts, self.spec.micro_batch_rollouts):
+        for group in micro_batches(rollouts, self.spec.micro_batch_rollouts, self.student.model.device):
             of_group = self._backward(group, num_tokens)
             loss, entropy = loss + of_group[0], entropy + of_group[1]
             executed += of_group[2]

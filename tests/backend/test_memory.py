@@ -69,12 +69,18 @@ def test_a_whole_run_of_the_tiny_pair_is_met_within_15_percent(tmp_path: Path) -
 
 
 def test_smaller_micro_batches_and_recomputed_blocks_need_less(base: Document) -> None:
-    whole = of(base, prompts_per_step=32, micro_batch_rollouts=32)
-    parts = of(base, prompts_per_step=32, micro_batch_rollouts=8)
-    again = of(base, prompts_per_step=32, micro_batch_rollouts=32, gradient_checkpointing="always")
+    whole = of(base, device="cuda", prompts_per_step=32, micro_batch_rollouts=32)
+    parts = of(base, device="cuda", prompts_per_step=32, micro_batch_rollouts=8)
+    again = of(base, device="cuda", prompts_per_step=32, micro_batch_rollouts=32, gradient_checkpointing="always")
     assert parts.parts["activations"] * 4 == whole.parts["activations"]
     assert parts.total < whole.total
     assert again.parts["activations"] < 0.3 * whole.parts["activations"]
+
+
+def test_a_cpu_takes_fewer_of_long_rollouts_together(base: Document) -> None:
+    many, more = (of(base, prompts_per_step=2048, micro_batch_rollouts=rows) for rows in (1024, 2048))
+    on_gpu = of(base, device="cuda", prompts_per_step=2048, micro_batch_rollouts=2048)
+    assert many.parts["activations"] == more.parts["activations"] < on_gpu.parts["activations"]
 
 
 def test_phases_that_follow_each_other_are_not_added(base: Document) -> None:

@@ -187,9 +187,18 @@ def test_tokens_behind_the_horizon_have_no_part_in_the_gradient() -> None:
 
 def test_micro_batches_hold_every_rollout_once() -> None:
     rollouts = eight_rollouts()
-    groups = micro_batches(rollouts, 3)
+    groups = micro_batches(rollouts, 3, torch.device("cpu"))
     assert [len(group) for group in groups] == [3, 3, 2]
     assert sorted(each.prompt_index for group in groups for each in group) == list(range(8))
+
+
+def test_long_rollouts_make_smaller_micro_batches_on_a_cpu_alone() -> None:
+    long = [
+        dataclasses.replace(each, completion_token_ids=[5] * 600, completion_logprobs=[0.0] * 600)
+        for each in eight_rollouts()
+    ]
+    assert [len(group) for group in micro_batches(long, 8, torch.device("cpu"))] == [3, 3, 2]
+    assert [len(group) for group in micro_batches(long, 8, torch.device("cuda"))] == [8]
 
 
 def test_a_student_that_is_its_teacher_learns_nothing() -> None:
