@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from backend.schemas import Preflight
-from dashboard import notices
+from dashboard import notices, rights
 from dashboard.api_client import ApiClient
 from engine.findings import Finding
 
@@ -34,9 +34,11 @@ def preflight_findings(document: Mapping[str, Any]) -> list[Finding]:
 
 
 def show_preflight(client: ApiClient, document: dict[str, Any], *, is_valid: bool) -> None:
+    refusal = rights.refusal(client)
     clicked = st.button(
-        "Check on a worker", icon=":material/fact_check:", disabled=not is_valid, width="stretch", key="check",
-        help="Opens the models and reads the data on a worker, as a run's first phase does; takes some seconds.",
+        "Check on a worker", icon=":material/fact_check:", disabled=not is_valid or refusal is not None, width="stretch",
+        help=refusal or "Opens the models and reads the data on a worker, as a run's first phase does; takes some seconds.",
+        key="check",
     )  # fmt: skip
     if clicked:
         st.session_state[_KEY] = {"document": _print_of(document), "result": client.start_preflight(document)}

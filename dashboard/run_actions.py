@@ -6,14 +6,18 @@ import streamlit as st
 
 from backend.run_states import ACTIVE_STATES
 from backend.schemas import Run
-from dashboard import cached
+from dashboard import cached, rights
 from dashboard.api_client import ApiClient
 
 _MOVING = "Stopping: the present step ends first."
 
 
 def buttons(client: ApiClient, run: Run) -> None:
-    """The actions that the run's state allows, in a row."""
+    """The actions that the run's state and the person's role allow, in a row."""
+    refusal = rights.refusal(client)
+    if refusal is not None:
+        st.caption(f":material/visibility: {refusal}")
+        return
     if run.state in ACTIVE_STATES and run.desired_state != "cancel":
         _pause_or_go_on(client, run)
     if run.state in ACTIVE_STATES or run.state == "paused":

@@ -5,7 +5,7 @@ from typing import Any
 import streamlit as st
 
 from backend.analyses import Analysis
-from dashboard import address, analysis_panels, cached, notices
+from dashboard import address, analysis_panels, cached, notices, rights
 from dashboard.api_client import ApiClient
 from dashboard.api_errors import Invalid
 from dashboard.quantities import age_text, range_text
@@ -55,10 +55,12 @@ def ask(client: ApiClient) -> None:
     form = DrawnForm()
     question = next(one for one in form_fields(cached.analysis_schema(client)) if one.path == "analysis")
     draw_field(form, question, {}, "analysis")
-    if (
-        not st.button("Ask", type="primary", icon=":material/play_arrow:", disabled=base is None, width="stretch")
-        or base is None
-    ):
+    refusal = rights.refusal(client)
+    clicked = st.button(
+        "Ask", type="primary", icon=":material/play_arrow:", disabled=base is None or refusal is not None, help=refusal,
+        width="stretch",
+    )  # fmt: skip
+    if not clicked or base is None:
         return
     try:
         created = client.start_analysis({"run": spec_of(client, base), **form.document})
@@ -82,7 +84,7 @@ def show(client: ApiClient, analysis: Analysis) -> None:
     st.caption(notices.plain(f"{spec.run.student.path} → {spec.run.teacher.path} · {spec.run.name}"))
     if analysis.state in ("queued", "running"):
         st.fragment(_poll, run_every=_POLL_SECONDS)(client, analysis.id)
-        if st.button("Cancel", icon=":material/cancel:", key="cancel-analysis"):
+        if rights.refusal(client) is None and st.button("Cancel", icon=":material/cancel:", key="cancel-analysis"):
             client.cancel_analysis(analysis.id)
             st.rerun()
     elif analysis.state == "succeeded":

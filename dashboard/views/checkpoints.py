@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from backend.schemas import Checkpoint
-from dashboard import address, cached, notices
+from dashboard import address, cached, notices, rights
 from dashboard.api_client import ApiClient
 from dashboard.quantities import accuracy_text, age_text, bytes_text
 
@@ -43,7 +43,9 @@ def label_of(checkpoint: Checkpoint) -> str:
 
 def show_pin(client: ApiClient, checkpoint: Checkpoint) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
-        if st.button("Unpin" if checkpoint.pinned else "Pin", icon=":material/keep:", key="pin"):
+        refusal = rights.refusal(client)
+        label = "Unpin" if checkpoint.pinned else "Pin"
+        if st.button(label, icon=":material/keep:", key="pin", disabled=refusal is not None, help=refusal):
             client.pin_checkpoint(checkpoint.id, pinned=not checkpoint.pinned)
             cached.checkpoints.clear()
             st.rerun()

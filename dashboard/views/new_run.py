@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 
 from backend.schemas import Preset, Variant
-from dashboard import address, cached, estimate_card, notices
+from dashboard import address, cached, estimate_card, notices, rights
 from dashboard.api_client import ApiClient
 from dashboard.api_errors import Invalid
 from dashboard.arms import experiment_document, prefix_arms, seeds_of
@@ -163,20 +163,23 @@ def start_button(
 ) -> None:
     """Starts, or says on its face what is missing."""
     errors = [one for one in findings if one.severity == "error"]
+    refusal = rights.refusal(client)
     number = max(1, len(body["variants"])) * len(body["seeds"]) if body else 0
-    if errors:
+    if refusal is not None:
+        label = "Start: needs the role operator"
+    elif errors:
         label = f"Start: first correct {form.labels.get(form.place_of(errors[0]), 'the spec').lower()}"
     elif body is None:
         label = "Start: first correct arms and seeds"
     else:
         label = "Start" if number == 1 else f"Start {number} runs"
-    ready = body is not None and not errors
+    ready = body is not None and not errors and refusal is None
     clicked = st.button(
         label,
         type="primary",
         icon=":material/play_arrow:",
         disabled=not ready,
-        help=problem or None,
+        help=refusal or problem or None,
         width="stretch",
         key="start",
     )

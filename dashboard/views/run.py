@@ -2,14 +2,14 @@
 
 import streamlit as st
 
-from backend.run_states import ACTIVE_STATES
+from backend.run_states import ACTIVE_STATES, RunState
 from backend.schemas import Run
 from dashboard import address, cached, notices, run_actions, run_panels, run_warnings, tail_panel
 from dashboard.api_client import ApiClient
 from dashboard.quantities import elapsed_seconds, range_text, seconds_text
 
 _REFRESH_SECONDS = 2
-_QUEUED_REFRESH_SECONDS = 10
+_IDLE_REFRESH_SECONDS = 10
 _LEFT = {"pausing": "pausing: a checkpoint is written first", "cancelling": "stopping: the present step ends first"}
 _PANELS = {
     "Overview": run_panels.overview,
@@ -71,8 +71,15 @@ def progress(run: Run) -> None:
         st.caption(f"{run.step:,} of {run.num_steps:,} steps in {took}, attempt {run.attempt}.")
 
 
-def live(run_id: str) -> None:
-    """Header, progress and the chosen panel; asks for a full rerun once when the run has ended, to stop the timer."""
+def pace(state: RunState) -> int | None:
+    """Seconds between two looks at a run in this state; None when nothing happens any more by itself."""
+    if state in ("queued", "paused"):
+        return _IDLE_REFRESH_SECONDS
+    return _REFRESH_SECONDS if state in ACTIVE_STATES else None
+
+
+def live(run_id: str, drawn_every: int | None) -> None:
+    """Header, progress and the chosen panel; asks for a full rerun when its timer is to run at another pace."""
     client = cached.api()
     with notices.problems_shown():
         run = cached.run(client, run_id)
@@ -90,8 +97,7 @@ def live(run_id: str) -> None:
             label_visibility="collapsed",
         )
         _PANELS[panel](client, run)
-    if st.session_state.get("was-active") == run.id and run.state not in ACTIVE_STATES:
-        st.session_state["was-active"] = None
+    if pace(run.state) != drawn_every:
         st.rerun()
 
 
@@ -103,6 +109,4 @@ if run_id is None:
     st.stop()
 with notices.problems_shown():
     state = cached.run(cached.api(), run_id).state
-every = None if state not in ACTIVE_STATES else _QUEUED_REFRESH_SECONDS if state == "queued" else _REFRESH_SECONDS
-st.session_state["was-active"] = run_id if every else None
-st.fragment(live, run_every=every)(run_id)
+st.fragment(live, run_every=pace(state))(run_id, pace(state))

@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
 from backend import analyses, estimates, schemas
+from backend.access import Principal, Role
 from backend.routes.wishes import RunPatch
 from engine.analysis_spec import AnalysisSpec
 from engine.findings import Finding, findings_of
@@ -278,6 +279,13 @@ def presets() -> list[schemas.Preset]:
             name="demo", title="The demo comparison", description="Full against prefixes.", spec=tiny, variants=variants
         ),
     ]
+
+
+@busy.get(_P + "/me")
+@empty.get(_P + "/me")
+def me(request: Request) -> Principal:
+    role: Role = "viewer" if "viewer" in request.headers.get("authorization", "") else "admin"
+    return Principal(id="local", role=role, project_id="*")
 
 
 @busy.get(_P + "/workers")

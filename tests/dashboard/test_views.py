@@ -95,6 +95,20 @@ def test_a_running_run_shows_progress_and_can_be_stopped() -> None:
 
 
 @pytest.mark.usefixtures("scene")
+def test_a_viewer_is_offered_nothing_that_the_api_would_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INCIPIT_LOCAL_TOKEN", "of-a-viewer")
+    run = opened("run", id="r-running")
+    assert not run.exception
+    assert not {one.key for one in run.button} & {"pause", "stop-save", "stop-now"}
+    assert "ask an admin for the role operator" in said(run)
+    new = opened("new_run")
+    assert next(one for one in new.button if one.key == "start").disabled
+    assert next(one for one in new.button if one.key == "check").disabled
+    assert next(one for one in opened("checkpoints").button if one.key == "pin").disabled
+    assert next(one for one in opened("analyses").button if one.label == "Ask").disabled
+
+
+@pytest.mark.usefixtures("scene")
 def test_a_failed_run_says_why_and_what_to_do() -> None:
     app = opened("run", id="r-failed")
     assert any("31\\.2 GB" in one.value or "31.2 GB" in one.value for one in app.error)
