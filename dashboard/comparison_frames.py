@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from backend.comparison import Arm, Comparison
+from backend.arms import Arm
+from backend.comparison import Comparison
 from backend.schemas import Evaluation, Run
 from dashboard.quantities import accuracy_text, flops_text, seconds_text, share_text, times_text
 
@@ -55,7 +56,10 @@ def reference_lines(runs: Pairs) -> pd.DataFrame:
 def arms_frame(comparison: Comparison) -> pd.DataFrame:
     """Raw figures, one row per arm, for CSV."""
     return pd.DataFrame(
-        [arm.model_dump(exclude={"flops"}) | arm.flops.model_dump(by_alias=False) for arm in comparison.arms]
+        [
+            arm.model_dump(exclude={"flops", "dev_curve"}) | arm.flops.model_dump(by_alias=False)
+            for arm in comparison.arms
+        ]
     )
 
 

@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from backend.comparison import Arm, Comparison, si
+from backend.arms import Arm
+from backend.comparison import Comparison, si
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:

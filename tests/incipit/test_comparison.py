@@ -160,9 +160,17 @@ def test_seeds_of_a_variant_are_summed_up() -> None:
         for seed, accuracy in enumerate((0.9, 0.8, 1.0))
     ]
     runs = [(full, an_arm(0.99, reached_at=1e11)), *((run, an_arm(a, reached_at=1e9)) for run, a in seeds)]
-    sentences = compare(runs).sentences
-    assert "prefix 8 over 3 seeds: mean 0.900, from 0.800 to 1.000." in sentences
-    assert sentences[-1].startswith("One seed for an arm"), "full ran once"
+    made = compare(runs, flops_budget=6e8)
+    # Student's t with 2 degrees of freedom: 4.303 · 0.1 / √3 = 0.248.
+    assert "prefix 8 over 3 seeds: mean 0.900 [0.652, 1.000], from 0.800 to 1.000." in made.sentences
+    of_full, of_prefix = made.seeds
+    assert (of_full.num_seeds, of_full.accuracy_interval, of_full.accuracy_at_budget) == (1, None, None)
+    assert of_prefix.accuracy_interval == pytest.approx((0.652, 1.0), abs=1e-3)
+    # Within 6e8 lies the evaluation at half the FLOPs to the target alone.
+    assert of_prefix.accuracy_at_budget == 0.5
+    assert of_prefix.times_less == pytest.approx(100.0)
+    assert of_prefix.times_less_interval is None  # one seed of the baseline
+    assert made.sentences[-1].startswith("One seed for an arm"), "full ran once"
 
 
 @pytest.mark.parametrize(
@@ -221,3 +229,32 @@ def test_a_window_of_a_full_prefix_is_no_baseline_and_its_share_is_said_to_lie_i
         ("full", True, "prefix"), ("window", False, "window"),
     ]  # fmt: skip
     assert "25% of the divergence lay inside the window at the start" in made.sentences[0]
+
+
+def _seeded(name: str, prefix: dict[str, object], reached: list[float]) -> list[tuple[Run, list[Evaluation]]]:
+    runs = [a_run(f"{name} · seed {seed}", prefix, 8e11) for seed in range(len(reached))]
+    named = [run.model_copy(update={"variant": name, "seed": seed}) for seed, run in enumerate(runs)]
+    return [(run, an_arm(0.99, reached_at=flops)) for run, flops in zip(named, reached, strict=True)]
+
+
+def test_compute_to_the_target_is_compared_with_an_interval_where_both_have_seeds() -> None:
+    full, prefix = [1e11, 2e11, 4e11], [1e10, 2e10, 1e10]
+    made = compare(_seeded("full", {"kind": "full"}, full) + _seeded("prefix 8", PREFIX_8, prefix))
+    of_full, of_prefix = made.seeds
+    assert of_full.is_baseline
+    assert of_full.times_less_interval is None  # nothing to compare with itself
+    assert of_prefix.flops_to_target == pytest.approx((1e10 * 2e10 * 1e10) ** (1 / 3))
+    assert of_prefix.times_less == pytest.approx(2e11 / (2e30) ** (1 / 3))
+    assert of_prefix.times_less_interval is not None
+    low, high = of_prefix.times_less_interval
+    assert low < of_prefix.times_less < high
+    assert any("15.9x less compute than the baseline to reach 0.95 [" in sentence for sentence in made.sentences)
+
+
+def test_a_seed_that_never_arrives_leaves_no_mean_of_those_that_did() -> None:
+    runs = _seeded("prefix 8", PREFIX_8, [1e10, 2e10])
+    never = [one for one in runs[1][1] if one.metrics["accuracy"] != 0.97]
+    made = compare([*_seeded("full", {"kind": "full"}, [1e11, 1e11]), runs[0], (runs[1][0], never)])
+    of_prefix = made.seeds[1]
+    assert (of_prefix.num_reached, of_prefix.flops_to_target, of_prefix.times_less) == (1, None, None)
+    assert any("1 of 2 reached 0.95 on the dev prompts" in sentence for sentence in made.sentences)
