@@ -47,14 +47,18 @@ def tail_line(frame: pd.DataFrame, teacher: pd.DataFrame) -> Layers:
     return alt.layer(*layers).properties(height=_SMALL_HEIGHT)
 
 
-def accuracy_chart(frame: pd.DataFrame, references: pd.DataFrame, x: XAxis) -> Layers:
+def accuracy_chart(
+    frame: pd.DataFrame, seeds: pd.DataFrame, front: pd.DataFrame, references: pd.DataFrame, x: XAxis
+) -> Layers:
     """Accuracy of the student by what it cost, one line per run and one colour per arm.
 
-    Frame: arm, run, step, training_flops, training_seconds, accuracy, is_best. References: label, accuracy. With FLOPs
-    the axis is logarithmic, so points without training (step 0) stand at no place and are left out.
+    Frame: arm, run, step, training_flops, training_seconds, accuracy, is_best. Seeds: the same means per arm and step with
+    low and high, drawn as a band, its runs paler; empty when each arm has one seed. Front: the rows of frame on the Pareto
+    front. References: label, accuracy. With FLOPs the axis is logarithmic, so points without training (step 0) stand at no
+    place and are left out.
     """
     log = x == "training_flops"
-    drawn = frame[frame[x] > 0] if log else frame
+    drawn, means, front = (one[one[x] > 0] if log else one for one in (frame, seeds, front))
     axis = alt.Axis(format="~s") if log else alt.Axis()
     x_channel = alt.X(
         f"{x}:Q",
@@ -78,14 +82,41 @@ def accuracy_chart(frame: pd.DataFrame, references: pd.DataFrame, x: XAxis) -> L
         alt.Tooltip("training_seconds:Q", format=".1f", title="training seconds"),
     ]
     base = alt.Chart(drawn).encode(x=x_channel, y=y_channel, color=colour, detail="run:N")
+    layers: list[alt.Chart | Layers] = [_reference_lines(references, "accuracy")]
+    layers.append(
+        alt.Chart(front)
+        .mark_line(interpolate="step-after", strokeWidth=7, opacity=0.25, color=_NEUTRAL)
+        .encode(x=x_channel, y=y_channel)
+    )
+    if not means.empty:
+        mean = alt.Chart(means).encode(x=x_channel, color=colour)
+        layers.append(mean.mark_area(opacity=0.2).encode(y=alt.Y("low:Q", title=None), y2="high:Q"))
+        layers.append(mean.mark_line(strokeWidth=2.5).encode(y=y_channel))
     return alt.layer(
-        _reference_lines(references, "accuracy"),
-        base.mark_line(strokeWidth=1.75),
+        *layers,
+        base.mark_line(strokeWidth=1.75, opacity=1.0 if means.empty else 0.35),
         base.mark_point(size=26, filled=True).encode(tooltip=tooltip),
         base.transform_filter("datum.is_best")
         .mark_point(shape="diamond", size=150, strokeWidth=2)
         .encode(tooltip=tooltip),
     ).properties(height=360)
+
+
+def parallel_chart(frame: pd.DataFrame) -> Layers:
+    """One line per run across the fields that differ and what came of them. Frame: run, arm, axis, order, at, label, accuracy."""
+    axis = alt.X(
+        "axis:N", sort=alt.SortField("order"), title=None, axis=alt.Axis(labelAngle=0, labelLimit=170, grid=True)
+    )
+    colour = alt.Color("arm:N", title=None, sort=None, legend=alt.Legend(orient="bottom", columns=3, labelLimit=320))
+    place = alt.Y("at:Q", axis=None, scale=alt.Scale(domain=[-0.06, 1.06]))
+    base = alt.Chart(frame).encode(x=axis, y=place)
+    tooltip = ["run:N", "axis:N", alt.Tooltip("label:N", title="value"), alt.Tooltip("accuracy:Q", format=".3f")]
+    lines = base.mark_line(strokeWidth=1.75).encode(color=colour, detail="run:N")
+    points = base.mark_point(filled=True, size=45).encode(color=colour, tooltip=tooltip)
+    ends = alt.Chart(frame.drop_duplicates(["axis", "label"])).encode(x=axis, y=place)
+    return alt.layer(
+        lines, points, ends.mark_text(align="left", dx=7, color=_NEUTRAL).encode(text="label:N")
+    ).properties(height=240)
 
 
 def _reference_lines(references: pd.DataFrame, field: str) -> Layers:

@@ -1,7 +1,8 @@
 """The comparison of runs as data frames: for the chart, for reading and for CSV."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,6 +11,7 @@ from backend.arms import Arm
 from backend.comparison import Comparison
 from backend.schemas import Evaluation, Run
 from dashboard.quantities import accuracy_text, flops_text, seconds_text, share_text, times_text
+from engine.seed_statistics import mean_interval
 
 Pairs = Sequence[tuple[Run, list[Evaluation]]]
 _NAMES = frozenset({"name", "seed", "spec_version"})  # differ between runs without being a difference in method
@@ -32,6 +34,94 @@ def curve_points(runs: Pairs) -> pd.DataFrame:
         if one.subject == "student" and one.split == "dev"
     ]
     return pd.DataFrame(rows).dropna(subset=["accuracy"]) if rows else pd.DataFrame()
+
+
+def seed_curves(points: pd.DataFrame) -> pd.DataFrame:
+    """One row per arm and step that several seeds were evaluated at: mean accuracy, its 95 % interval over seeds, mean costs."""
+    columns = ["arm", "step", "training_flops", "training_seconds", "accuracy", "low", "high", "seeds"]
+    rows = []
+    for (arm, step), group in points.groupby(["arm", "step"], sort=False):
+        interval = mean_interval(group["accuracy"].tolist())
+        if interval is not None:
+            costs = group[["training_flops", "training_seconds", "accuracy"]].mean()
+            rows.append([arm, step, *costs, max(0.0, interval[0]), min(1.0, interval[1]), len(group)])
+    return pd.DataFrame(rows, columns=columns)
+
+
+def pareto_front(points: pd.DataFrame, cost: str) -> pd.DataFrame:
+    """The evaluations that no other one beats: less of `cost` for at least their accuracy. Cheapest first."""
+    ordered = points.sort_values([cost, "accuracy"], ascending=[True, False])
+    best_before = ordered["accuracy"].cummax().shift(fill_value=-1.0)
+    return ordered[ordered["accuracy"] > best_before]
+
+
+def seeds_table(comparison: Comparison) -> pd.DataFrame:
+    """One row per variant for reading: means over seeds, with intervals where there are several."""
+    rows = [
+        {
+            "variant": one.variant,
+            "seeds": one.num_seeds,
+            "accuracy": _with_interval(f"{one.accuracy:.3f}", one.accuracy_interval, ".3f"),
+            "training": flops_text(one.training_flops),
+            f"to reach {comparison.target:.2f}": flops_text(one.flops_to_target)
+            if one.flops_to_target is not None
+            else f"{one.num_reached} of {one.num_seeds} reached it",
+            "less compute than the baseline": "baseline"
+            if one.is_baseline
+            else _with_interval(times_text(one.times_less), one.times_less_interval, ".1f"),
+            "accuracy at the budget": "–"
+            if one.accuracy_at_budget is None
+            else _with_interval(f"{one.accuracy_at_budget:.3f}", one.accuracy_at_budget_interval, ".3f"),
+        }
+        for one in comparison.seeds
+    ]
+    return pd.DataFrame(rows)
+
+
+def _with_interval(mean: str, interval: tuple[float, float] | None, form: str) -> str:
+    return mean if interval is None else f"{mean} [{interval[0]:{form}}, {interval[1]:{form}}]"
+
+
+def parallel_frame(runs: Pairs, comparison: Comparison) -> pd.DataFrame:
+    """One row per run and axis: run, arm, axis, order, at (0 to 1 along the axis), label, accuracy.
+
+    Axes are the spec's fields that differ, then training FLOPs (logarithmic) and accuracy. Runs without a result are left out.
+    """
+    results = {arm.run_id: arm for arm in comparison.arms}
+    done = [run for run, _ in runs if run.id in results]
+    flat = {run.id: _flat(run.spec.model_dump(mode="json")) for run in done}
+    axes: dict[str, dict[str, Any]] = {
+        field: {run.id: flat[run.id].get(field) for run in done} for field in _different_fields(flat)
+    }
+    axes["training FLOPs"] = {run.id: results[run.id].flops.training for run in done}
+    axes["accuracy"] = {run.id: results[run.id].accuracy for run in done}
+    rows = []
+    for order, (axis, values) in enumerate(axes.items()):
+        places = _places(values, is_log=axis == "training FLOPs")
+        rows += [
+            {
+                "run": run.name, "arm": run.variant or run.name, "axis": axis, "order": order, "at": places[run.id],
+                "label": flops_text(values[run.id]) if axis == "training FLOPs" else _words(values[run.id]),
+                "accuracy": results[run.id].accuracy,
+            }
+            for run in done
+        ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _places(values: dict[str, Any], *, is_log: bool) -> dict[str, float]:
+    """Where each value lies on its axis: numbers by size, anything else in order of appearance."""
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values.values()):
+        numbers = {key: math.log(value) if is_log and value > 0 else float(value) for key, value in values.items()}
+    else:
+        kinds = list(dict.fromkeys(_words(value) for value in values.values()))
+        numbers = {key: float(kinds.index(_words(value))) for key, value in values.items()}
+    low, high = min(numbers.values()), max(numbers.values())
+    return {key: (number - low) / (high - low) if high > low else 0.5 for key, number in numbers.items()}
+
+
+def _words(value: Any) -> str:
+    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _is_last_best(evaluation: Evaluation, evaluations: list[Evaluation]) -> bool:
@@ -103,12 +193,7 @@ def _change(before: float | None, after: float | None) -> str:
 def config_differences(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per field that differs, one column per run; empty when there is none."""
     flat = {run.id: _flat(run.spec.model_dump(mode="json")) for run in runs}
-    fields = list(dict.fromkeys(field for values in flat.values() for field in values))
-    different = [
-        field
-        for field in fields
-        if field not in _NAMES and len({json.dumps(values.get(field)) for values in flat.values()}) > 1
-    ]
+    different = _different_fields(flat)
     if not different:
         return pd.DataFrame()
     columns: dict[str, list[str]] = {"field": different}
@@ -116,6 +201,15 @@ def config_differences(runs: Sequence[Run]) -> pd.DataFrame:
         name = run.name if [one.name for one in runs].count(run.name) == 1 else f"{run.name} ({run.id[-6:]})"
         columns[name] = ["–" if flat[run.id].get(field) is None else str(flat[run.id][field]) for field in different]
     return pd.DataFrame(columns)
+
+
+def _different_fields(flat: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    fields = dict.fromkeys(field for values in flat.values() for field in values)
+    return [
+        field
+        for field in fields
+        if field not in _NAMES and len({json.dumps(values.get(field)) for values in flat.values()}) > 1
+    ]
 
 
 def _flat(document: dict[str, Any], above: str = "") -> dict[str, Any]:

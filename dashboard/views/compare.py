@@ -9,7 +9,17 @@ from backend.comparison import Comparison, compare
 from backend.schemas import Evaluation, Positions, Run, RunSummary
 from dashboard import address, cached, charts, frames, notices
 from dashboard.api_client import ApiClient
-from dashboard.comparison_frames import arms_frame, arms_table, config_differences, curve_points, reference_lines
+from dashboard.comparison_frames import (
+    arms_frame,
+    arms_table,
+    config_differences,
+    curve_points,
+    parallel_frame,
+    pareto_front,
+    reference_lines,
+    seed_curves,
+    seeds_table,
+)
 from dashboard.quantities import flops_text
 
 _MAX_COMPARED = 10
@@ -71,12 +81,15 @@ def accuracy_section(runs: list[tuple[Run, list[Evaluation]]]) -> None:
     if points.empty:
         st.caption("No student has been evaluated yet.")
         return
+    seeds, front = seed_curves(points), pareto_front(points, x)
     st.altair_chart(
-        charts.accuracy_chart(points, reference_lines(runs), x), key="accuracy",
+        charts.accuracy_chart(points, seeds, front, reference_lines(runs), x), key="accuracy",
         alt="Full-length accuracy of each run by its cost, with base student and teacher as lines; data in the table below",
     )  # fmt: skip
+    over_seeds = "" if seeds.empty else " The thick line is the mean over seeds, its band 95 % of it (Student's t)."
     st.caption(
-        "Every evaluation is at full length on the same dev prompts. A diamond marks the best checkpoint of a run."
+        "Every evaluation is at full length on the same dev prompts. A diamond marks the best checkpoint of a run; the broad "
+        f"grey line is the Pareto front: nothing measured is better for less.{over_seeds}"
     )
     notices.data_behind(points, "accuracy-by-cost")
 
@@ -103,7 +116,40 @@ def table_section(comparison: Comparison) -> None:
     )
     for sentence in comparison.sentences:
         st.markdown(f"- {notices.plain(sentence)}")
-    notices.csv_button(arms_frame(comparison), "comparison")
+    with st.container(horizontal=True):
+        notices.csv_button(arms_frame(comparison), "comparison")
+        st.download_button(
+            "JSON", data=comparison.model_dump_json(indent=1), file_name="comparison.json", mime="application/json",
+            icon=":material/download:", on_click="ignore", key="comparison-json",
+        )  # fmt: skip
+
+
+def seeds_section(comparison: Comparison) -> None:
+    if not comparison.arms:
+        return
+    st.subheader("By variant, over its seeds", anchor=False)
+    st.table(seeds_table(comparison), hide_index=True)
+    if any(one.num_seeds > 1 for one in comparison.seeds):
+        st.caption(
+            "Brackets are 95 % over seeds (Student's t); compute to reach the target is a geometric mean, its ratio by "
+            "Welch's interval on the logarithms, and stated only when every seed of both sides reached the target."
+        )
+    else:
+        st.caption("One seed: no interval. Start the same experiment with three seeds or more to see what chance does.")
+
+
+def parallel_section(runs: list[tuple[Run, list[Evaluation]]], comparison: Comparison) -> None:
+    frame = parallel_frame(runs, comparison)
+    if frame.empty or frame["run"].nunique() < 2:
+        return
+    st.subheader("Settings beside results", anchor=False)
+    st.altair_chart(
+        charts.parallel_chart(frame), key="parallel",
+        alt="Parallel coordinates of the settings that differ, training FLOPs and accuracy; data in the table below",
+    )  # fmt: skip
+    notices.data_behind(
+        frame[["run", "axis", "label"]].pivot(index="run", columns="axis", values="label").reset_index(), "settings"
+    )
 
 
 def phases_section(comparison: Comparison) -> None:
@@ -159,13 +205,20 @@ with notices.problems_shown():
         st.stop()
     pairs = [(cached.run(client, one.id), cached.evaluations(client, one.id)) for one in chosen]
     accuracy_section(pairs)
-    target = st.number_input(
-        "Compute to reach an accuracy of", 0.05, 1.0, 0.95, 0.01, key="target", bind="query-params", width=240
-    )
-    comparison = compare(pairs, target)
+    with st.container(horizontal=True):
+        target = st.number_input(
+            "Compute to reach an accuracy of", 0.05, 1.0, 0.95, 0.01, key="target", bind="query-params", width=240
+        )
+        budget = st.number_input(
+            "Accuracy at a budget of GFLOP", min_value=0.0, value=None, key="budget", bind="query-params", width=240,
+            placeholder="such as 50", help="The best dev accuracy that each variant reached within so much training.",
+        )  # fmt: skip
+    comparison = compare(pairs, target, None if budget is None else budget * 1e9)
     table_section(comparison)
+    seeds_section(comparison)
     phases_section(comparison)
     positions_section(client, [run for run, _ in pairs])
+    parallel_section(pairs, comparison)
     st.subheader("What differs in the specs", anchor=False)
     differences = config_differences([run for run, _ in pairs])
     if differences.empty:

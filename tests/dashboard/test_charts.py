@@ -10,7 +10,17 @@ from backend.comparison import compare
 from backend.estimates import Estimate
 from backend.schemas import Metric, Positions
 from dashboard import charts, estimate_card, frames, tail_panel
-from dashboard.comparison_frames import arms_frame, arms_table, config_differences, curve_points, reference_lines
+from dashboard.comparison_frames import (
+    arms_frame,
+    arms_table,
+    config_differences,
+    curve_points,
+    parallel_frame,
+    pareto_front,
+    reference_lines,
+    seed_curves,
+    seeds_table,
+)
 from dashboard.token_lens.payload import METRICS, lens_payload
 from engine.flops import FlopLedger
 
@@ -75,7 +85,9 @@ def test_the_accuracy_chart_has_every_dev_evaluation_of_the_students(pairs: list
     assert points.groupby("run")["is_best"].sum().max() == 1
     lines = reference_lines(pairs)  # type: ignore[arg-type]
     assert dict(zip(lines["label"], lines["accuracy"], strict=True)) == {"base student": 0.43, "teacher": 1.0}
-    drawn = charts.accuracy_chart(points, lines, "training_flops").to_dict()
+    drawn = charts.accuracy_chart(
+        points, seed_curves(points), pareto_front(points, "training_flops"), lines, "training_flops"
+    ).to_dict()
     scales = [
         layer["encoding"]["x"].get("scale", {}).get("type")
         for layer in drawn["layer"]
@@ -168,3 +180,47 @@ def an_estimate(**changes: Any) -> Estimate:
         flops=FlopLedger(rollout=1), full_length_flops=FlopLedger(rollout=2), saving=2, memory_bytes={}, memory_total_bytes=0,
         seconds=None, horizon_steps=[0, 1, 2], assumptions=[], **changes,
     )  # fmt: skip
+
+
+def _points(*rows: tuple[str, str, int, float, float]) -> pd.DataFrame:
+    columns = ["arm", "run", "step", "training_flops", "accuracy"]
+    return pd.DataFrame(rows, columns=columns).assign(training_seconds=1.0, is_best=False)
+
+
+def test_the_front_holds_what_nothing_measured_beats() -> None:
+    points = _points(
+        ("a", "a", 1, 10.0, 0.5), ("a", "a", 2, 20.0, 0.4), ("b", "b", 1, 10.0, 0.6), ("b", "b", 2, 30.0, 0.9),
+        ("c", "c", 1, 40.0, 0.9),
+    )  # fmt: skip
+    front = pareto_front(points, "training_flops")
+    assert front[["training_flops", "accuracy"]].to_numpy().tolist() == [[10.0, 0.6], [30.0, 0.9]]
+
+
+def test_only_arms_with_several_seeds_have_a_band() -> None:
+    points = _points(
+        ("a", "a0", 5, 10.0, 0.8), ("a", "a1", 5, 12.0, 0.9), ("a", "a2", 5, 14.0, 1.0), ("b", "b0", 5, 10.0, 0.5)
+    )
+    (band,) = seed_curves(points).to_dict("records")
+    assert (band["arm"], band["step"], band["seeds"]) == ("a", 5, 3)
+    assert band["training_flops"] == pytest.approx(12.0)
+    assert (band["low"], band["high"]) == pytest.approx((0.652, 1.0), abs=1e-3)
+    assert seed_curves(points[points["arm"] == "b"]).empty
+
+
+def test_one_seed_is_stated_without_interval(pairs: Any) -> None:
+    table = seeds_table(compare(pairs, 0.95, 1e11))
+    assert set(table["seeds"]) == {1}
+    assert not table["accuracy"].str.contains("[", regex=False).any()
+    assert (table["less compute than the baseline"] == "baseline").sum() == 1
+
+
+def test_parallel_axes_are_what_differs_and_what_came_of_it(pairs: Any) -> None:
+    frame = parallel_frame(pairs, compare(pairs, 0.95))
+    axes = list(dict.fromkeys(frame["axis"]))
+    assert axes[-2:] == ["training FLOPs", "accuracy"]
+    assert "prefix.kind" in axes
+    assert frame["at"].between(0.0, 1.0).all()
+    cheapest = frame[frame["axis"] == "training FLOPs"].sort_values("at")["run"].iloc[0]
+    done = [run for run, _ in pairs if run.state == "succeeded"]
+    assert cheapest == min(done, key=lambda run: run.flops.training).name
+    assert charts.parallel_chart(frame).to_dict()
