@@ -30,6 +30,11 @@ class Comparison(Frozen):
     """The arms by variant, in the order of `arms`."""
     sentences: list[str]
 
+    @property
+    def has_seeds(self) -> bool:
+        """Whether a variant ran with more than one seed."""
+        return any(one.num_seeds > 1 for one in self.seeds)
+
 
 def compare(
     runs: list[tuple[Run, list[Evaluation]]], target: float = 0.95, flops_budget: float | None = None

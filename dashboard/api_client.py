@@ -189,7 +189,7 @@ class ApiClient:
         return self._post("/api/v1/spec/validate", list[Finding], spec)
 
     def spec_schema(self) -> Document:
-        return self._get("/api/v1/spec/schema", Document)
+        return self._schema("/api/v1/spec/schema")
 
     def presets(self) -> list[Preset]:
         return self._get("/api/v1/presets", list[Preset])
@@ -202,7 +202,7 @@ class ApiClient:
 
     def analysis_schema(self) -> Document:
         """The JSON schema of an analysis."""
-        return self._get("/api/v1/analyses/schema", dict[str, Any])
+        return self._schema("/api/v1/analyses/schema")
 
     def start_analysis(self, spec: Document) -> Analysis:
         return self._create("/api/v1/analyses", Analysis, spec)
@@ -222,6 +222,14 @@ class ApiClient:
     def _get(self, path: str, kind: type[T], wanted: Mapping[str, Any] | None = None) -> T:
         given = {name: value for name, value in (wanted or {}).items() if value is not None}
         return self._call("GET", path, kind, tries=_TRIES, params=given)
+
+    def _schema(self, path: str) -> Document:
+        document = self._get(path, Document)
+        if "properties" not in document:
+            raise ServerFault(
+                f"The API's answer to GET {path} does not fit this dashboard. Are both of the same version?"
+            )
+        return document
 
     def _post(self, path: str, kind: type[T], body: Any) -> T:
         return self._call("POST", path, kind, tries=1, json=body)

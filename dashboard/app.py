@@ -21,6 +21,8 @@ page = st.navigation(
         st.Page("views/compare.py", title="Compare", icon=":material/compare_arrows:", url_path="compare"),
         st.Page("views/analyses.py", title="Analyses", icon=":material/biotech:", url_path="analyses"),
         st.Page("views/checkpoints.py", title="Checkpoints", icon=":material/save:", url_path="checkpoints"),
+        st.Page("views/system.py", title="System", icon=":material/dns:", url_path="system"),
+        st.Page("views/help.py", title="Help", icon=":material/help:", url_path="help"),
     ],
     position="top",  # the token lens and the tables need the width that a sidebar would take
 )

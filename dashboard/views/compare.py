@@ -114,8 +114,10 @@ def table_section(comparison: Comparison) -> None:
         "McNemar p is the exact test against the baseline, problem by problem: below 0.05 the two arms differ on these "
         "problems, whatever their brackets say. Share inside and tail are reverse KL of full-length samples."
     )
+    # With several seeds the summary comes first, and the sentences about each of many runs are there for who asks.
+    place = st.expander("Run by run, in words", icon=":material/notes:") if comparison.has_seeds else st.container()
     for sentence in comparison.sentences:
-        st.markdown(f"- {notices.plain(sentence)}")
+        place.markdown(f"- {notices.plain(sentence)}")
     with st.container(horizontal=True):
         notices.csv_button(arms_frame(comparison), "comparison")
         st.download_button(
@@ -129,7 +131,7 @@ def seeds_section(comparison: Comparison) -> None:
         return
     st.subheader("By variant, over its seeds", anchor=False)
     st.table(seeds_table(comparison), hide_index=True)
-    if any(one.num_seeds > 1 for one in comparison.seeds):
+    if comparison.has_seeds:
         st.caption(
             "Brackets are 95 % over seeds (Student's t); compute to reach the target is a geometric mean, its ratio by "
             "Welch's interval on the logarithms, and stated only when every seed of both sides reached the target."
@@ -214,8 +216,9 @@ with notices.problems_shown():
             placeholder="such as 50", help="The best dev accuracy that each variant reached within so much training.",
         )  # fmt: skip
     comparison = compare(pairs, target, None if budget is None else budget * 1e9)
-    table_section(comparison)
-    seeds_section(comparison)
+    sections = [table_section, seeds_section]
+    for section in reversed(sections) if comparison.has_seeds else sections:
+        section(comparison)
     phases_section(comparison)
     positions_section(client, [run for run, _ in pairs])
     parallel_section(pairs, comparison)

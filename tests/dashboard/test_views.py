@@ -6,7 +6,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 APP = str(Path(__file__).parents[2] / "dashboard" / "app.py")
-VIEWS = ["home", "new_run", "runs", "inspect", "compare", "analyses", "checkpoints"]
+VIEWS = ["home", "new_run", "runs", "inspect", "compare", "analyses", "checkpoints", "system", "help"]
 
 
 def opened(view: str, **query: str) -> AppTest:
@@ -41,6 +41,8 @@ def test_a_view_draws_without_a_fault(view: str) -> None:
         ("analyses", "Nothing was asked yet"),
         ("checkpoints", "No checkpoints yet"),
         ("new_run", "Models and prompts"),
+        ("system", "No worker"),
+        ("help", "first L tokens"),
     ],
 )
 def test_an_empty_place_says_what_to_do(view: str, says: str) -> None:
@@ -92,6 +94,27 @@ def test_a_running_run_shows_progress_and_can_be_stopped() -> None:
     stop.click().run()
     assert not app.exception
     assert any("Stopping" in one.value for one in app.toast)
+
+
+@pytest.mark.usefixtures("scene")
+def test_help_names_every_field_of_the_spec() -> None:
+    app = opened("help")
+    named = set(app.table[-1].value["field"])
+    assert {
+        "prefix",
+        "prefix.tokens",
+        "optimizer.learning_rate",
+        "micro_batch_rollouts",
+        "health.kl_spike_factor",
+    } <= named
+
+
+@pytest.mark.usefixtures("scene")
+def test_system_shows_workers_and_the_queue_in_its_order() -> None:
+    app = opened("system")
+    workers, queue = (one.value for one in app.dataframe)
+    assert workers["works on"].tolist() == ["prefix 32"]
+    assert queue["place"].tolist() == list(range(1, len(queue) + 1))
 
 
 @pytest.mark.usefixtures("scene")

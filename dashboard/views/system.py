@@ -1,0 +1,103 @@
+"""System: what works for this installation, and what waits for it."""
+
+import pandas as pd
+import streamlit as st
+
+from backend.schemas import RunSummary, Worker
+from dashboard import cached, notices, sign_in
+from dashboard.api_client import ApiClient
+from dashboard.quantities import age_text, bytes_text
+
+_REFRESH_SECONDS = 5
+_HIDDEN_CAPABILITIES = frozenset({"device"})
+
+
+def workers_frame(workers: list[Worker], runs: list[RunSummary]) -> pd.DataFrame:
+    """One row per worker slot: what it is, and the run that it has."""
+    names = {run.id: run.name for run in runs}
+    return pd.DataFrame(
+        [
+            {
+                "host": one.host,
+                "slot": one.slot,
+                "device": str(one.capabilities.get("device", "–")),
+                "has": ", ".join(_capability(*item) for item in one.capabilities.items() if item[0] not in _HIDDEN_CAPABILITIES),
+                "works on": names.get(one.run_id or "", one.run_id or "waits"),
+                "last heard of": age_text(one.heartbeat_at),
+            }
+            for one in workers
+        ]
+    )  # fmt: skip
+
+
+def _capability(name: str, value: object) -> str:
+    if name.endswith("_bytes") and isinstance(value, int | float):
+        return f"{bytes_text(value)} {name.removesuffix('_bytes').replace('_', ' ')}"
+    return f"{value} {name.replace('_', ' ')}"
+
+
+def queue_frame(runs: list[RunSummary]) -> pd.DataFrame:
+    """Runs that wait, in the order in which they will be worked on: by priority, then the oldest first."""
+    waiting = sorted((run for run in runs if run.state == "queued"), key=lambda run: (-run.priority, run.created_at))
+    return pd.DataFrame(
+        [
+            {
+                "place": place,
+                "run": run.name,
+                "experiment": run.experiment_name,
+                "priority": run.priority,
+                "waits since": age_text(run.created_at),
+            }
+            for place, run in enumerate(waiting, 1)
+        ]
+    )
+
+
+@st.fragment(run_every=_REFRESH_SECONDS)
+def show(client: ApiClient) -> None:
+    with notices.problems_shown():
+        health, workers, runs = cached.health(client), cached.workers(client), cached.runs(client)
+    with st.container(horizontal=True):
+        st.metric("API", health.status, border=True)
+        st.metric("Queue", health.broker, border=True)
+        st.metric("Workers", health.workers, border=True)
+        st.metric("At work", sum(one.run_id is not None for one in workers), border=True)
+        st.metric("Waiting", sum(run.state == "queued" for run in runs), border=True)
+    for warning in health.warnings:
+        st.info(notices.plain(warning), icon=":material/info:")
+    st.subheader("Workers", anchor=False)
+    if workers:
+        st.dataframe(workers_frame(workers, runs), hide_index=True, key="workers")
+    else:
+        notices.empty(
+            "No worker", "Runs wait until one starts: `incipit up` on this machine, `python -m worker` on others."
+        )
+    st.subheader("Queue", anchor=False)
+    waiting = queue_frame(runs)
+    if waiting.empty:
+        st.caption("No run waits.")
+    else:
+        st.dataframe(waiting, hide_index=True, key="queue")
+        st.caption("A run's priority is set on its page; a higher one comes first, equal ones by age.")
+
+
+st.title("System", anchor=False)
+st.caption("What this installation consists of, how it is, and what it will do next.")
+client = cached.api()
+show(client)
+st.subheader("Versions and addresses", anchor=False)
+with notices.problems_shown():
+    state = cached.health(client)
+st.table(
+    pd.DataFrame(
+        {
+            "what": ["Incipit", "database", "API"],
+            "is": [
+                state.version,
+                state.database,
+                f"{sign_in.api_url()}/api/v1, documented at {sign_in.api_url()}/docs",
+            ],
+        }
+    ),
+    hide_index=True,
+)
