@@ -71,7 +71,9 @@ def accuracy_chart(
         "arm:N",
         title=None,
         sort=None,
-        legend=alt.Legend(orient="bottom", columns=3, labelLimit=320, symbolType="stroke", symbolStrokeWidth=3),
+        legend=alt.Legend(
+            orient="bottom", columns=3, labelLimit=320, symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1
+        ),
     )
     tooltip = [
         "arm:N",
@@ -103,19 +105,19 @@ def accuracy_chart(
 
 
 def parallel_chart(frame: pd.DataFrame) -> Layers:
-    """One line per run across the fields that differ and what came of them. Frame: run, arm, axis, order, at, label, accuracy."""
+    """One line per run across the fields that differ and what came of them. Frame: run, arm, axis, order, at, label, is_named, accuracy."""
     axis = alt.X(
         "axis:N", sort=alt.SortField("order"), title=None, axis=alt.Axis(labelAngle=0, labelLimit=170, grid=True)
     )
     colour = alt.Color("arm:N", title=None, sort=None, legend=alt.Legend(orient="bottom", columns=3, labelLimit=320))
-    place = alt.Y("at:Q", axis=None, scale=alt.Scale(domain=[-0.06, 1.06]))
+    place = alt.Y("at:Q", axis=None, scale=alt.Scale(domain=[-0.06, 1.16]))
     base = alt.Chart(frame).encode(x=axis, y=place)
     tooltip = ["run:N", "axis:N", alt.Tooltip("label:N", title="value"), alt.Tooltip("accuracy:Q", format=".3f")]
     lines = base.mark_line(strokeWidth=1.75).encode(color=colour, detail="run:N")
     points = base.mark_point(filled=True, size=45).encode(color=colour, tooltip=tooltip)
-    ends = alt.Chart(frame.drop_duplicates(["axis", "label"])).encode(x=axis, y=place)
+    ends = alt.Chart(frame[frame["is_named"]]).encode(x=axis, y=place)
     return alt.layer(
-        lines, points, ends.mark_text(align="left", dx=7, color=_NEUTRAL).encode(text="label:N")
+        lines, points, ends.mark_text(baseline="bottom", dy=-6, color=_NEUTRAL).encode(text="label:N")
     ).properties(height=240)
 
 
@@ -183,7 +185,8 @@ def positions_chart(frame: pd.DataFrame, horizons: pd.DataFrame, title: str, *, 
     layers.append(
         ends.mark_text(align="left", dx=5, color=_NEUTRAL, baseline="top").encode(y=alt.value(2), text="label:N")
     )
-    return alt.layer(*layers).properties(height=_HEIGHT)
+    # The legend takes its lines from the height.
+    return alt.layer(*layers).properties(height=_HEIGHT + 20 * (frame["series"].nunique() // 3))
 
 
 def flops_bars(frame: pd.DataFrame) -> alt.Chart:

@@ -14,6 +14,7 @@ from dashboard.quantities import accuracy_text, flops_text, seconds_text, share_
 from engine.seed_statistics import mean_interval
 
 Pairs = Sequence[tuple[Run, list[Evaluation]]]
+_LABEL_GAP = 0.09  # of an axis's length: closer labels cover each other
 _NAMES = frozenset({"name", "seed", "spec_version"})  # differ between runs without being a difference in method
 
 
@@ -83,9 +84,10 @@ def _with_interval(mean: str, interval: tuple[float, float] | None, form: str) -
 
 
 def parallel_frame(runs: Pairs, comparison: Comparison) -> pd.DataFrame:
-    """One row per run and axis: run, arm, axis, order, at (0 to 1 along the axis), label, accuracy.
+    """One row per run and axis: run, arm, axis, order, at (0 to 1 along the axis), label, is_named, accuracy.
 
-    Axes are the spec's fields that differ, then training FLOPs (logarithmic) and accuracy. Runs without a result are left out.
+    `is_named` leaves out labels that would cover another one. Axes are the spec's fields that differ, then training FLOPs
+    (logarithmic) and accuracy. Runs without a result are left out.
     """
     results = {arm.run_id: arm for arm in comparison.arms}
     done = [run for run, _ in runs if run.id in results]
@@ -98,9 +100,14 @@ def parallel_frame(runs: Pairs, comparison: Comparison) -> pd.DataFrame:
     rows = []
     for order, (axis, values) in enumerate(axes.items()):
         places = _places(values, is_log=axis == "training FLOPs")
+        named: dict[str, float] = {}
+        for run_id, place in sorted(places.items(), key=lambda item: item[1]):
+            if all(abs(place - other) >= _LABEL_GAP for other in named.values()):
+                named[run_id] = place
         rows += [
             {
                 "run": run.name, "arm": run.variant or run.name, "axis": axis, "order": order, "at": places[run.id],
+                "is_named": run.id in named,
                 "label": flops_text(values[run.id]) if axis == "training FLOPs" else _words(values[run.id]),
                 "accuracy": results[run.id].accuracy,
             }
