@@ -7,6 +7,8 @@ from engine.events import FailureKind
 from engine.findings import Finding
 
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What torch's allocator, C++ and the C library say when the machine has no memory left for this process.
+_OUT_OF_MEMORY = re.compile(r"can't allocate memory|Cannot allocate memory|\(os error 12\)|bad_alloc")
 
 
 class RunError(Exception):
@@ -29,3 +31,10 @@ def is_out_of_space(error: BaseException) -> bool:
         return error.errno in _OUT_OF_SPACE
     # Libraries in Rust, such as safetensors, hide the number in their words.
     return any(int(number) in _OUT_OF_SPACE for number in re.findall(r"\(os error ([0-9]+)\)", str(error)))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the machine's own memory ran out, or what this process may have of it; that of a GPU is another matter."""
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    return isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None

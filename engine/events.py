@@ -21,7 +21,7 @@ Phase = Literal["loading", "baseline", "warmup", "training", "report", "saving"]
 Subject = Literal["student", "base", "teacher"]
 Split = Literal["dev", "report"]
 FailureKind = Literal[
-    "bad_spec", "bad_model", "bad_data", "bad_checkpoint", "out_of_memory", "nan_loss", "disk_full", "internal"
+    "bad_spec", "bad_model", "bad_data", "bad_checkpoint", "oom_host", "gpu_error", "nan_loss", "disk_full", "internal"
 ]
 
 

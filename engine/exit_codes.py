@@ -10,9 +10,10 @@ OF_FAILURE: dict[FailureKind, int] = {
     "bad_model": 12,
     "bad_data": 13,
     "bad_checkpoint": 14,
-    "out_of_memory": 15,
+    "oom_host": 15,
     "nan_loss": 16,
     "disk_full": 17,
+    "gpu_error": 18,
     "internal": 70,
 }
 FAILURE_OF: dict[int, FailureKind] = {code: kind for kind, code in OF_FAILURE.items()}

@@ -11,7 +11,7 @@ import torch
 
 from engine.checkpoint import TrainerState, load_trainer_state, restore_student, without_lost_best
 from engine.control import Control
-from engine.errors import RunError, StopRequested, is_out_of_space
+from engine.errors import RunError, StopRequested, is_out_of_memory, is_out_of_space
 from engine.events import Finished, PhaseChanged, Ready, Started, Stopped, Warned
 from engine.journal import Journal
 from engine.measuring import evaluate_student, measure_baselines, report
@@ -117,14 +117,23 @@ def _stopped(run: Run) -> bool:
     return False
 
 
+_SMALLER = "halve micro_batch_rollouts, shorten the prefix or max_completion_tokens"
+
+
 def failure_of(error: BaseException) -> RunError:
     """The named failure behind an exception that ended a run."""
     if isinstance(error, RunError):
         return error
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+    if isinstance(error, torch.OutOfMemoryError):
+        return RunError("gpu_error", f"The GPU's memory ran out ({_first_line(error)}); {_SMALLER}.")
+    if isinstance(error, torch.AcceleratorError):
         return RunError(
-            "out_of_memory",
-            f"Memory ran out ({_first_line(error)}); halve micro_batch_rollouts, shorten the prefix or max_completion_tokens.",
+            "gpu_error",
+            f"The GPU failed ({_first_line(error)}); look at the driver's log (dmesg, nvidia-smi) if that happens again.",
+        )
+    if is_out_of_memory(error):
+        return RunError(
+            "oom_host", f"The machine's memory ran out ({_first_line(error)}); {_SMALLER}, or run fewer slots."
         )
     if is_out_of_space(error):
         return RunError(

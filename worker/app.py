@@ -23,6 +23,7 @@ from worker.analysis import work_on_analysis
 from worker.identity import ProcessIdentity, boot_id
 from worker.lease import DATABASE_OUTAGES
 from worker.preflight import answer
+from worker.schema import OtherSchema, refuse_other_schema
 from worker.settings import WorkerSettings
 from worker.slots import Slot, free_slot, slots_of_this_machine
 from worker.supervisor import Supervisor, Workplace
@@ -79,6 +80,21 @@ app.conf.update(
 
 def run(_run_id: str) -> None:
     """Work on queued analyses and runs, the most urgent first, until there is none; the id is only a hint."""
+    try:
+        _work()
+    except OtherSchema as error:
+        _log.error("%s", error)
+
+
+def preflight(_preflight_id: str) -> None:
+    """Answer queued preflights, the oldest first, until there is none; the id is only a hint."""
+    try:
+        _answer_preflights()
+    except OtherSchema as error:
+        _log.error("%s", error)
+
+
+def _work() -> None:
     while not _shutdown.is_set():
         with free_slot(slots, settings.home / "slots") as slot:
             if slot is None:
@@ -89,11 +105,11 @@ def run(_run_id: str) -> None:
             return
 
 
-def preflight(_preflight_id: str) -> None:
-    """Answer queued preflights, the oldest first, until there is none; the id is only a hint."""
+def _answer_preflights() -> None:
     place = _workplace()
     while not _shutdown.is_set():
         with place.database.write() as session:
+            refuse_other_schema(session)
             claim = claim_preflight(session, ProcessIdentity.own().name)
         if claim is None:
             return
@@ -104,6 +120,7 @@ def _work_on_next_analysis(slot: Slot) -> bool:
     """Claim an analysis and bring it to an end; False when there was none. They come first: they take minutes."""
     place = _workplace()
     with place.database.write() as session:
+        refuse_other_schema(session)
         claim = claim_analysis(session, ProcessIdentity.own().name)
     if claim is None:
         return False
@@ -115,7 +132,14 @@ def _work_on_next_run(slot: Slot) -> bool:
     """Claim a run and bring its attempt to an end; False when there was none."""
     place = _workplace()
     with place.database.write() as session:
-        claim = claim_run(session, owner=ProcessIdentity.own().name, host=socket.gethostname(), boot_id=boot_id())
+        refuse_other_schema(session)
+        claim = claim_run(
+            session,
+            owner=ProcessIdentity.own().name,
+            host=socket.gethostname(),
+            boot_id=boot_id(),
+            lease_seconds=worker_settings.lease_seconds,
+        )
         if claim is None:
             return False
         set_worker_run(session, _worker_id(slot), claim.run_id)

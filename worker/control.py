@@ -11,6 +11,7 @@ import time
 
 from celery import Celery
 from kombu.exceptions import OperationalError as BrokerError
+from pydantic import ValidationError
 from sqlalchemy import text
 
 from backend.database import Database
@@ -23,7 +24,8 @@ from backend.settings import Settings
 from worker.garbage import GarbageCollector
 from worker.identity import ProcessIdentity, is_dead
 from worker.lease import DATABASE_OUTAGES
-from worker.settings import WorkerSettings
+from worker.schema import OtherSchema, refuse_other_schema
+from worker.settings import WorkerSettings, give_up, sentences_of
 
 TURN_SECONDS = 10.0
 _RING_AGAIN_SECONDS = 60.0
@@ -50,6 +52,7 @@ class Control:
     def turn(self) -> bool:
         """Do what is due; False when another process is in control."""
         with self.database.write() as session:
+            refuse_other_schema(session)
             if not leases.hold_control(session, self.owner, is_dead):
                 return False
         self._take_back_runs()
@@ -76,8 +79,9 @@ class Control:
             if self._clock_jumped() and self.database.is_sqlite:
                 # SQLite's times are this machine's. After a jump every lease looks over although its holder lives.
                 _log.warning("The clock has jumped: all leases are extended once.")
-                extend_leases(session)
-            for run_id in reap(session, is_dead, start_seconds=self._settings.start_seconds):
+                extend_leases(session, lease_seconds=self._settings.lease_seconds)
+            limits = {"start_seconds": self._settings.start_seconds, "retry_seconds": self._settings.retry_seconds}
+            for run_id in reap(session, is_dead, **limits):
                 _log.warning("Run %s was taken back from a worker that is gone.", run_id)
             settle_queued(session)
 
@@ -120,12 +124,15 @@ class Control:
 
 
 def main() -> None:
-    """Turn every ten seconds until SIGTERM or SIGINT."""
+    """Turn every ten seconds until SIGTERM or SIGINT; what is wrong before that is one sentence and a status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    control = Control(Settings())
+    try:
+        control = Control(Settings())
+    except ValidationError as error:
+        give_up(*sentences_of(error))
     in_control: bool | None = None
     while True:
         try:
@@ -133,6 +140,8 @@ def main() -> None:
             if now_in_control != in_control:
                 _log.info("In control." if now_in_control else "Another process is in control; standing by.")
             in_control = now_in_control
+        except OtherSchema as error:
+            give_up(str(error))
         except DATABASE_OUTAGES as error:
             _log.warning("The database does not answer, the turn is skipped: %s", error)
         if ended.wait(TURN_SECONDS):

@@ -1,20 +1,33 @@
 """From how an engine process ended to what becomes of its run."""
 
+import re
 import signal
 
-from backend.queries.claims import Claim, Ending
+from backend.queries.claims import Ending
+from backend.queries.retries import RETRYABLE
 from backend.queries.wishes import Wish
-from engine.events import Failed, Finished
+from backend.run_states import RunState
+from engine.events import Failed, FailureKind, Finished
 from engine.exit_codes import FAILURE_OF, OF_FAILURE, STOPPED
 
 _NAMES = {number.value: number.name for number in signal.Signals}
 _OOM_HINT = "often the system's memory ran out: lower micro_batch_rollouts or run fewer slots"
+_OOM_ADVICE = "lower micro_batch_rollouts, run fewer slots or use a machine with more memory"
+# How an interpreter ends that got no memory before it could say so in an event.
+_OUT_OF_MEMORY = re.compile(r"^MemoryError|Cannot allocate memory|std::bad_alloc|can't start new thread", re.MULTILINE)
 
 
 def ending_of(
-    claim: Claim, exit_code: int, last_word: Finished | Failed | None, *, wish: Wish, is_shutdown: bool, log_tail: str
+    exit_code: int,
+    last_word: Finished | Failed | None,
+    *,
+    wish: Wish,
+    is_shutdown: bool,
+    log_tail: str,
+    was_memory_kill: bool = False,
 ) -> Ending:
-    """What becomes of the run. `is_shutdown` is whether the worker is about to end."""
+    """What becomes of the run. `is_shutdown` is whether the worker is about to end; `was_memory_kill` whether the kernel
+    killed a process for want of memory meanwhile."""
     if isinstance(last_word, Finished):  # its last word, behind the last checkpoint: what came after cannot undo it
         return finished(last_word, exit_code)
     if isinstance(last_word, Failed):
@@ -26,15 +39,19 @@ def ending_of(
     if exit_code == STOPPED:
         reason = "The worker is shutting down" if is_shutdown else "The engine was told to stop from outside"
         reason += "; the run goes on from its last checkpoint."
-        return Ending("queued", reason, exit_code, counts=not is_shutdown)
+        return Ending("queued", reason, exit_code, counts=False)
     if exit_code in FAILURE_OF and exit_code != OF_FAILURE["internal"]:
         kind = FAILURE_OF[exit_code]
-        message = f"The engine ended with {kind} but did not say why.{_quoted(log_tail)}"
-        return Ending("failed", f"The engine ended with {kind}.", exit_code, kind, message)
+        reason = f"The engine ended with {kind} but did not say why."
+        return Ending(_state_after(kind), reason, exit_code, kind, reason + _quoted(log_tail))
     if is_shutdown:
         reason = "The worker shut down before the engine could write a checkpoint; the run goes on from its last one."
         return Ending("queued", reason, exit_code, counts=False)
-    return crashed(claim, exit_code, _cause(exit_code), log_tail)
+    if (exit_code == -signal.SIGKILL and was_memory_kill) or _OUT_OF_MEMORY.search(log_tail):
+        who = "and the kernel ended the engine" if exit_code == -signal.SIGKILL else f"(exit code {exit_code})"
+        reason = f"The machine's memory ran out {who}; {_OOM_ADVICE}."
+        return Ending("queued", reason, exit_code, "oom_host", reason)
+    return crashed(exit_code, _cause(exit_code), log_tail)
 
 
 _WHY = {
@@ -60,23 +77,24 @@ def stalled(seconds: float) -> Ending:
 
 
 def failed(event: Failed, exit_code: int | None = None) -> Ending:
-    """The engine named the reason itself: trying again would end the same way."""
-    return Ending("failed", event.message, exit_code, event.failure, event.message)
+    """The engine named the reason itself: the run waits and goes on where that may pass, else it would end the same way."""
+    return Ending(_state_after(event.failure), event.message, exit_code, event.failure, event.message)
 
 
-def crashed(claim: Claim, exit_code: int | None, cause: str, log_tail: str) -> Ending:
-    """Back to the queue, or failed after max_attempts without a new checkpoint in between."""
-    if claim.attempt < claim.max_attempts:
-        return Ending("queued", f"{cause}; the run goes on from its last checkpoint.", exit_code)
-    reason = f"{cause}, and so did {claim.max_attempts} attempts in a row without a new checkpoint in between."
-    return Ending("failed", reason, exit_code, "engine_crashed", reason + _quoted(log_tail))
+def crashed(exit_code: int | None, cause: str, log_tail: str) -> Ending:
+    """Back to the queue, as long as there are attempts left; `cause` is a sentence."""
+    return Ending("queued", cause, exit_code, "engine_crashed", cause + _quoted(log_tail))
+
+
+def _state_after(kind: FailureKind) -> RunState:
+    return "queued" if kind in RETRYABLE else "failed"
 
 
 def _cause(exit_code: int) -> str:
     if exit_code >= 0:
-        return f"The engine ended unexpectedly with exit code {exit_code}"
+        return f"The engine ended unexpectedly with exit code {exit_code}."
     hint = f" ({_OOM_HINT})" if -exit_code == signal.SIGKILL else ""
-    return f"The engine was ended by {_NAMES.get(-exit_code, f'signal {-exit_code}')}{hint}"
+    return f"The engine was ended by {_NAMES.get(-exit_code, f'signal {-exit_code}')}{hint}."
 
 
 def _quoted(log_tail: str) -> str:

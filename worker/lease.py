@@ -8,11 +8,10 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from backend.database import Database
 from backend.queries.claims import LEASE_SECONDS, Claim, renew_lease
 
-RENEW_SECONDS = 10.0
-# Without a renewal the engine is told to stop, then killed, while the lease still runs: two engines never overlap.
-STOP_AFTER_SECONDS = 40.0
-KILL_AFTER_SECONDS = 52.0
-assert RENEW_SECONDS < STOP_AFTER_SECONDS < KILL_AFTER_SECONDS < LEASE_SECONDS
+# Shares of the lease. Without a renewal the engine is told to stop, then killed, while the lease still runs: two engines
+# never overlap. Of 60 s these are 10, 40 and 52 s.
+_RENEW, _STOP, _KILL = 1 / 6, 2 / 3, 13 / 15
+assert 0 < _RENEW < _STOP < _KILL < 1
 
 DATABASE_OUTAGES = (OperationalError, InterfaceError)
 """Errors that pass: the server restarts, the file is locked. Anything else is a fault of ours."""
@@ -23,19 +22,20 @@ _log = logging.getLogger(__name__)
 class Lease:
     """Times are of the monotonic clock: setting the wall clock neither ends nor prolongs a lease."""
 
-    def __init__(self, database: Database, claim: Claim) -> None:
+    def __init__(self, database: Database, claim: Claim, seconds: float = LEASE_SECONDS) -> None:
         self.database = database
         self.claim = claim
+        self.seconds = seconds
         self._renewed_at = time.monotonic()
 
     def keep(self) -> None:
         """Renew the lease when it is time. Raises LeaseLost; an outage of the database only leaves it unrenewed."""
-        if self.silent_seconds < RENEW_SECONDS:
+        if self.silent_seconds < _RENEW * self.seconds:
             return
         asked_at = time.monotonic()
         try:
             with self.database.write() as session:
-                renew_lease(session, self.claim.run_id, self.claim.fence)
+                renew_lease(session, self.claim.run_id, self.claim.fence, lease_seconds=self.seconds)
         except DATABASE_OUTAGES as error:
             _log.warning("The lease of run %s was not renewed: %s", self.claim.run_id, error)
             return
@@ -45,3 +45,13 @@ class Lease:
     def silent_seconds(self) -> float:
         """Seconds since the last renewal was asked for."""
         return time.monotonic() - self._renewed_at
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the engine has to stop, because the lease was not renewed for so long."""
+        return self.silent_seconds > _STOP * self.seconds
+
+    @property
+    def is_nearly_over(self) -> bool:
+        """Whether the engine has to be gone, because somebody else may soon take the run."""
+        return self.silent_seconds > _KILL * self.seconds

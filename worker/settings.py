@@ -1,9 +1,17 @@
 """How this machine's worker is set up: INCIPIT_… environment variables beside those of backend/settings.py."""
 
-from typing import Annotated
+import sys
+from typing import Annotated, NoReturn, Self
 
-from pydantic import Field
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from backend.queries.claims import LEASE_SECONDS
+from backend.queries.retries import MAX_RETRY_SECONDS, RETRY_SECONDS
+
+_BAD_CONFIGURATION = 78  # EX_CONFIG of sysexits.h
+# From the engine's end to the worker's: what it emitted is recorded and the run returned to the queue.
+_CLOSING_SECONDS = 10.0
 
 
 class WorkerSettings(BaseSettings):
@@ -20,6 +28,14 @@ class WorkerSettings(BaseSettings):
     terminate_seconds: Annotated[float, Field(ge=1, le=600)] = 10.0
     """Time between SIGTERM and SIGKILL."""
 
+    grace_seconds: Annotated[float, Field(ge=1, le=86_400)] = 180.0
+    """Time that whoever ends the worker waits before it kills it; `stop_grace_period` in docker-compose.yml."""
+
+    lease_seconds: Annotated[float, Field(ge=10, le=600)] = LEASE_SECONDS
+    """A run is taken from a worker that was not heard of for so long."""
+    retry_seconds: Annotated[float, Field(ge=0, le=MAX_RETRY_SECONDS)] = RETRY_SECONDS
+    """Time before a failed run is first tried again, where that may help; doubled each time, at most 15 minutes."""
+
     start_seconds: Annotated[float, Field(ge=10, le=86_400)] = 1800.0
     """Time that an engine gets to load its models, downloads included."""
     stall_seconds: Annotated[float, Field(ge=10, le=86_400)] = 1800.0
@@ -27,5 +43,33 @@ class WorkerSettings(BaseSettings):
 
     @property
     def longest_stop_seconds(self) -> float:
-        """After so long a worker that was told to end has ended."""
-        return self.stop_seconds + self.terminate_seconds + 10.0
+        """After so long a worker that was told to end has ended: its engine's stop, SIGTERM, SIGKILL, and the record."""
+        return self.stop_seconds + self.terminate_seconds + _CLOSING_SECONDS
+
+    @model_validator(mode="after")
+    def _whoever_ends_the_worker_waits_longer_than_the_worker(self) -> Self:
+        if self.longest_stop_seconds >= self.grace_seconds:
+            raise ValueError(
+                f"INCIPIT_STOP_SECONDS ({self.stop_seconds:g}), INCIPIT_TERMINATE_SECONDS ({self.terminate_seconds:g}) and "
+                f"{_CLOSING_SECONDS:g} s to record the end are {self.longest_stop_seconds:g} s, but whoever ends the worker "
+                f"kills it after INCIPIT_GRACE_SECONDS ({self.grace_seconds:g}); lower one of the first two, or raise the "
+                "third together with stop_grace_period in docker-compose.yml."
+            )
+        return self
+
+
+def sentences_of(error: ValidationError) -> list[str]:
+    """What is wrong with settings, one sentence each."""
+    told = []
+    for details in error.errors():
+        name = "_".join(map(str, details["loc"])).upper()
+        message = details["msg"].removeprefix("Value error, ")
+        told.append(f"INCIPIT_{name} is {details['input']!r}: {message}; correct it." if name else message)
+    return told
+
+
+def give_up(*sentences: str) -> NoReturn:
+    """End a process that cannot start, with what is wrong."""
+    for sentence in sentences:
+        print(f"incipit: {sentence}", file=sys.stderr)
+    sys.exit(_BAD_CONFIGURATION)

@@ -18,6 +18,7 @@ from backend.queries.claims import (
     end_attempt,
     set_engine_process,
 )
+from backend.queries.retries import RETRYABLE
 from backend.queries.transitions import TransitionRejected, transition
 from backend.queries.wishes import Wish, wish_of
 from backend.run_states import RunState
@@ -26,7 +27,8 @@ from engine.events import Finished
 from worker.endings import crashed, ending_of, failed, finished, stalled
 from worker.engine_process import EngineProcess
 from worker.estimation import keep_estimate
-from worker.lease import DATABASE_OUTAGES, KILL_AFTER_SECONDS, STOP_AFTER_SECONDS, Lease
+from worker.lease import DATABASE_OUTAGES, Lease
+from worker.memory_kills import num_memory_kills
 from worker.pulse import Pulse
 from worker.recorder import Recorder, UnreadableEvents
 from worker.resume import NoCheckpointLeft, resume_checkpoint
@@ -58,7 +60,7 @@ class Supervisor:
         self.slot = slot
         self.place = place
         self.run_folder = place.run_dir / claim.run_id
-        self.lease = Lease(place.database, claim)
+        self.lease = Lease(place.database, claim, place.settings.lease_seconds)
         self.recorder = Recorder(place.database, claim, self.run_folder)
         self._pulse = Pulse(self.recorder.attempt_folder(claim.fence) / PULSE)
         self._engine: EngineProcess | None = None
@@ -67,6 +69,7 @@ class Supervisor:
         self._stop_told_at: float | None = None
         self._told_checkpoint: bool | None = None
         self._is_terminated = False
+        self._memory_kills_before = num_memory_kills()
 
     def work(self) -> None:
         """Bring the attempt to its end, whatever that is. When it returns, the engine is gone."""
@@ -81,8 +84,8 @@ class Supervisor:
         except Exception as error:  # the outermost frame of an attempt: the run must not stay held by nobody
             _log.exception("Supervising run %s failed.", claim.run_id)
             self._kill_engine()
-            cause = f"The worker failed while it supervised the run ({type(error).__name__}: {error})"
-            self._close(crashed(claim, None, cause[:1000], ""))
+            cause = f"The worker failed while it supervised the run ({type(error).__name__}: {error})."
+            self._close(crashed(None, cause[:1000], ""))
         finally:
             self._kill_engine()
 
@@ -90,7 +93,10 @@ class Supervisor:
         last_word = self.recorder.catch_up()
         if last_word is None:
             return None
-        return finished(last_word) if isinstance(last_word, Finished) else failed(last_word)
+        if isinstance(last_word, Finished):
+            return finished(last_word)
+        # What may pass was waited for when the run was taken back.
+        return None if last_word.failure in RETRYABLE else failed(last_word)
 
     def _run_engine(self) -> Ending:
         engine = self._start_engine()
@@ -103,12 +109,12 @@ class Supervisor:
             time.sleep(_TURN_SECONDS)
         self._record_the_rest()
         return ending_of(
-            self.claim,
             exit_code,
             self.recorder.last_word(),
             wish=self._wish,
             is_shutdown=self.place.is_shutting_down(),
             log_tail=engine.log_tail(),
+            was_memory_kill=num_memory_kills() > self._memory_kills_before,
         )
 
     def _start_engine(self) -> EngineProcess:
@@ -134,16 +140,15 @@ class Supervisor:
 
     def _turn(self, engine: EngineProcess) -> None:
         try:
-            while self.recorder.advance() and self.lease.silent_seconds < STOP_AFTER_SECONDS:
+            while self.recorder.advance() and not self.lease.is_overdue:
                 self.lease.keep()
             self._read_wish()
         except DATABASE_OUTAGES as error:
             _log.warning("The database did not answer, run %s goes on meanwhile: %s", self.claim.run_id, error)
         self.lease.keep()
-        if self.lease.silent_seconds > KILL_AFTER_SECONDS:
+        if self.lease.is_nearly_over:
             raise LeaseLost(f"The lease of run {self.claim.run_id} could not be renewed in time.")
-        is_overdue = self.lease.silent_seconds > STOP_AFTER_SECONDS
-        if is_overdue or self._wish != "run" or self.place.is_shutting_down():
+        if self.lease.is_overdue or self._wish != "run" or self.place.is_shutting_down():
             self._tell_to_stop(engine, with_checkpoint=self._wish != "cancel")
         if self._stop_told_at is not None:
             self._press(engine, time.monotonic() - self._stop_told_at)
@@ -198,7 +203,7 @@ class Supervisor:
         while True:
             try:
                 with self.place.database.write() as session:
-                    end_attempt(session, self.claim, ending)
+                    end_attempt(session, self.claim, ending, retry_seconds=self.place.settings.retry_seconds)
                 _log.info("Run %s, attempt %s: %s", self.claim.run_id, self.claim.fence, ending.reason)
                 return
             except DATABASE_OUTAGES as error:
@@ -211,7 +216,7 @@ class Supervisor:
     def _wait_for_database(self) -> None:
         time.sleep(1.0)
         self.lease.keep()
-        if self.lease.silent_seconds > KILL_AFTER_SECONDS:
+        if self.lease.is_nearly_over:
             raise LeaseLost(f"The lease of run {self.claim.run_id} could not be renewed in time.")
 
     def _kill_engine(self) -> None:

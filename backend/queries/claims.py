@@ -13,6 +13,7 @@ from sqlalchemy import CursorResult, and_, func, or_, select, update
 from sqlalchemy.orm import Session, defer
 
 from backend.database import now_of
+from backend.queries.retries import RETRY_SECONDS, next_try
 from backend.queries.transitions import TransitionRejected, transition
 from backend.queries.wishes import wish_of
 from backend.records import Attempt
@@ -27,8 +28,6 @@ CANCEL_SECONDS = 180.0
 """After so long a run that was to be cancelled is taken from a worker that does not end it."""
 # The old holder has killed its engine by then, whatever the rounding of the two clocks.
 _TAKEOVER_DELAY = timedelta(seconds=5)
-# Before the first, second, … retry of a lost or crashed attempt; a crash that comes at once must not burn a core.
-_RETRY_SECONDS = (0, 10, 60)
 
 
 class LeaseLost(Exception):
@@ -60,10 +59,13 @@ class Ending:
     failure_kind: str | None = None
     failure_message: str | None = None
     counts: bool = True
-    """Whether an attempt that returns to the queue counts against max_attempts; a planned shutdown does not."""
+    """Whether an attempt that returns to the queue counts against max_attempts, waits before the next one and fails the run
+    when it was the last; a planned shutdown does not."""
 
 
-def claim_run(session: Session, *, owner: str, host: str, boot_id: str) -> Claim | None:
+def claim_run(
+    session: Session, *, owner: str, host: str, boot_id: str, lease_seconds: float = LEASE_SECONDS
+) -> Claim | None:
     """The most urgent queued run (priority, then age), now held by `owner`; None when there is none."""
     now = now_of(session)
     next_id = (
@@ -80,10 +82,12 @@ def claim_run(session: Session, *, owner: str, host: str, boot_id: str) -> Claim
         "fence": Run.fence + 1,
         "attempt": Run.attempt + 1,
         "lease_owner": owner,
-        "lease_until": now + timedelta(seconds=LEASE_SECONDS),
+        "lease_until": now + timedelta(seconds=lease_seconds),
         "heartbeat_at": now,
         "started_at": func.coalesce(Run.started_at, now),
         "ready_at": None,
+        "failure_kind": None,
+        "failure_message": None,
     }
     reason = f"Claimed by {owner}."
     fence = transition(session, run_id, "starting", actor="holder", reason=reason, columns=columns)
@@ -104,10 +108,10 @@ def has_claimable_run(session: Session) -> bool:
     )
 
 
-def renew_lease(session: Session, run_id: str, fence: int) -> None:
-    """Keep the run for another LEASE_SECONDS. Raises LeaseLost."""
+def renew_lease(session: Session, run_id: str, fence: int, *, lease_seconds: float = LEASE_SECONDS) -> None:
+    """Keep the run for another `lease_seconds`. Raises LeaseLost."""
     now = now_of(session)
-    hold(session, run_id, fence, lease_until=now + timedelta(seconds=LEASE_SECONDS), heartbeat_at=now)
+    hold(session, run_id, fence, lease_until=now + timedelta(seconds=lease_seconds), heartbeat_at=now)
 
 
 def hold(session: Session, run_id: str, fence: int, **columns: Any) -> None:
@@ -135,13 +139,16 @@ def set_engine_process(session: Session, claim: Claim, *, pid: int, pid_started:
     )
 
 
-def end_attempt(session: Session, claim: Claim, ending: Ending) -> None:
-    """Close an attempt and leave its run as `ending` says. Raises LeaseLost."""
+def end_attempt(session: Session, claim: Claim, ending: Ending, *, retry_seconds: float = RETRY_SECONDS) -> None:
+    """Close an attempt and leave its run as `ending` says; `retry_seconds` is the base of the back-off. Raises LeaseLost."""
     hold(session, claim.run_id, claim.fence)
     ending = _as_wished(session, claim.run_id, ending)
-    columns: dict[str, Any] = {"failure_kind": ending.failure_kind, "failure_message": ending.failure_message}
+    columns: dict[str, Any] = {}
     if ending.state == "queued":
-        columns["not_before"] = _retry_time(now_of(session), claim.attempt) if ending.counts else None
+        ending, columns["not_before"] = _tried_again(session, claim.run_id, ending, retry_seconds)
+    has_failed = ending.state in ("queued", "failed")
+    columns["failure_kind"] = ending.failure_kind if has_failed else None
+    columns["failure_message"] = ending.failure_message if has_failed else None
     if ending.state in ("queued", "paused") and not ending.counts:
         columns["attempt"] = Run.attempt - 1
     try:
@@ -160,6 +167,20 @@ def end_attempt(session: Session, claim: Claim, ending: Ending) -> None:
     _close_attempt(session, claim.run_id, claim.fence, outcome, ending.exit_code)
 
 
+def _tried_again(session: Session, run_id: str, ending: Ending, retry_seconds: float) -> tuple[Ending, datetime | None]:
+    """The ending with the words that say when the run goes on, and that time; or its failure, after the last attempt."""
+    if not ending.counts:
+        return ending, None
+    # From the row and not from the claim: a checkpoint that the attempt committed has set the count back.
+    attempt, most = session.execute(select(Run.attempt, Run.max_attempts).where(Run.id == run_id)).one()
+    retry = next_try(now_of(session), attempt=attempt, max_attempts=most, base_seconds=retry_seconds, is_innocent=False)
+    words = retry.words if retry else f"No new checkpoint came in {most} attempts in a row."
+    reason = f"{ending.reason} {words}"
+    message = ending.failure_message and ending.failure_message.replace(ending.reason, reason, 1)
+    told = replace(ending, reason=reason, failure_message=message)
+    return (told, retry.not_before) if retry else (replace(told, state="failed"), None)
+
+
 def _as_wished(session: Session, run_id: str, ending: Ending) -> Ending:
     """An attempt that leaves its run unfinished leaves it as people want it now; they may have changed their mind."""
     if ending.state not in ("queued", "paused"):
@@ -173,7 +194,13 @@ def _as_wished(session: Session, run_id: str, ending: Ending) -> Ending:
     return replace(ending, state="cancelled", reason="Cancelled as asked.")
 
 
-def reap(session: Session, is_dead: Callable[[str], bool], *, start_seconds: float = START_SECONDS) -> list[str]:
+def reap(
+    session: Session,
+    is_dead: Callable[[str], bool],
+    *,
+    start_seconds: float = START_SECONDS,
+    retry_seconds: float = RETRY_SECONDS,
+) -> list[str]:
     """Take runs from holders that are gone, never got ready or do not let go; the ids of the runs that were taken.
 
     Gone is a holder whose lease is over, or of whom `is_dead(lease owner)` knows it. Its run returns to the queue, is paused
@@ -202,7 +229,7 @@ def reap(session: Session, is_dead: Callable[[str], bool], *, start_seconds: flo
             lost = _Loss("worker_lost", f"Worker {owner} did not let go within {CANCEL_SECONDS:.0f} s")
         else:
             continue
-        if _take(session, run, lost, now):
+        if _take(session, run, lost, now, retry_seconds):
             taken.append(run.id)
     return taken
 
@@ -221,20 +248,24 @@ _ADVICE = {
 }
 
 
-def _take(session: Session, run: Run, loss: _Loss, now: datetime) -> bool:
+def _take(session: Session, run: Run, loss: _Loss, now: datetime, retry_seconds: float) -> bool:
     columns: dict[str, Any] = {"fence": run.fence + 1}
+    retry = next_try(
+        now, attempt=run.attempt, max_attempts=run.max_attempts, base_seconds=retry_seconds, is_innocent=True
+    )
     to: RunState = "queued"
-    reason = f"{loss.cause}; the run goes on elsewhere."
+    reason = f"{loss.cause}."
     if run.desired_state == "cancel":
         to, reason = "cancelled", f"{loss.cause}; the run was to be cancelled."
     elif run.desired_state == "pause":
         to, reason = "paused", f"{loss.cause}; the run is paused, as asked."
-    elif run.attempt >= run.max_attempts:
+    elif retry is None:
         to = "failed"
         reason = f"{loss.cause}, {run.attempt} times without a new checkpoint in between; {_ADVICE[loss.kind]}."
         columns |= {"failure_kind": loss.kind, "failure_message": reason}
     else:
-        columns["not_before"] = _retry_time(now, run.attempt)
+        columns["not_before"] = retry.not_before
+        reason = f"{loss.cause}. {retry.words}"
     try:
         transition(session, run.id, to, actor="control", reason=reason, fence=run.fence, columns=columns)
     except TransitionRejected:
@@ -243,13 +274,13 @@ def _take(session: Session, run: Run, loss: _Loss, now: datetime) -> bool:
     return True
 
 
-def extend_leases(session: Session) -> None:
+def extend_leases(session: Session, *, lease_seconds: float = LEASE_SECONDS) -> None:
     """Give every holder a full lease from now on: after a jump of the clock nobody has had the chance to renew."""
     now = now_of(session)
     session.execute(
         update(Run)
         .where(and_(Run.state.in_(HELD_STATES), Run.lease_owner.is_not(None)))
-        .values(lease_until=now + timedelta(seconds=LEASE_SECONDS))
+        .values(lease_until=now + timedelta(seconds=lease_seconds))
     )
 
 
@@ -259,11 +290,6 @@ def _close_attempt(session: Session, run_id: str, fence: int, outcome: str, exit
         .where(Attempt.run_id == run_id, Attempt.fence == fence)
         .values(outcome=outcome, ended_at=now_of(session), exit_code=exit_code)
     )
-
-
-def _retry_time(now: datetime, attempt: int) -> datetime | None:
-    seconds = _RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS)) - 1]
-    return now + timedelta(seconds=seconds) if seconds else None
 
 
 def _num_rows(result: Any) -> int:

@@ -20,10 +20,9 @@ from incipit.stack.errors import StackError
 from incipit.stack.home import opened_home
 from incipit.stack.local_token import new_local_token, remove_local_token
 from incipit.stack.ports import LOOPBACK, choosing_ports, chosen_port
-from incipit.stack.service import Service, end_orphan, started_at
+from incipit.stack.service import Service, end_orphan, started_at, worker_stop_seconds
 from incipit.stack.state import ServiceState, StackState, only_stack, read_state, write_state
 from worker.identity import ProcessIdentity
-from worker.settings import WorkerSettings
 
 _READY_SECONDS = 90.0  # a cold disk on a busy 2-core laptop needs a third of this
 _ORPHAN_SECONDS = 10.0
@@ -81,6 +80,7 @@ class LocalStack:
         self.stop()
 
     def _start(self) -> None:
+        self._worker_seconds = worker_stop_seconds()
         self.home = opened_home(self.home, needs_local_disk="INCIPIT_DATABASE_URL" not in os.environ)
         self._cleanup.enter_context(only_stack(self.home))
         earlier = read_state(self.home)
@@ -98,7 +98,7 @@ class LocalStack:
 
     def _start_services(self) -> None:
         for name, command in self._commands().items():
-            stop_seconds = WorkerSettings().longest_stop_seconds if name == "worker" else 10.0
+            stop_seconds = self._worker_seconds if name == "worker" else 10.0
             self._services[name] = self._service(name, command, stop_seconds)
             self._services[name].start()
         self._write_state(is_ready=False)

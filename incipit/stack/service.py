@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
+from pydantic import ValidationError
 
+from incipit.stack.errors import StackError
+from worker.settings import WorkerSettings, sentences_of
 from worker.tether import tethered
 
 _MAX_LOG_BYTES = 20 * 1024**2
@@ -91,6 +94,14 @@ class Service:
         except FileNotFoundError:
             return ""
         return lines[-1].strip() if lines else ""
+
+
+def worker_stop_seconds() -> float:
+    """How long a worker may take to end; StackError when its settings contradict each other, before anything starts."""
+    try:
+        return WorkerSettings().longest_stop_seconds
+    except ValidationError as error:
+        raise StackError(" ".join(sentences_of(error))) from None
 
 
 def started_at(pid: int) -> float | None:

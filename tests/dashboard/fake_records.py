@@ -164,7 +164,7 @@ def run(run_id: str) -> schemas.Run:
         report_accuracy=final if state == "succeeded" else None,
         training_flops=gflop * 1e9 * done / spec.num_steps if done else None,
         training_seconds=seconds * done / spec.num_steps if done else None,
-        failure_kind="out_of_memory" if state == "failed" else None,
+        failure_kind="gpu_error" if state == "failed" else None,
         failure_message="The update needed 31.2 GB but 7.6 GB are free; lower micro_batch_rollouts from 16 to 4."
         if state == "failed"
         else None,

@@ -17,6 +17,7 @@ from backend.queries.claims import (
     reap,
     renew_lease,
 )
+from backend.queries.retries import next_try
 from backend.queries.transitions import transition
 from backend.queries.wishes import settle_queued
 from backend.records import Attempt, Event
@@ -165,6 +166,54 @@ def test_a_crash_returns_to_the_queue_unless_the_run_is_unwanted(database: Datab
             end_attempt(session, claimed, Ending("queued", "It crashed."))
     assert run_row(database, wanted).state == "queued"
     assert run_row(database, unwanted).state == "cancelled"
+
+
+def test_a_failure_that_may_pass_waits_longer_each_time_says_until_when_and_is_not_tried_for_ever(
+    database: Database,
+) -> None:
+    (run_id,) = queue_runs(database, short_spec())
+    full = Ending("queued", "The disk is full.", 17, "disk_full", "The disk is full.")
+    for attempt, seconds in ((1, 30), (2, 60)):
+        claimed = claim(database)
+        assert run_row(database, run_id).failure_kind is None, "what is at work has not failed"
+        before = datetime.now(UTC)
+        with database.write() as session:
+            end_attempt(session, claimed, full)
+        run = run_row(database, run_id)
+        assert run.not_before is not None
+        assert 0 <= (run.not_before - before).total_seconds() - seconds < 20
+        assert (run.state, run.failure_kind, run.attempt) == ("queued", "disk_full", attempt)
+        assert f"The disk is full. It goes on in {seconds} s, at " in (run.failure_message or "")
+        assert f"(attempt {attempt + 1} of 3)" in (run.failure_message or "")
+        set_columns(database, run_id, not_before=None)
+    with database.write() as session:
+        end_attempt(session, claim(database), full)
+    run = run_row(database, run_id)
+    assert (run.state, run.failure_kind, run.not_before) == ("failed", "disk_full", None)
+    assert run.failure_message == "The disk is full. No new checkpoint came in 3 attempts in a row."
+
+
+def test_the_third_attempt_is_not_the_last_when_it_has_committed_a_checkpoint(database: Database) -> None:
+    (run_id,) = queue_runs(database, short_spec())
+    set_columns(database, run_id, attempt=2)
+    claimed = claim(database)
+    assert claimed.attempt == 3
+    set_columns(database, run_id, attempt=1)  # as recording a checkpoint does
+    with database.write() as session:
+        end_attempt(session, claimed, Ending("queued", "It crashed.", 1, "engine_crashed", "It crashed."))
+    assert run_row(database, run_id).state == "queued"
+
+
+def test_retries_are_at_most_a_quarter_of_an_hour_apart() -> None:
+    now = datetime.now(UTC)
+
+    def seconds(attempt: int, *, is_innocent: bool = False) -> float:
+        retry = next_try(now, attempt=attempt, max_attempts=99, base_seconds=30, is_innocent=is_innocent)
+        assert retry is not None
+        return (retry.not_before - now).total_seconds()
+
+    assert [seconds(attempt) for attempt in range(1, 8)] == [30, 60, 120, 240, 480, 900, 900]
+    assert [seconds(attempt, is_innocent=True) for attempt in (1, 2, 3)] == [0, 30, 60]
 
 
 def test_the_history_has_no_gaps(database: Database) -> None:

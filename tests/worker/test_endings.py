@@ -1,11 +1,17 @@
-"""What becomes of a run is said in words that name why it ended."""
+"""What becomes of a run is said in words that name why it ended, and what may pass is tried again."""
 
-from typing import Literal
+import signal
+from pathlib import Path
+from typing import Literal, get_args
 
 import pytest
 
-from engine.events import Finished
-from worker.endings import finished
+from engine.events import Failed, FailureKind, Finished
+from engine.exit_codes import OF_FAILURE, STOPPED
+from worker.endings import ending_of, failed, finished
+from worker.memory_kills import num_memory_kills
+
+_ALIVE = {"wish": "run", "is_shutdown": False, "log_tail": ""}
 
 
 @pytest.mark.parametrize(
@@ -17,3 +23,43 @@ def test_a_finished_run_succeeds_and_says_why(reason: Literal["steps", "flops_bu
     assert ending.state == "succeeded"
     assert "step 7" in ending.reason
     assert words in ending.reason
+
+
+@pytest.mark.parametrize("kind", get_args(FailureKind))
+def test_memory_gpu_and_disk_are_tried_again_and_nothing_else_that_an_engine_names(kind: FailureKind) -> None:
+    state = "queued" if kind in ("oom_host", "gpu_error", "disk_full") else "failed"
+    named = failed(Failed(time=0.0, failure=kind, message="It is so."), OF_FAILURE[kind])
+    assert (named.state, named.failure_kind, named.counts) == (state, kind, True)
+    if kind != "internal":
+        by_code = ending_of(OF_FAILURE[kind], None, **_ALIVE)  # type: ignore[arg-type]
+        assert (by_code.state, by_code.failure_kind) == (state, kind)
+
+
+def test_a_sigkill_has_a_cause_when_the_kernel_counted_one_and_is_a_crash_otherwise() -> None:
+    killed = ending_of(-signal.SIGKILL, None, was_memory_kill=True, **_ALIVE)  # type: ignore[arg-type]
+    assert (killed.state, killed.failure_kind) == ("queued", "oom_host")
+    assert "memory ran out and the kernel ended the engine; lower micro_batch_rollouts" in killed.reason
+    crashed = ending_of(-signal.SIGKILL, None, was_memory_kill=False, **_ALIVE)  # type: ignore[arg-type]
+    assert (crashed.state, crashed.failure_kind) == ("queued", "engine_crashed")
+
+
+@pytest.mark.parametrize(
+    "tail", ["MemoryError", "terminate called …\n  what():  std::bad_alloc", "mmap: Cannot allocate memory"]
+)
+def test_an_engine_without_memory_for_its_last_words_is_recognised_by_its_log(tail: str) -> None:
+    ended = ending_of(1, None, wish="run", is_shutdown=False, log_tail=f"Traceback …\n{tail}")
+    assert ended.failure_kind == "oom_host"
+    assert "Traceback" not in (ended.failure_message or "")
+
+
+@pytest.mark.parametrize("is_shutdown", [True, False])
+def test_whoever_is_told_to_stop_from_outside_has_not_failed(is_shutdown: bool) -> None:
+    ended = ending_of(STOPPED, None, wish="run", is_shutdown=is_shutdown, log_tail="")
+    assert (ended.state, ended.counts) == ("queued", False)
+
+
+def test_the_kernels_count_of_memory_kills_is_read(tmp_path: Path) -> None:
+    (tmp_path / "vmstat").write_text("nr_free_pages 9\noom_kill 3\nnuma_hit 8\n")
+    assert num_memory_kills(tmp_path / "vmstat") == 3
+    assert num_memory_kills(tmp_path / "nowhere") == 0
+    assert num_memory_kills() >= 0

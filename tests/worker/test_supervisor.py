@@ -50,7 +50,7 @@ def shutdown() -> threading.Event:
 
 @pytest.fixture
 def place(home: Path, database: Database, shutdown: threading.Event) -> Workplace:
-    settings = WorkerSettings(stop_seconds=30)
+    settings = WorkerSettings(stop_seconds=30, retry_seconds=0)
     return Workplace(database, home, home / "runs", settings, shutdown.is_set)
 
 
