@@ -34,6 +34,7 @@ class Doorbell:
                 "socket_timeout": _SOCKET_SECONDS,
                 "socket_connect_timeout": _SOCKET_SECONDS,
                 "max_retries": 1,
+                "interval_start": 0,  # by default it waits two seconds before it tries again
             },
         )
         self._waiting: queue.Queue[tuple[str, str] | None] = queue.Queue(_MAX_WAITING)
