@@ -52,7 +52,7 @@ def main() -> None:
 
 def _sentence(details: object) -> str:
     assert isinstance(details, dict)
-    name = "_".join(map(str, details["loc"])).upper()
+    name = "__".join(map(str, details["loc"])).upper()
     message = str(details["msg"]).removeprefix("Value error, ")
     return f"INCIPIT_{name} is {details['input']!r}: {message}." if name else message
 

@@ -16,6 +16,7 @@ from backend.event_stream import StreamPlaces
 from backend.guard import Guard
 from backend.health import version
 from backend.idempotency import InFlight
+from backend.locked_route import LockedRoute
 from backend.log_redaction import redact_access_log
 from backend.migrate import require_head
 from backend.oidc import OidcVerifier
@@ -84,6 +85,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app, metric_namespace="incipit"
     )
     app.add_middleware(Guard, settings=chosen)
+    app.router.route_class = LockedRoute
     answer_errors(app)
     api = APIRouter(prefix="/api/v1")
     for module in (experiments, runs, streams, wishes, rollouts, checkpoints, pins, specs, analyses, access, health):

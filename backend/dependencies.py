@@ -14,9 +14,7 @@ from backend.idempotency import Once
 from backend.problems import Refusal
 from backend.project_database import ProjectDatabase
 from backend.queries.idempotency import RequestName
-from backend.roles import need_of
 from backend.settings import Settings
-from backend.sign_in import principal_of
 
 _bearer = HTTPBearer(auto_error=False, description="An API key, or the local stack's token.")
 
@@ -70,24 +68,13 @@ WholeStore = Annotated[Database, Depends(_database)]
 Bell = Annotated[Doorbell, Depends(_doorbell)]
 
 
-def authorize(
-    request: Request,
-    settings: Config,
-    database: WholeStore,
-    given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+async def authorize(
+    request: Request, _given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> Principal | None:
-    """Who asks, None where anybody may. Every route of the application depends on it, see backend/roles.py."""
-    need = need_of(request.scope["route"].operation_id)
-    if need == "open" or need == "signature":
-        return None
-    principal = principal_of(given.credentials, settings, database, request.app.state.oidc) if given else None
-    if principal is None:
-        sentence = "This needs a valid API key; send it as `Authorization: Bearer …`, or ask an admin for one."
-        raise Refusal(401, sentence, headers={"WWW-Authenticate": "Bearer"})
-    if need is None:
-        raise Refusal(403, "No role is declared for this operation, so nobody may use it; this is a fault of Incipit.")
-    if not principal.may(need):
-        raise Refusal(403, f"Your role is {principal.role} but this needs {need}; ask an admin for another key.")
+    """Who asks, None where anybody may, as LockedRoute has found; any other route is refused to everybody."""
+    if not hasattr(request.state, "principal"):
+        raise Refusal(403, "This address has no lock, so nobody may use it; this is a fault of Incipit.")
+    principal: Principal | None = request.state.principal
     return principal
 
 

@@ -72,11 +72,6 @@ def answer_errors(app: FastAPI) -> None:
 
 def _refusal_of(request: Request, error: RequestValidationError) -> Refusal:
     details = error.errors()
-    if details[0]["type"] == "json_invalid":
-        reason = details[0]["ctx"]["error"]
-        return Refusal(
-            422, f"The request's body is not JSON ({reason} at character {details[0]['loc'][-1]}); correct it."
-        )
     if details[0]["loc"] == ("body",) and details[0]["type"] == "missing":
         return Refusal(422, "The request has no body; send the JSON document that /api/v1/openapi.json describes.")
     route = request.scope["route"]

@@ -1,7 +1,7 @@
-"""What every request must pass before a route sees it: host, origin, content type and size.
+"""What every request must pass before a route sees it: host and origin. Its body is looked at behind the lock of its route.
 
 A web page that someone has open in the same browser must not be able to drive an API on 127.0.0.1: neither by a name
-that it points there (DNS rebinding), nor by a form (no JSON content type), nor by fetch (its Origin is not allowed).
+that it points there (DNS rebinding), nor by a form or by fetch (its Origin is not allowed; nor is its content type, see request_bodies.py).
 """
 
 from urllib.parse import urlsplit
@@ -14,7 +14,6 @@ from backend.error_answers import problem
 from backend.problems import Refusal
 from backend.settings import Settings
 
-MAX_BODY_BYTES = 1024 * 1024
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -43,8 +42,6 @@ class Guard:
 
         try:
             self._check_head(scope)
-            if scope["method"] not in _SAFE_METHODS:
-                receive = _replayed(await _checked_body(scope, receive), receive)
         except Refusal as refusal:
             await problem(scope, refusal)(scope, receive, send_named)
             return
@@ -59,8 +56,6 @@ class Guard:
             raise Refusal(
                 421, f"This API is not known as {shown!r}; use 127.0.0.1, or add the name to INCIPIT_ALLOWED_HOSTS."
             )
-        if b"%00" in scope.get("query_string", b"") or "\x00" in scope["path"]:
-            raise Refusal(422, "The address holds the character NUL, which no name has; remove it.")
         if scope["method"] in _SAFE_METHODS:
             return
         origin = headers.get("origin")
@@ -79,34 +74,3 @@ def _host_name(host: str) -> str | None:
     except ValueError:
         return None
     return parts.hostname if parts.netloc == host and "@" not in host else None
-
-
-async def _checked_body(scope: Scope, receive: Receive) -> bytes:
-    headers = Headers(scope=scope)
-    body = bytearray()
-    while True:
-        message = await receive()
-        body += message.get("body", b"")
-        if len(body) > MAX_BODY_BYTES:
-            raise Refusal(413, f"The request's body is larger than {MAX_BODY_BYTES} bytes; send less at once.")
-        if not message.get("more_body", False):
-            break
-    kind = headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind != "application/json" and (body or kind):
-        raise Refusal(415, f"The request's content type is {kind[:100]!r}; send JSON as application/json.")
-    if b"\\u0000" in body:
-        raise Refusal(422, "The request's body holds the character NUL, which cannot be stored; remove it.")
-    return bytes(body)
-
-
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    is_sent = False
-
-    async def replay() -> Message:
-        nonlocal is_sent
-        if is_sent:
-            return await receive()
-        is_sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return replay

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from backend.limits import Limits
 from engine.locations import incipit_home
 
 _SECRET_BYTES = 32
@@ -20,7 +21,12 @@ class Settings(BaseSettings):
     """Settings shared by API, workers and control process."""
 
     model_config = SettingsConfigDict(
-        env_prefix="INCIPIT_", extra="forbid", frozen=True, use_attribute_docstrings=True, env_ignore_empty=True
+        env_prefix="INCIPIT_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        env_ignore_empty=True,
     )
 
     home: Path = Field(default_factory=incipit_home)
@@ -39,6 +45,9 @@ class Settings(BaseSettings):
     """Further names under which the API may be addressed (as JSON list); the loopback names are always allowed."""
     allowed_origins: tuple[str, ...] = ()
     """Origins of web pages that may change something (as JSON list), such as `https://incipit.example.org`."""
+
+    limits: Limits = Limits()
+    """How much of everything is taken; each is a setting of its own, see docs/security.md."""
 
     oidc_issuer: str = ""
     """Issuer of an OpenID Connect provider whose tokens are accepted beside API keys; empty is none."""

@@ -2,14 +2,15 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Response
+from fastapi import Path, Response
 
 from backend.access import ALL_PROJECTS, ApiKey, CreatedKey, KeyCreate, Principal
 from backend.dependencies import Caller, Reading, Store, errors
+from backend.locked_route import locked_router
 from backend.problems import Refusal, not_found
 from backend.queries import api_keys as queries
 
-router = APIRouter(tags=["access"])
+router = locked_router(tags=["access"])
 
 KeyId = Annotated[str, Path(max_length=64, description="The part of the key between the underscores.")]
 

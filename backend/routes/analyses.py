@@ -2,16 +2,17 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 from sqlalchemy.orm import Session
 
 from backend.analyses import Analysis
 from backend.dependencies import Bell, Caller, Creation, Id, Limit, Reading, Store, errors
+from backend.locked_route import locked_router
 from backend.problems import not_found
 from backend.queries import analyses as queries
 from engine.analysis_spec import AnalysisSpec
 
-router = APIRouter(tags=["analyses"])
+router = locked_router(tags=["analyses"])
 
 
 @router.get("/analyses/schema", operation_id="get_analysis_schema", responses=errors())

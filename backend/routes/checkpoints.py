@@ -4,21 +4,22 @@ import time
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import Path, Query, Request
 from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
 from backend.cursors import from_cursor
 from backend.dependencies import ERRORS, Config, Cursor, Id, Limit, Reading, Responses, SignedReading, errors
 from backend.downloads import StoredCheckpoint
+from backend.locked_route import locked_router
 from backend.problems import not_found
 from backend.queries import checkpoints as queries
 from backend.schemas import Checkpoint, Link
 from backend.signatures import PREFIX, VALID_SECONDS, require_signature, signed_url
 
-router = APIRouter(prefix="/checkpoints", tags=["checkpoints"])
+router = locked_router(prefix="/checkpoints", tags=["checkpoints"])
 # No credentials: the signature in the address is the right to it.
-signed_router = APIRouter(prefix=PREFIX.removeprefix("/api/v1"), tags=["checkpoints"])
+signed_router = locked_router(prefix=PREFIX.removeprefix("/api/v1"), tags=["checkpoints"])
 
 FileName = Annotated[str, Path(max_length=1024, description="As in the checkpoint's list of files.")]
 Expires = Annotated[int, Query(ge=0, le=2**53)]

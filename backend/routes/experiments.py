@@ -1,17 +1,18 @@
 """Experiments."""
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 from sqlalchemy.orm import Session
 
 from backend.cursors import from_cursor
 from backend.dependencies import Bell, Caller, Creation, Cursor, Id, Limit, Reading, errors
 from backend.expansion import planned_runs
+from backend.locked_route import locked_router
 from backend.problems import not_found
 from backend.queries import experiments as queries
 from backend.queries.runs import RunFilter, runs
 from backend.schemas import Experiment, ExperimentCreate, RunSummary
 
-router = APIRouter(prefix="/experiments", tags=["experiments"])
+router = locked_router(prefix="/experiments", tags=["experiments"])
 
 
 @router.post(

@@ -1,18 +1,19 @@
 """Whether this installation works, and what it is."""
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from backend.dependencies import Bell, Config, Reading, WholeStore, errors
 from backend.health import health, version
 from backend.installation import Liveness, Version
+from backend.locked_route import locked_router
 from backend.queries import workers as queries
 from backend.schemas import Health, Worker
 
-router = APIRouter(tags=["health"])
-open_router = APIRouter(tags=["health"])
-figures_router = APIRouter(tags=["health"])
+router = locked_router(tags=["health"])
+open_router = locked_router(tags=["health"])
+figures_router = locked_router(tags=["health"])
 
 
 @open_router.get("/livez", operation_id="livez")

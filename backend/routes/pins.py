@@ -1,14 +1,13 @@
 """Pins: a pinned checkpoint stays, whatever the run's spec says about keeping it."""
 
-from fastapi import APIRouter
-
 from backend.dependencies import Id, Store, errors
+from backend.locked_route import locked_router
 from backend.problems import not_found
 from backend.queries import checkpoints as queries
 from backend.queries.retention import set_pinned
 from backend.schemas import Checkpoint
 
-router = APIRouter(prefix="/checkpoints", tags=["checkpoints"])
+router = locked_router(prefix="/checkpoints", tags=["checkpoints"])
 
 
 @router.post("/{checkpoint_id}/pin", operation_id="pin_checkpoint", responses=errors(403, 404, 413, 415))

@@ -1,16 +1,16 @@
 """A traced rollout with its tokens."""
 
 import pyarrow
-from fastapi import APIRouter
 from pydantic import ValidationError
 
 from backend.dependencies import Config, Id, Reading, errors
+from backend.locked_route import locked_router
 from backend.problems import Refusal, not_found
 from backend.queries import rollouts as queries
 from backend.schemas import RolloutDetail
 from engine.token_trace import read_trace
 
-router = APIRouter(prefix="/rollouts", tags=["rollouts"])
+router = locked_router(prefix="/rollouts", tags=["rollouts"])
 
 
 @router.get("/{rollout_id}", operation_id="get_rollout", responses=errors(404, 410))

@@ -2,10 +2,11 @@
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 
 from backend.cursors import from_cursor, to_cursor
 from backend.dependencies import Cursor, Id, Limit, Reading, errors
+from backend.locked_route import locked_router
 from backend.problems import not_found
 from backend.queries import checkpoints as checkpoint_queries
 from backend.queries import history, rollouts
@@ -14,7 +15,7 @@ from backend.routes.wishes import etag_of
 from backend.run_states import RunState
 from backend.schemas import Checkpoint, Evaluation, EventPage, Metric, Positions, RolloutPage, Run, RunPage
 
-router = APIRouter(prefix="/runs", tags=["runs"])
+router = locked_router(prefix="/runs", tags=["runs"])
 
 _MAX_STEP = 2**31 - 1
 

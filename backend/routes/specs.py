@@ -2,12 +2,13 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Response
+from fastapi import Body, Response
 from sqlalchemy.orm import Session
 
 from backend.dependencies import Bell, Caller, Creation, Id, Limit, Reading, errors
 from backend.estimate import estimate
 from backend.estimates import Estimate
+from backend.locked_route import locked_router
 from backend.presets import presets
 from backend.problems import findings_in, not_found
 from backend.queries import preflights as queries
@@ -16,7 +17,7 @@ from backend.schemas import Preflight, Preset
 from engine.findings import Finding
 from engine.spec import RunSpec
 
-router = APIRouter(tags=["specs"])
+router = locked_router(tags=["specs"])
 
 
 @router.get("/spec/schema", operation_id="get_spec_schema", responses=errors())

@@ -3,15 +3,16 @@
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Request
+from fastapi import Depends, Header, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from backend.dependencies import Caller, Id, Store, errors
 from backend.event_stream import NoPlace, StreamPlaces, follow
+from backend.locked_route import locked_router
 from backend.problems import Refusal, not_found
 from backend.queries import runs as queries
 
-router = APIRouter(prefix="/runs", tags=["runs"])
+router = locked_router(prefix="/runs", tags=["runs"])
 
 LastEventId = Annotated[
     str | None, Header(max_length=20, description="The last id that was seen; what follows it is sent.")

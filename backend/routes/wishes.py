@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Response
+from fastapi import Header, Response
 from pydantic import Field
 from sqlalchemy.orm import Session
 
 from backend.dependencies import Bell, Caller, Id, Store, errors
 from backend.expansion import planned_runs
+from backend.locked_route import locked_router
 from backend.problems import Refusal, not_found
 from backend.queries import runs as queries
 from backend.queries import wishes
@@ -17,7 +18,7 @@ from backend.schemas import ExperimentCreate, Run, Variant
 from engine.frozen import Frozen
 from engine.spec import Name
 
-router = APIRouter(prefix="/runs", tags=["runs"])
+router = locked_router(prefix="/runs", tags=["runs"])
 
 _ERRORS = errors(403, 404, 409, 413, 415)
 Priority = Annotated[int, Field(ge=-100, le=100)]

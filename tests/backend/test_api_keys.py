@@ -27,6 +27,7 @@ def stranger(settings: Settings) -> Iterator[TestClient]:
         yield opened
 
 
+@pytest.mark.attack(29)
 def test_a_key_has_its_id_and_256_random_bits() -> None:
     key = new_key()
     assert re.fullmatch(r"incipit_[0-9a-f]{16}_[0-9a-f]{64}", key.text)
@@ -56,6 +57,7 @@ def test_admins_make_list_and_revoke_keys(client: TestClient, stranger: TestClie
     assert client.post("/api/v1/keys/unknown/revoke").status_code == 404
 
 
+@pytest.mark.attack(29)
 def test_what_is_not_a_valid_key_is_refused_with_the_same_words(stranger: TestClient, database: Database) -> None:
     expired, revoked = key_of(database, "admin", valid_days=1), key_of(database, "admin")
     with database.write() as session:
@@ -112,6 +114,7 @@ def test_use_is_written_at_most_once_a_minute(stranger: TestClient, database: Da
     assert used > datetime.now(UTC) - timedelta(seconds=30)
 
 
+@pytest.mark.attack(24)
 def test_no_secret_is_stored_logged_or_told(
     stranger: TestClient, database: Database, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

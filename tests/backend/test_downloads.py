@@ -82,6 +82,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(client: TestClient, ch
         "bytes=0-" + "9" * 30,
     ],
 )
+@pytest.mark.attack(18)
 def test_what_is_not_one_range_inside_the_file_is_refused(client: TestClient, checkpoint_id: str, asked: str) -> None:
     address = f"/api/v1/checkpoints/{checkpoint_id}/files/model.safetensors"
     response = client.get(address, headers={"Range": asked})
@@ -115,6 +116,7 @@ def test_the_archive_holds_every_file_and_tells_its_length(client: TestClient, c
     assert content == {f"short-seed-0-step-20/{name}": data for name, data in FILES.items()}
 
 
+@pytest.mark.attack(1)
 def test_names_outside_the_manifest_open_nothing(client: TestClient, checkpoint_id: str, folder: Path) -> None:
     (folder / "left-behind.bin").write_bytes(b"secret")
     names = [
@@ -144,6 +146,7 @@ def test_names_outside_the_manifest_open_nothing(client: TestClient, checkpoint_
             assert str(folder) not in response.text
 
 
+@pytest.mark.attack(3)
 def test_links_that_lead_out_of_the_folder_are_not_followed(
     client: TestClient, checkpoint_id: str, folder: Path, tmp_path: Path
 ) -> None:

@@ -7,11 +7,12 @@ import pytest
 from fastapi.testclient import TestClient
 from pydantic import SecretStr, ValidationError
 
-from backend.guard import MAX_BODY_BYTES
+from backend.limits import Limits
 from backend.settings import Settings
 from tests import databases
 
 JSON = {"Content-Type": "application/json"}
+MAX_BODY_BYTES = Limits().body_bytes
 Document = dict[str, Any]
 
 
@@ -28,6 +29,7 @@ def _is_problem(response: Any, status: int) -> bool:
     return bool(response.status_code == status and is_complete and named)
 
 
+@pytest.mark.attack(14, 15)
 def test_only_known_names_reach_any_route(client: TestClient) -> None:
     paths = [route.path for route in client.app.routes if hasattr(route, "methods")]  # type: ignore[attr-defined]
     assert len(paths) >= 25
@@ -39,6 +41,7 @@ def test_only_known_names_reach_any_route(client: TestClient) -> None:
         assert client.get("/livez", headers={"Host": host}).status_code == 200, host
 
 
+@pytest.mark.attack(14)
 def test_pages_of_other_origins_change_nothing(client: TestClient, base: Document) -> None:
     body = {"name": "q", "base": base}
     for origin in ("https://evil.example", "null", "http://127.0.0.1:9999", "http://localhost:8000"):
@@ -50,6 +53,7 @@ def test_pages_of_other_origins_change_nothing(client: TestClient, base: Documen
     assert "access-control-allow-origin" not in read.headers
 
 
+@pytest.mark.attack(12, 14)
 def test_forms_change_nothing(client: TestClient) -> None:
     for kind in (
         "text/plain",
@@ -62,6 +66,7 @@ def test_forms_change_nothing(client: TestClient) -> None:
     assert _is_problem(client.post("/api/v1/experiments", content=b"{}"), 415)
 
 
+@pytest.mark.attack(25)
 def test_bodies_are_limited_to_one_mebibyte(client: TestClient) -> None:
     padding = b" " * (MAX_BODY_BYTES - 2)
     assert client.post("/api/v1/spec/validate", content=b"{}" + padding, headers=JSON).status_code == 200

@@ -68,12 +68,14 @@ def _items(client: TestClient, path: str) -> list[Any]:
     return items
 
 
+@pytest.mark.attack(17)
 def test_lists_hold_only_what_is_the_projects_own(people: dict[str, TestClient], ids: dict[str, str]) -> None:
     assert ids
     for path in (*_LISTS, f"checkpoints?run_id={ids['run']}", f"runs?experiment_id={ids['experiment']}"):
         assert {name: len(_items(client, path)) for name, client in people.items()} == {"lab": 1, "other": 0, "all": 1}
 
 
+@pytest.mark.attack(17)
 def test_ids_of_another_project_are_not_found(people: dict[str, TestClient], ids: dict[str, str]) -> None:
     run = f"runs/{ids['run']}"
     found = [f"{kind}s/{ids[kind]}" for kind in ("experiment", "run", "checkpoint", "preflight")]
@@ -87,6 +89,7 @@ def test_ids_of_another_project_are_not_found(people: dict[str, TestClient], ids
     assert rollout == {"lab": 410, "other": 404, "all": 410}, "its file is not there, which only its project may know"
 
 
+@pytest.mark.attack(17)
 def test_nobody_changes_what_is_another_projects(
     people: dict[str, TestClient], ids: dict[str, str], database: Database
 ) -> None:

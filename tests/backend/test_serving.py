@@ -33,6 +33,7 @@ def _started(**environment: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.attack(24)
 def test_it_serves_until_it_is_told_to_stop(database_url: str, database: Database) -> None:
     key = key_of(database, "viewer")
     port = _free_port()
@@ -84,6 +85,7 @@ def test_it_serves_until_it_is_told_to_stop(database_url: str, database: Databas
         ),
     ],
 )
+@pytest.mark.attack(13, 23)
 def test_what_prevents_it_is_one_sentence(
     database_url: str, home: Path, environment: dict[str, str], status: int, sentence: str
 ) -> None:

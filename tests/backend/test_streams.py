@@ -128,6 +128,7 @@ def test_a_run_that_is_not_there_has_no_stream(http: httpx.Client) -> None:
     assert http.get("/runs/nothing/stream").status_code == 404
 
 
+@pytest.mark.attack(30)
 def test_the_place_behind_the_last_is_refused_and_one_that_closes_is_free_again(
     http: httpx.Client, database: Database, app: Any
 ) -> None:
@@ -146,6 +147,7 @@ def test_the_place_behind_the_last_is_refused_and_one_that_closes_is_free_again(
     assert app.state.stream_places.num_open == 0
 
 
+@pytest.mark.attack(30)
 def test_one_key_may_not_take_all_places_nor_see_another_project(
     http: httpx.Client, database: Database, app: Any
 ) -> None:
