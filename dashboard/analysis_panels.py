@@ -7,6 +7,7 @@ import streamlit as st
 from backend.analyses import Analysis
 from dashboard import notices
 from dashboard.charts import Layers
+from dashboard.csv_export import csv_of
 from engine.analysis_spec import AnalysisResult
 
 _HEIGHT = 320
@@ -63,7 +64,7 @@ def show_result(analysis: Analysis) -> None:
     with st.container(horizontal=True):
         st.download_button(
             "CSV",
-            frame.to_csv(index=False),
+            csv_of(frame),
             f"{result.kind}.csv",
             "text/csv",
             icon=":material/download:",

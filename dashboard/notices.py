@@ -10,6 +10,7 @@ import streamlit as st
 from backend.run_states import RunState
 from dashboard import sign_in
 from dashboard.api_errors import ApiDown, ApiError, Invalid, NotFound, SignedOut
+from dashboard.csv_export import csv_of
 
 Colour = Literal["red", "orange", "blue", "green", "violet", "gray"]
 STATE_LOOKS: dict[RunState, tuple[str, str, Colour]] = {
@@ -78,7 +79,7 @@ def data_behind(frame: pd.DataFrame, name: str, *, label: str = "Show data") -> 
 def csv_button(frame: pd.DataFrame, name: str) -> None:
     st.download_button(
         "CSV",
-        data=lambda: frame.to_csv(index=False),
+        data=lambda: csv_of(frame),
         file_name=f"{name}.csv",
         mime="text/csv",
         icon=":material/download:",

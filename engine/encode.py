@@ -42,8 +42,28 @@ def token_ids_of(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, prompts: Seq
     if spec.prompts.template == "plain":
         return [list(ids) for ids in tokenizer(list(prompts))["input_ids"]]
     # The template writes special tokens itself.
-    texts = rendered_chats(tokenizer, spec.prompts, prompts)
-    return [list(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    return _ids_of_chats(tokenizer, rendered_chats(tokenizer, spec.prompts, prompts), prompts)
+
+
+def _ids_of_chats(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], prompts: Sequence[str]) -> list[list[int]]:
+    """Token ids of rendered chats. What looks like a special token in a prompt is text: it must not end the user's turn."""
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    found = [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+    for i, prompt in enumerate(prompts):
+        if any(token in prompt for token in special):
+            found[i] = _ids_with_plain_prompt(tokenizer, texts[i], prompt.strip(), i)
+    return found
+
+
+def _ids_with_plain_prompt(tokenizer: PreTrainedTokenizerBase, text: str, prompt: str, index: int) -> list[int]:
+    before, held, after = text.partition(prompt)
+    if not held or prompt in after:
+        raise TemplateFailed("it does not write a prompt with special tokens once and as it is", index)
+    parts = ((before, False), (held, True), (after, False))
+    ids: list[int] = []
+    for part, is_plain in parts:
+        ids += tokenizer([part], add_special_tokens=False, split_special_tokens=is_plain)["input_ids"][0]
+    return ids
 
 
 def _bad_template(spec: RunSpec, row: PromptRow, error: TemplateFailed) -> RunError:
@@ -62,12 +82,12 @@ def _shown(text: str) -> str:
 
 def _bad_row(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, rows: list[PromptRow], field: str) -> RunError | None:
     """The first row that cannot be encoded alone."""
-    texts = [row.prompt for row in rows]
-    if spec.prompts.template == "chat":
-        texts = rendered_chats(tokenizer, spec.prompts, texts)
+    prompts = [row.prompt for row in rows]
+    is_chat = spec.prompts.template == "chat"
+    texts = rendered_chats(tokenizer, spec.prompts, prompts) if is_chat else prompts
     for row, text in zip(rows, texts, strict=True):
         try:
-            tokenizer(text)
+            _ids_of_chats(tokenizer, [text], [row.prompt]) if is_chat else tokenizer(text)
         except Exception as error:
             return _bad_prompt(field, row, f"has a prompt that the student's tokenizer cannot encode ({error})")
     return None

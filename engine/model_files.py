@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +13,8 @@ from engine.errors import RunError
 from engine.findings import Finding
 from engine.gguf import UnreadableGguf, read_gguf, require_gguf
 from engine.locations import resolve
+from engine.model_guard import problem_of_configs, problem_of_folder
 from engine.model_spec import ModelSpec
-
-_FORBIDDEN_CONFIG_KEYS = ("auto_map", "_attn_implementation_internal", "trust_remote_code")
-_MAX_CONFIG_BYTES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ def open_tokenizer(spec: ModelSpec, field: str) -> PreTrainedTokenizerBase:
         if files.gguf_file is not None:
             require_gguf()
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            files.location, revision=files.revision, **_gguf(files)
+            files.location, revision=files.revision, trust_remote_code=False, **_gguf(files)
         )
     except Exception as error:  # whatever transformers raises here means one thing to a person
         raise bad_model(
@@ -55,7 +52,12 @@ def open_module(spec: ModelSpec, field: str, tokenizer: PreTrainedTokenizerBase,
         if files.gguf_file is not None:
             return read_gguf(_gguf_path(files), tokenizer, dtype)
         module, loading = AutoModelForCausalLM.from_pretrained(
-            files.location, revision=files.revision, dtype=dtype, use_safetensors=True, output_loading_info=True
+            files.location,
+            revision=files.revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,  # left out, it would be asked for where there is a terminal
+            output_loading_info=True,
         )
     except UnreadableGguf as error:
         raise bad_model(field, f"{field}.path is {spec.path!r}, but {error}.") from error
@@ -89,7 +91,7 @@ def model_files(spec: ModelSpec, field: str) -> ModelFiles:
         return ModelFiles(str(folder.parent), None, folder.name)
     if _exists(folder):
         if spec.gguf_file is None:
-            _check_config(folder, spec, field)
+            _require(problem_of_folder(folder), spec, field)
         elif not _exists(folder / spec.gguf_file, is_file=True):
             raise bad_model(
                 field, f"{field}.path is {spec.path!r}, a folder without {spec.gguf_file}; correct {field}.gguf_file."
@@ -99,28 +101,27 @@ def model_files(spec: ModelSpec, field: str) -> ModelFiles:
         raise bad_model(
             field, f"{field}.path is {spec.path!r}, but there is no such folder on this machine; correct the path."
         )
-    return ModelFiles(path, spec.hub_revision, spec.gguf_file)
+    files = ModelFiles(path, spec.hub_revision, spec.gguf_file)
+    _require(_problem_of_hub_model(files), spec, field)
+    return files
 
 
-def _check_config(folder: Path, spec: ModelSpec, field: str) -> None:
-    """A folder must have a config, and neither it nor a file beside it may bring code."""
-    config = folder / "config.json"
-    if not config.is_file():
-        raise bad_model(
-            field, f"{field}.path is {spec.path!r}, a folder without config.json; name a Hugging Face model folder."
-        )
-    try:
-        with config.open("rb") as file:
-            values = json.loads(file.read(_MAX_CONFIG_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise bad_model(field, f"{field}.path is {spec.path!r}, whose config.json is not JSON ({error}).") from None
-    if not isinstance(values, dict):
-        raise bad_model(field, f"{field}.path is {spec.path!r}, whose config.json is not an object.")
-    if any(key in values for key in _FORBIDDEN_CONFIG_KEYS) or any(folder.glob("*.py")):
-        raise bad_model(
-            field,
-            f"{field}.path is {spec.path!r}, which brings code of its own; only models that transformers knows are loaded.",
-        )
+def _problem_of_hub_model(files: ModelFiles) -> str | None:
+    """What is wrong with the configs of a model of the hub; that there are none, opening it says better."""
+    for name in ("config.json", "tokenizer_config.json"):
+        try:
+            config = cached_file(files.location, name, revision=files.revision)
+        except (OSError, ValueError):
+            continue
+        problem = None if config is None else problem_of_configs(Path(config).parent)
+        if problem is not None:
+            return problem
+    return None
+
+
+def _require(problem: str | None, spec: ModelSpec, field: str) -> None:
+    if problem is not None:
+        raise bad_model(field, f"{field}.path is {spec.path!r}, {problem}.")
 
 
 def bad_model(field: str, message: str) -> RunError:

@@ -31,7 +31,9 @@ from engine.warmup_spec import NoWarmup, WarmupPhase
 
 SPEC_VERSION = 1
 
-Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^\S(.*\S)?$")]
+# No control characters: a name is printed to terminals.
+_NAME = r"^[^\s\x00-\x1f\x7f-\x9f]([^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f])?$"
+Name = Annotated[str, Field(min_length=1, max_length=128, pattern=_NAME)]
 
 
 class SamplingSpec(Frozen):

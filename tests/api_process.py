@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import IO
 
 import httpx
 
@@ -39,13 +40,13 @@ class ApiProcess:
             **environment,
         }
 
-    def start(self) -> None:
-        """Start it, and return when it answers."""
+    def start(self, log: IO[str] | None = None) -> None:
+        """Start it, and return when it answers; what it says goes into `log`."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "backend"],
             env=os.environ | self._environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL if log is None else log,
+            stderr=subprocess.DEVNULL if log is None else log,
         )
         deadline = time.monotonic() + _SECONDS
         while not self._answers():

@@ -85,6 +85,7 @@ def test_our_packages_are_ours(package: str) -> None:
     assert Path(done.stdout.strip()).is_relative_to(ROOT)
 
 
+@pytest.mark.attack(4, 5, 6, 20)
 def test_nothing_unsafe_is_used() -> None:
     found = [
         f"{path.relative_to(ROOT)}:{line} {what}"

@@ -28,6 +28,7 @@ def lens(page: Page, lens_page_url: str) -> Page:
     return page
 
 
+@pytest.mark.attack(20)
 def test_text_from_models_is_shown_and_never_run(lens: Page) -> None:
     hostile = lens.locator(".token", has_text="onerror")
     expect(hostile).to_have_text('<img·src=x·onerror="window.pwned=1">')

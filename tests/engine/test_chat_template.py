@@ -79,6 +79,7 @@ def test_options_of_a_chat_without_a_chat_are_refused(field: str) -> None:
         "{{ lipsum.__globals__['os'].popen('touch CANARY') }}",
     ],
 )
+@pytest.mark.attack(7)
 def test_a_hostile_template_does_not_escape(escape: str, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     with pytest.raises(TemplateFailed, match=r"unsafe|undefined|not safely callable|no attribute"):
@@ -102,6 +103,7 @@ def test_a_hostile_template_does_not_escape(escape: str, tmp_path: Path) -> None
         ("{{ x." + "a." * 200_000 + "a }}", "it is larger than 262144 bytes"),
     ],
 )
+@pytest.mark.attack(7)
 def test_a_hostile_template_ends_in_a_sentence(hostile: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.chat_template._SECONDS", 4)
     with pytest.raises(TemplateFailed, match=problem):

@@ -76,6 +76,7 @@ def test_transformers_opens_a_checkpoint_with_the_weights_of_the_student(tmp_pat
     assert "k3 k2 c2 c3 c3 5 N14 | m" in text
 
 
+@pytest.mark.attack(4)
 def test_a_checkpoint_holds_safetensors_and_json_only(saved: Path) -> None:
     assert {path.suffix for path in saved.rglob("*") if path.is_file()} == {".safetensors", ".json"}
 
@@ -111,6 +112,7 @@ def test_state_and_student_come_back_bit_for_bit_and_go_on_alike(saved: Path) ->
     "name", ["model.safetensors", "trainer/optimizer.safetensors", "trainer/state.json", "config.json"]
 )
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+@pytest.mark.attack(22)
 def test_damage_to_any_file_is_refused(saved: Path, name: str, damage: str) -> None:
     path = saved / name
     content = bytearray(path.read_bytes())
@@ -193,6 +195,7 @@ def test_a_state_of_another_version_is_refused(saved: Path) -> None:
         load_trainer_state(saved)
 
 
+@pytest.mark.attack(22)
 def test_the_manifest_names_attempt_spec_and_versions_and_files_are_private(saved: Path) -> None:
     manifest = Manifest.model_validate_json((saved / MANIFEST).read_text())
     assert (manifest.step, manifest.attempt, manifest.spec_sha256) == (3, 1, spec_sha256(tiny_spec()))
@@ -216,6 +219,7 @@ def test_a_file_that_is_not_in_the_manifest_is_refused(saved: Path) -> None:
         verify_checkpoint(saved)
 
 
+@pytest.mark.attack(3)
 def test_a_link_in_place_of_a_file_is_refused(saved: Path) -> None:
     (saved / "config.json").rename(saved.parent / "config.json")
     (saved / "config.json").symlink_to(saved.parent / "config.json")
@@ -223,6 +227,7 @@ def test_a_link_in_place_of_a_file_is_refused(saved: Path) -> None:
         verify_checkpoint(saved)
 
 
+@pytest.mark.attack(9)
 def test_a_student_with_another_tokenizer_does_not_go_on(saved: Path) -> None:
     student = Student(tiny_model(), tiny_spec())
     student.model.tokenizer.add_tokens(["a new word"])

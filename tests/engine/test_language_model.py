@@ -106,6 +106,7 @@ def test_the_head_is_that_of_the_model() -> None:
         torch.testing.assert_close(model.head.logits(model.hidden(token_ids)[0]), expected)
 
 
+@pytest.mark.attack(9)
 def test_different_vocabularies_are_an_error_and_different_endings_a_warning(folder: Path) -> None:
     student = tiny_model()
     assert pair_findings(student, tiny_model("teacher", "teacher")) == []

@@ -45,6 +45,7 @@ def _environment(pid: int) -> str:
     return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
 
 
+@pytest.mark.attack(23)
 def test_the_file_is_private_and_each_start_has_another_token(home: Path) -> None:
     assert local_token(home) is None
     first = new_local_token(home)

@@ -26,6 +26,7 @@ def _state(*, is_ready: bool = True, launcher: str = ProcessIdentity.own().name)
     )
 
 
+@pytest.mark.attack(22)
 def test_a_home_is_made_for_its_user_alone(tmp_path: Path) -> None:
     home = opened_home(tmp_path / "a" / "b", needs_local_disk=True)
     assert home.stat().st_mode & 0o777 == 0o700
