@@ -11,11 +11,13 @@ from prometheus_fastapi_instrumentator import Instrumentator
 from backend.database import Database
 from backend.dependencies import authorize
 from backend.doorbell import Doorbell
+from backend.download_places import DownloadPlaces
 from backend.error_answers import answer_errors
 from backend.event_stream import StreamPlaces
 from backend.guard import Guard
 from backend.health import version
 from backend.idempotency import InFlight
+from backend.limits import Limits
 from backend.locked_route import LockedRoute
 from backend.log_redaction import redact_access_log
 from backend.migrate import require_head
@@ -54,7 +56,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         redact_access_log()
         chosen.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with closing(Database(chosen.sql_url)) as database:
+        with closing(_database(chosen)) as database:
             require_head(database)
             with closing(Doorbell(chosen.broker_url)) as doorbell:
                 app.state.settings = chosen
@@ -62,7 +64,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 app.state.doorbell = doorbell
                 app.state.in_flight = InFlight()
                 app.state.oidc = OidcVerifier(chosen) if chosen.oidc_issuer else None
-                app.state.stream_places = StreamPlaces()
+                app.state.stream_places = StreamPlaces(chosen.limits.streams, chosen.limits.streams_each)
+                app.state.download_places = DownloadPlaces(chosen.limits.downloads)
                 collector = InstallationCollector(database, app.state.stream_places)
                 figures.register(collector)
                 yield
@@ -94,18 +97,27 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(checkpoints.signed_router, prefix="/api/v1")
     app.include_router(health.open_router)
     app.include_router(health.figures_router)
-    _describe_problems(app)
+    _complete_document(app, chosen.limits)
     return app
 
 
-def _describe_problems(app: FastAPI) -> None:
-    """Put the schema of errors into the OpenAPI document; as a model of each route it would be built 200 times."""
+def _database(settings: Settings) -> Database:
+    limits = settings.limits
+    return Database(settings.sql_url, statement_seconds=limits.statement_seconds, lock_seconds=limits.lock_seconds)
+
+
+def _complete_document(app: FastAPI, limits: Limits) -> None:
+    """Put errors and the size of pages into the OpenAPI document; as a model of each route errors would be built 200 times."""
     document_of = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = document_of()
         schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         document["components"]["schemas"] |= schema.pop("$defs") | {"Problem": schema}
+        operations = [operation for path in document["paths"].values() for operation in path.values()]
+        for parameter in [one for operation in operations for one in operation.get("parameters", ())]:
+            if parameter["name"] == "limit":
+                parameter["schema"]["maximum"] = limits.page_items
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the document

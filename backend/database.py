@@ -15,18 +15,30 @@ from backend.columns import storable
 
 _BUSY_TIMEOUT_MS = 10_000
 # A request that waits longer for a lock has met a fault, not a queue.
-_POSTGRES_OPTIONS = "-c lock_timeout=5000 -c statement_timeout=30000 -c timezone=UTC"
+_LOCK_SECONDS = 5.0
+_STATEMENT_SECONDS = 30.0
 _NETWORK_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "lustre", "ceph", "fuse.sshfs", "9p"})
 
 
 class Database:
     """Opens sessions. `url` is SQLAlchemy's; a missing SQLite file is made, its tables are not (see migrate)."""
 
-    def __init__(self, url: str, *, checkpoints_wal: bool = False) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        checkpoints_wal: bool = False,
+        statement_seconds: float = _STATEMENT_SECONDS,
+        lock_seconds: float = _LOCK_SECONDS,
+    ) -> None:
+        """`statement_seconds` and `lock_seconds` are limits on PostgreSQL, which then cancels the statement."""
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
         if self.is_sqlite:
             _refuse_network_filesystem(make_url(url).database)
-        self.engine = _sqlite_engine(url, checkpoints_wal) if self.is_sqlite else _postgres_engine(url)
+        if self.is_sqlite:
+            self.engine = _sqlite_engine(url, checkpoints_wal)
+        else:
+            self.engine = _postgres_engine(url, statement_seconds, lock_seconds)
         self._write_engine = self.engine.execution_options(begins_immediate=True)
 
     @contextmanager
@@ -88,11 +100,13 @@ def _sqlite_engine(url: str, checkpoints_wal: bool) -> Engine:
     return engine
 
 
-def _postgres_engine(url: str) -> Engine:
+def _postgres_engine(url: str, statement_seconds: float, lock_seconds: float) -> Engine:
+    limits = {"lock_timeout": lock_seconds, "statement_timeout": statement_seconds}
+    options = " ".join(f"-c {name}={round(1000 * seconds)}" for name, seconds in limits.items())
     return create_engine(
         url,
         json_serializer=_to_json,
-        connect_args={"options": _POSTGRES_OPTIONS, "connect_timeout": 5},
+        connect_args={"options": f"{options} -c timezone=UTC", "connect_timeout": 5},
         pool_size=10,
         max_overflow=40,
         pool_pre_ping=True,

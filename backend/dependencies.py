@@ -11,10 +11,11 @@ from backend.access import Principal
 from backend.database import Database
 from backend.doorbell import Doorbell
 from backend.idempotency import Once
-from backend.problems import Refusal
+from backend.problems import Refusal, invalid
 from backend.project_database import ProjectDatabase
 from backend.queries.idempotency import RequestName
 from backend.settings import Settings
+from engine.findings import Finding
 
 _bearer = HTTPBearer(auto_error=False, description="An API key, or the local stack's token.")
 
@@ -132,4 +133,15 @@ SignedReading = Annotated[Session, Depends(_signed_reading)]
 """For addresses whose signature names what they may read."""
 Id = Annotated[str, Path(max_length=64, description="As the lists give it.")]
 Cursor = Annotated[str | None, Query(max_length=64, description="next_cursor of the page before.")]
-Limit = Annotated[int, Query(ge=1, le=1000)]
+
+
+def page_size(default: int) -> Any:
+    """The dependency that gives a page's number of entries; the most that it may be is in the OpenAPI document."""
+
+    def size(settings: Config, limit: Annotated[int, Query(ge=1, description="Entries of the page.")] = default) -> int:
+        most = settings.limits.page_items
+        if limit > most and limit != default:
+            raise invalid([Finding(field="limit", message=f"limit is {limit} but must be at most {most}; lower it.")])
+        return min(limit, most)
+
+    return Depends(size)

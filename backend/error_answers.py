@@ -12,6 +12,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
+from backend.limits import Limits
 from backend.problems import Refusal, findings_in, invalid
 from backend.schemas import Problem
 from engine.findings import Finding, findings_of
@@ -58,9 +59,15 @@ def answer_errors(app: FastAPI) -> None:
         return problem(request.scope, Refusal(error.status_code, detail), error.headers)
 
     @app.exception_handler(OperationalError)
-    async def _no_database(request: Request, _error: OperationalError) -> Response:  # it may name hosts and paths
-        refusal = Refusal(503, "The database does not answer; try again in a few seconds, then see `incipit doctor`.")
-        return problem(request.scope, refusal, {"Retry-After": "5"})
+    async def _no_database(request: Request, error: OperationalError) -> Response:  # it may name hosts and paths
+        limits: Limits = request.app.state.settings.limits
+        sentences = {
+            "57014": f"The database worked on this for {limits.statement_seconds:g} s, which is the limit; ask for less at once.",
+            "55P03": f"Somebody else changes the same for {limits.lock_seconds:g} s, which is the limit; try again in a few seconds.",
+        }
+        fallback = "The database does not answer; try again in a few seconds, then see `incipit doctor`."
+        sentence = sentences.get(getattr(error.orig, "sqlstate", ""), fallback)
+        return problem(request.scope, Refusal(503, sentence), {"Retry-After": "5"})
 
     @app.exception_handler(Exception)
     async def _fault(request: Request, _error: Exception) -> Response:

@@ -21,12 +21,6 @@ from backend.schemas import StoredEvent
 from backend.tables import Run
 from engine.frozen import Frozen
 
-MAX_STREAMS = 200
-"""Open at the same time on one API process; each costs a short query a second."""
-MAX_STREAMS_EACH = 10
-"""Open at the same time with one key; the token of a local stack may have all."""
-MAX_SECONDS = 6 * 3600.0
-"""After so long a stream ends; the reader comes back with Last-Event-ID."""
 POLL_SECONDS = 1.0
 _BATCH = 200
 
@@ -46,9 +40,12 @@ class NoPlace(Exception):
 
 
 class StreamPlaces:
-    """Which streams are open. One per API process, used from its event loop alone."""
+    """Which streams are open. One per API process, used from its event loop alone.
 
-    def __init__(self, limit: int = MAX_STREAMS, limit_each: int = MAX_STREAMS_EACH) -> None:
+    Each costs a short query a second. The token of a local stack may have all.
+    """
+
+    def __init__(self, limit: int, limit_each: int) -> None:
         self.limit = limit
         self.limit_each = limit_each
         self._open: Counter[str] = Counter()
@@ -78,7 +75,7 @@ class StreamPlaces:
 
 
 async def follow(
-    database: ProjectDatabase, run_id: str, after_seq: int, *, poll_seconds: float = POLL_SECONDS
+    database: ProjectDatabase, run_id: str, after_seq: int, *, seconds: float, poll_seconds: float = POLL_SECONDS
 ) -> AsyncIterator[ServerSentEvent]:
     """The history behind `after_seq`, then what comes, until the run has ended; with the run's progress between.
 
@@ -86,7 +83,7 @@ async def follow(
     that is slow is waited for: nothing is queued for it.
     """
     shown: RunProgress | None = None
-    until = time.monotonic() + MAX_SECONDS
+    until = time.monotonic() + seconds
     last_seq = await run_in_threadpool(_last_seq, database, run_id)
     if after_seq > last_seq:
         yield ServerSentEvent(event="resync", data={"last_seq": last_seq}, id="0")

@@ -65,7 +65,7 @@ class Metric(Table):
     __tablename__ = "metrics"
 
     run_id: Mapped[str] = mapped_column(Id, ForeignKey(_RUN, ondelete="CASCADE"), primary_key=True)
-    key: Mapped[str] = mapped_column(String(128), primary_key=True)
+    key: Mapped[str] = mapped_column(String(250), primary_key=True)
     step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     value: Mapped[float | None]
     fence: Mapped[int] = mapped_column(BigInteger)

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from backend.access import Principal
 from backend.analyses import Analysis
+from backend.cursors import to_cursor
 from backend.estimates import Estimate
 from backend.schemas import (
     Checkpoint,
@@ -41,6 +42,7 @@ Document = dict[str, Any]  # a spec as plain JSON values, valid or not
 # Short: a view that waits blocks its whole session, and Streamlit loses sessions that block while disconnected.
 _TIMEOUT = httpx.Timeout(10.0, connect=2.0)
 _TRIES = 2
+_PAGE_ITEMS = 200  # what the API gives at once, see backend/limits.py
 
 
 class ApiClient:
@@ -152,7 +154,16 @@ class ApiClient:
         return self._get(f"/api/v1/rollouts/{rollout_id}", RolloutDetail)
 
     def checkpoints(self, *, run_id: str | None = None, limit: int = 200) -> list[Checkpoint]:
-        return self._get("/api/v1/checkpoints", list[Checkpoint], {"run_id": run_id, "limit": limit})
+        """The newest checkpoints, page by page."""
+        found: list[Checkpoint] = []
+        while len(found) < limit:
+            size = min(_PAGE_ITEMS, limit - len(found))
+            wanted = {"run_id": run_id, "limit": size, "cursor": to_cursor(found[-1].id) if found else None}
+            page = self._get("/api/v1/checkpoints", list[Checkpoint], wanted)
+            found += page
+            if len(page) < size:
+                break
+        return found
 
     def checkpoint(self, checkpoint_id: str) -> Checkpoint:
         return self._get(f"/api/v1/checkpoints/{quote(checkpoint_id, safe='')}", Checkpoint)

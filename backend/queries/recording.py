@@ -4,7 +4,7 @@ The same event is never recorded twice, and an attempt that starts from a checkp
 recorded after it, so each step is in the rows once. The caller commits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +15,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from backend.database import now_of
+from backend.limits import Limits
 from backend.queries.claims import LeaseLost, hold
+from backend.queries.recording_limits import RecordingLimits
 from backend.queries.retention import mark_best
 from backend.queries.transitions import TransitionRejected, add_event, transition
 from backend.records import Attempt, Checkpoint, Evaluation, Metric, PositionCurve, Rollout
@@ -26,6 +28,7 @@ from engine.events import (
     Evaluated,
     PhaseChanged,
     Ready,
+    RolloutSummary,
     RunEvent,
     Started,
     StepDone,
@@ -34,6 +37,7 @@ from engine.events import (
 )
 from engine.manifest import ManifestFile
 
+_DEFAULT_LIMITS = Limits()
 # What the history leaves out of an event, because it is in rows of its own.
 _NOT_IN_HISTORY = {"event_version", "time", "kind", "rollouts", "position_reverse_kl", "position_p90",
                    "position_teacher_entropy", "position_count", "verdicts"}  # fmt: skip
@@ -57,8 +61,11 @@ class AttemptEvents:
     """Files of the checkpoints among the events, by their path; a checkpoint that is not in it is gone already."""
 
 
-def record(session: Session, batch: AttemptEvents) -> None:
-    """Write the rows of a batch and move the offset on. Raises LeaseLost when the run is in other hands."""
+def record(session: Session, batch: AttemptEvents, limits: Limits = _DEFAULT_LIMITS) -> None:
+    """Write the rows of a batch and move the offset on. Raises LeaseLost when the run is in other hands.
+
+    What is beyond the limits is left out, which the history then says once.
+    """
     hold(session, batch.run_id, batch.holder)
     moved = session.execute(
         update(Attempt)
@@ -74,19 +81,26 @@ def record(session: Session, batch: AttemptEvents) -> None:
     if moved is None:
         raise LeaseLost(f"Another process records attempt {batch.fence} of run {batch.run_id}.")
     columns: dict[str, Any] = {}
+    watch = RecordingLimits(session, batch.run_id, limits)
     for event in batch.events:
-        columns |= _rows_of(session, batch, event)
+        columns |= _rows_of(session, batch, event, watch)
         if not isinstance(event, StepDone):
-            payload = event.model_dump(mode="json", exclude=_NOT_IN_HISTORY)
-            time = datetime.fromtimestamp(event.time, UTC)
-            add_event(session, batch.run_id, event.kind, payload, fence=batch.fence, time=time)
+            _add_to_history(session, batch, event)
+    for warning in watch.warnings():
+        _add_to_history(session, batch, warning)
     if any(isinstance(event, StepDone | Started) for event in batch.events):
         columns["training_seconds"] = _training_seconds(session, batch.run_id)
     if columns:
         hold(session, batch.run_id, batch.holder, **columns)
 
 
-def _rows_of(session: Session, batch: AttemptEvents, event: RunEvent) -> dict[str, Any]:
+def _add_to_history(session: Session, batch: AttemptEvents, event: RunEvent) -> None:
+    payload = event.model_dump(mode="json", exclude=_NOT_IN_HISTORY)
+    time = datetime.fromtimestamp(event.time, UTC)
+    add_event(session, batch.run_id, event.kind, payload, fence=batch.fence, time=time)
+
+
+def _rows_of(session: Session, batch: AttemptEvents, event: RunEvent, watch: RecordingLimits) -> dict[str, Any]:
     """Write what one event adds to the tables; the columns of its run that it changes."""
     match event:
         case Started():
@@ -96,13 +110,13 @@ def _rows_of(session: Session, batch: AttemptEvents, event: RunEvent) -> dict[st
         case Ready():
             return _ready(session, batch)
         case StepDone():
-            return _add_step(session, batch, event)
+            return _add_step(session, batch, event, watch)
         case Evaluated():
             return _add_evaluation(session, batch, event)
         case TailMeasured():
-            return _add_tail(session, batch, event)
+            return _add_tail(session, batch, event, watch)
         case TracesWritten():
-            _add_rollouts(session, batch, event)
+            _add_rollouts(session, batch, event, watch.rollouts(event))
         case CheckpointSaved():
             return _add_checkpoint(session, batch, event)
         case CheckpointRemoved(path=path):
@@ -144,7 +158,7 @@ def _ready(session: Session, batch: AttemptEvents) -> dict[str, Any]:
     return {"ready_at": now_of(session)}
 
 
-def _add_step(session: Session, batch: AttemptEvents, event: StepDone) -> dict[str, Any]:
+def _add_step(session: Session, batch: AttemptEvents, event: StepDone, watch: RecordingLimits) -> dict[str, Any]:
     values = event.metrics | {
         "horizon": float(event.horizon),
         "training_flops": event.flops.training,
@@ -153,13 +167,11 @@ def _add_step(session: Session, batch: AttemptEvents, event: StepDone) -> dict[s
     }
     if event.peak_memory_bytes is not None:
         values["peak_memory_bytes"] = float(event.peak_memory_bytes)
-    key = {"run_id": batch.run_id, "step": event.step, "fence": batch.fence}
-    # In the order of the primary key: two transactions that write the same rows cannot wait for each other.
-    _upsert(session, Metric, [key | {"key": name, "value": values[name]} for name in sorted(values)])
+    _add_metrics(session, batch, event.step, watch.metrics(event.step, event.time, values))
     if event.position_loss:
         curve = {"source": "training", "split": "train", "horizon": event.horizon, "mean": event.position_loss,
                  "p90": [], "teacher_entropy": [], "count": event.position_count}  # fmt: skip
-        _upsert(session, PositionCurve, [key | curve])
+        _upsert(session, PositionCurve, [{"run_id": batch.run_id, "step": event.step, "fence": batch.fence} | curve])
     return {
         "last_step": event.step,
         "flops": event.flops,
@@ -168,14 +180,21 @@ def _add_step(session: Session, batch: AttemptEvents, event: StepDone) -> dict[s
     }
 
 
-def _add_tail(session: Session, batch: AttemptEvents, event: TailMeasured) -> dict[str, Any]:
+def _add_tail(session: Session, batch: AttemptEvents, event: TailMeasured, watch: RecordingLimits) -> dict[str, Any]:
     """The sentinel's figures are metrics of their step, the teacher's beside them."""
     values = {f"sentinel_{name}": value for name, value in event.metrics.items()} | {
         f"sentinel_teacher_{name}": value for name, value in event.teacher_metrics.items()
     }
-    key = {"run_id": batch.run_id, "step": event.step, "fence": batch.fence}
-    _upsert(session, Metric, [key | {"key": name, "value": values[name]} for name in sorted(values)])
+    _add_metrics(session, batch, event.step, watch.metrics(event.step, event.time, values))
     return {"flops": event.flops}
+
+
+def _add_metrics(session: Session, batch: AttemptEvents, step: int, values: Mapping[str, float | None]) -> None:
+    key = {"run_id": batch.run_id, "step": step, "fence": batch.fence}
+    # In the order of the primary key: two transactions that write the same rows cannot wait for each other.
+    rows = [key | {"key": name, "value": values[name]} for name in sorted(values)]
+    if rows:
+        _upsert(session, Metric, rows)
 
 
 def _add_evaluation(session: Session, batch: AttemptEvents, event: Evaluated) -> dict[str, Any]:
@@ -200,7 +219,7 @@ def _add_evaluation(session: Session, batch: AttemptEvents, event: Evaluated) ->
     return {"flops": event.flops} | ({"best_accuracy": accuracy} if event.is_best else {})
 
 
-def _add_rollouts(session: Session, batch: AttemptEvents, event: TracesWritten) -> None:
+def _add_rollouts(session: Session, batch: AttemptEvents, event: TracesWritten, rollouts: list[RolloutSummary]) -> None:
     session.execute(
         delete(Rollout).where(
             Rollout.run_id == batch.run_id, Rollout.step == event.step, Rollout.subject == event.subject
@@ -216,7 +235,7 @@ def _add_rollouts(session: Session, batch: AttemptEvents, event: TracesWritten) 
             path=event.path,
             **rollout.model_dump(),
         )
-        for rollout in event.rollouts
+        for rollout in rollouts
     )
     session.flush()
 

@@ -97,6 +97,14 @@ def exists(session: Session, id: str) -> bool:
     return session.scalar(select(RunRow.id).where(RunRow.id == id)) is not None
 
 
+def num_queued_by(session: Session, principal_id: str) -> int:
+    """Runs in the queue that somebody has made; on PostgreSQL another request of theirs waits until this one has ended."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(select(func.pg_advisory_xact_lock(func.hashtext(principal_id))))
+    count = select(func.count()).select_from(RunRow).where(RunRow.state == "queued", RunRow.created_by == principal_id)
+    return session.scalar(count) or 0
+
+
 def training_rates(session: Session, student: str, teacher: str) -> list[float]:
     """FLOP/s of the last finished runs of this pair of models on this installation."""
     query = (

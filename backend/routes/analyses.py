@@ -1,17 +1,18 @@
 """Analyses: questions about a pair of models that a worker answers without training."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import Response
 from sqlalchemy.orm import Session
 
 from backend.analyses import Analysis
-from backend.dependencies import Bell, Caller, Creation, Id, Limit, Reading, Store, errors
+from backend.dependencies import Bell, Caller, Creation, Id, Reading, Store, errors, page_size
 from backend.locked_route import locked_router
 from backend.problems import not_found
 from backend.queries import analyses as queries
 from engine.analysis_spec import AnalysisSpec
 
+_Page = Annotated[int, page_size(50)]
 router = locked_router(tags=["analyses"])
 
 
@@ -45,7 +46,7 @@ def create_analysis(body: AnalysisSpec, once: Creation, caller: Caller, doorbell
 
 
 @router.get("/analyses", operation_id="list_analyses", responses=errors())
-def list_analyses(session: Reading, limit: Limit = 50) -> list[Analysis]:
+def list_analyses(session: Reading, limit: _Page) -> list[Analysis]:
     """The last analyses, newest first."""
     return queries.analyses(session, limit=limit)
 

@@ -4,12 +4,13 @@ import time
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import Path, Query, Request
+from fastapi import Depends, Path, Query, Request
 from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
 from backend.cursors import from_cursor
-from backend.dependencies import ERRORS, Config, Cursor, Id, Limit, Reading, Responses, SignedReading, errors
+from backend.dependencies import ERRORS, Config, Cursor, Id, Reading, Responses, SignedReading, errors, page_size
+from backend.download_places import DownloadPlaces
 from backend.downloads import StoredCheckpoint
 from backend.locked_route import locked_router
 from backend.problems import not_found
@@ -17,6 +18,7 @@ from backend.queries import checkpoints as queries
 from backend.schemas import Checkpoint, Link
 from backend.signatures import PREFIX, VALID_SECONDS, require_signature, signed_url
 
+_Page = Annotated[int, page_size(200)]
 router = locked_router(prefix="/checkpoints", tags=["checkpoints"])
 # No credentials: the signature in the address is the right to it.
 signed_router = locked_router(prefix=PREFIX.removeprefix("/api/v1"), tags=["checkpoints"])
@@ -24,6 +26,14 @@ signed_router = locked_router(prefix=PREFIX.removeprefix("/api/v1"), tags=["chec
 FileName = Annotated[str, Path(max_length=1024, description="As in the checkpoint's list of files.")]
 Expires = Annotated[int, Query(ge=0, le=2**53)]
 Signature = Annotated[str, Query(max_length=128)]
+
+
+def _places(request: Request) -> DownloadPlaces:
+    places: DownloadPlaces = request.app.state.download_places
+    return places
+
+
+Places = Annotated[DownloadPlaces, Depends(_places)]
 _FILE: Responses = {
     200: {"content": {"application/octet-stream": {}}, "description": "The file."},
     206: {"content": {"application/octet-stream": {}}, "description": "The part that Range asks for."},
@@ -36,9 +46,9 @@ _ARCHIVE: Responses = {200: {"content": {"application/x-tar": {}}, "description"
 @router.get("", operation_id="list_checkpoints", responses=errors())
 def list_checkpoints(
     session: Reading,
+    limit: _Page,
     run_id: Annotated[str | None, Query(max_length=64)] = None,
     cursor: Cursor = None,
-    limit: Limit = 200,
 ) -> list[Checkpoint]:
     """Checkpoints of all runs, or of one, newest first."""
     return queries.checkpoints(session, run_id=run_id, before=from_cursor(cursor) if cursor else None, limit=limit)
@@ -60,10 +70,10 @@ def get_checkpoint(checkpoint_id: Id, session: Reading) -> Checkpoint:
     responses={**_FILE, **errors(404, 410)},
 )
 def get_checkpoint_file(
-    checkpoint_id: Id, name: FileName, session: Reading, settings: Config, request: Request
+    checkpoint_id: Id, name: FileName, session: Reading, settings: Config, places: Places, request: Request
 ) -> Response:
     """A file of a checkpoint, with Range; its ETag is its sha256."""
-    return _stored(checkpoint_id, session, settings).file(name, request.headers)
+    return places.sent(_stored(checkpoint_id, session, settings).file(name, request.headers))
 
 
 @router.get(
@@ -72,9 +82,9 @@ def get_checkpoint_file(
     response_class=Response,
     responses={**_ARCHIVE, **errors(404, 410)},
 )
-def get_checkpoint_archive(checkpoint_id: Id, session: Reading, settings: Config) -> Response:
+def get_checkpoint_archive(checkpoint_id: Id, session: Reading, settings: Config, places: Places) -> Response:
     """A checkpoint's folder as one uncompressed tar."""
-    return _stored(checkpoint_id, session, settings).archive()
+    return places.sent(_stored(checkpoint_id, session, settings).archive())
 
 
 @router.post("/{checkpoint_id}/link", operation_id="create_checkpoint_link", responses=errors(403, 404, 413, 415))
@@ -103,11 +113,12 @@ def download_checkpoint_file(
     signature: Signature,
     session: SignedReading,
     settings: Config,
+    places: Places,
     request: Request,
 ) -> Response:
     """A file of a checkpoint by a signed address."""
     require_signature(settings.signing_secret(), f"{checkpoint_id}/files/{name}", expires, signature)
-    return _stored(checkpoint_id, session, settings).file(name, request.headers)
+    return places.sent(_stored(checkpoint_id, session, settings).file(name, request.headers))
 
 
 @signed_router.get(
@@ -117,11 +128,16 @@ def download_checkpoint_file(
     responses={**_ARCHIVE, **errors(403, 404, 410)},
 )
 def download_checkpoint_archive(
-    checkpoint_id: Id, expires: Expires, signature: Signature, session: SignedReading, settings: Config
+    checkpoint_id: Id,
+    expires: Expires,
+    signature: Signature,
+    session: SignedReading,
+    settings: Config,
+    places: Places,
 ) -> Response:
     """A checkpoint's folder as one uncompressed tar by a signed address."""
     require_signature(settings.signing_secret(), f"{checkpoint_id}/archive", expires, signature)
-    return _stored(checkpoint_id, session, settings).archive()
+    return places.sent(_stored(checkpoint_id, session, settings).archive())
 
 
 def _stored(checkpoint_id: str, session: Session, settings: Config) -> StoredCheckpoint:

@@ -1,17 +1,21 @@
 """Experiments."""
 
+from typing import Annotated
+
 from fastapi import Response
 from sqlalchemy.orm import Session
 
 from backend.cursors import from_cursor
-from backend.dependencies import Bell, Caller, Creation, Cursor, Id, Limit, Reading, errors
+from backend.dependencies import Bell, Caller, Config, Creation, Cursor, Id, Reading, errors, page_size
 from backend.expansion import planned_runs
 from backend.locked_route import locked_router
 from backend.problems import not_found
 from backend.queries import experiments as queries
 from backend.queries.runs import RunFilter, runs
+from backend.quota import require_room
 from backend.schemas import Experiment, ExperimentCreate, RunSummary
 
+_Page = Annotated[int, page_size(200)]
 router = locked_router(prefix="/experiments", tags=["experiments"])
 
 
@@ -22,12 +26,15 @@ router = locked_router(prefix="/experiments", tags=["experiments"])
     response_model=Experiment,
     responses=errors(403, 409, 413, 415),
 )
-def create_experiment(body: ExperimentCreate, once: Creation, caller: Caller, doorbell: Bell) -> Response:
+def create_experiment(
+    body: ExperimentCreate, once: Creation, caller: Caller, doorbell: Bell, settings: Config
+) -> Response:
     """Create an experiment and queue its runs: one for each variant and seed, all or none."""
     planned = planned_runs(body)
     queued: list[str] = []
 
     def create(session: Session) -> tuple[Experiment, str]:
+        require_room(session, caller, len(planned), settings.limits)
         id, run_ids = queries.create_experiment(session, body.name, body.note, planned, owner=caller)
         queued.extend(run_ids)
         created = queries.experiment(session, id)
@@ -41,7 +48,7 @@ def create_experiment(body: ExperimentCreate, once: Creation, caller: Caller, do
 
 
 @router.get("", operation_id="list_experiments", responses=errors())
-def list_experiments(session: Reading, cursor: Cursor = None, limit: Limit = 200) -> list[Experiment]:
+def list_experiments(session: Reading, limit: _Page, cursor: Cursor = None) -> list[Experiment]:
     """Experiments, newest first; a cursor is an experiment's place in that order (see next_cursor of runs)."""
     return queries.experiments(session, before=from_cursor(cursor) if cursor else None, limit=limit)
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from fastapi import Query, Response
 
 from backend.cursors import from_cursor, to_cursor
-from backend.dependencies import Cursor, Id, Limit, Reading, errors
+from backend.dependencies import Cursor, Id, Reading, errors, page_size
 from backend.locked_route import locked_router
 from backend.problems import not_found
 from backend.queries import checkpoints as checkpoint_queries
@@ -23,11 +23,11 @@ _MAX_STEP = 2**31 - 1
 @router.get("", operation_id="list_runs", responses=errors())
 def list_runs(
     session: Reading,
+    limit: Annotated[int, page_size(100)],
     state: Annotated[list[RunState] | None, Query(max_length=16, description="Only runs in one of these.")] = None,
     experiment_id: Annotated[str | None, Query(max_length=64)] = None,
     search: Annotated[str | None, Query(max_length=128, description="Part of the run's or experiment's name.")] = None,
     cursor: Cursor = None,
-    limit: Limit = 100,
 ) -> RunPage:
     """Runs, newest first."""
     wanted = queries.RunFilter(states=state or (), experiment_id=experiment_id, search=search)
@@ -62,8 +62,8 @@ def get_metrics(
 def get_events(
     run_id: Id,
     session: Reading,
+    limit: Annotated[int, page_size(200)],
     after_seq: Annotated[int, Query(ge=0, le=2**53)] = 0,
-    limit: Limit = 500,
     kind: Annotated[list[str] | None, Query(max_length=20, description="Such as `warning`; all if empty.")] = None,
 ) -> EventPage:
     """The run's history behind a sequence number, oldest first; with `kind=warning` what it warned of."""

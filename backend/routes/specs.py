@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import Body, Response
 from sqlalchemy.orm import Session
 
-from backend.dependencies import Bell, Caller, Creation, Id, Limit, Reading, errors
+from backend.dependencies import Bell, Caller, Creation, Id, Reading, errors, page_size
 from backend.estimate import estimate
 from backend.estimates import Estimate
 from backend.locked_route import locked_router
@@ -17,6 +17,7 @@ from backend.schemas import Preflight, Preset
 from engine.findings import Finding
 from engine.spec import RunSpec
 
+_Page = Annotated[int, page_size(50)]
 router = locked_router(tags=["specs"])
 
 
@@ -67,7 +68,7 @@ def create_preflight(body: RunSpec, once: Creation, caller: Caller, doorbell: Be
 
 
 @router.get("/preflights", operation_id="list_preflights", responses=errors())
-def list_preflights(session: Reading, limit: Limit = 50) -> list[Preflight]:
+def list_preflights(session: Reading, limit: _Page) -> list[Preflight]:
     """The last preflights, newest first."""
     return queries.preflights(session, limit=limit)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import Depends, Header, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from backend.dependencies import Caller, Id, Store, errors
+from backend.dependencies import Caller, Config, Id, Store, errors
 from backend.event_stream import NoPlace, StreamPlaces, follow
 from backend.locked_route import locked_router
 from backend.problems import Refusal, not_found
@@ -50,6 +50,7 @@ async def stream_run(
     run_id: Id,
     database: Store,
     caller: Caller,
+    settings: Config,
     places: Annotated[StreamPlaces, Depends(_places)],
     start: Annotated[int, Depends(_start)],
 ) -> AsyncIterator[ServerSentEvent]:
@@ -60,5 +61,5 @@ async def stream_run(
     """
     # Taken here and not in a dependency: those of a stream have ended before it begins.
     with places.place(caller):
-        async for event in follow(database, run_id, start):
+        async for event in follow(database, run_id, start, seconds=settings.limits.stream_seconds):
             yield event

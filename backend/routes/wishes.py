@@ -7,13 +7,14 @@ from fastapi import Header, Response
 from pydantic import Field
 from sqlalchemy.orm import Session
 
-from backend.dependencies import Bell, Caller, Id, Store, errors
+from backend.dependencies import Bell, Caller, Config, Id, Store, errors
 from backend.expansion import planned_runs
 from backend.locked_route import locked_router
 from backend.problems import Refusal, not_found
 from backend.queries import runs as queries
 from backend.queries import wishes
 from backend.queries.experiments import add_runs
+from backend.quota import require_room
 from backend.schemas import ExperimentCreate, Run, Variant
 from engine.frozen import Frozen
 from engine.spec import Name
@@ -96,7 +97,13 @@ def retry_run(run_id: Id, database: Store, doorbell: Bell, response: Response, b
 
 @router.post("/{run_id}/clone", operation_id="clone_run", status_code=201, responses=_ERRORS)
 def clone_run(
-    run_id: Id, database: Store, caller: Caller, doorbell: Bell, response: Response, body: Clone | None = None
+    run_id: Id,
+    database: Store,
+    caller: Caller,
+    doorbell: Bell,
+    settings: Config,
+    response: Response,
+    body: Clone | None = None,
 ) -> Run:
     """Queue a new run of the same experiment with this one's spec and some changes."""
     wanted = body or Clone()
@@ -108,6 +115,7 @@ def clone_run(
     seeds = [origin.seed if wanted.seed is None else wanted.seed]
     planned = planned_runs(ExperimentCreate(name="clone", base=origin.spec, variants=[variant], seeds=seeds))
     with database.write() as session:
+        require_room(session, caller, 1, settings.limits)
         (copy_id,) = add_runs(session, origin.experiment_id, planned, owner=caller)
         copy = queries.run(session, copy_id)
     assert copy is not None, "it was created in this transaction"

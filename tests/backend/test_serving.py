@@ -76,6 +76,11 @@ def test_it_serves_until_it_is_told_to_stop(database_url: str, database: Databas
             "host is '0.0.0.0', which other machines can reach, but INCIPIT_LOCAL_TOKEN is for a stack on one machine;",
         ),
         ({"INCIPIT_PORT": "70000"}, 78, "INCIPIT_PORT is '70000': Input should be less than or equal to 65535."),
+        (
+            {"INCIPIT_LIMITS__PAGE_ITEMS": "0"},
+            78,
+            "INCIPIT_LIMITS__PAGE_ITEMS is '0': Input should be greater than or equal to 1.",
+        ),
         ({"INCIPIT_DATABASE_URL": "mysql://me:secret@x"}, 78, "INCIPIT_DATABASE_URL must begin with sqlite:///FILE or"),
         ({"INCIPIT_DATABASE_URL": "sqlite:///{home}/other"}, 78, "The database has schema none but this version needs"),
         (

@@ -14,6 +14,7 @@ import uvicorn
 
 from backend.app import create_app
 from backend.database import Database
+from backend.limits import Limits
 from backend.queries.transitions import transition
 from backend.settings import Settings
 from tests import databases
@@ -112,6 +113,16 @@ def test_what_happens_is_told_within_two_seconds(http: httpx.Client, database: D
         told = next(events)
         assert time.monotonic() - began < 2
         assert (told["event"], told["data"]["payload"]["state"]) == ("state", "starting")
+
+
+def test_a_stream_ends_after_its_time(http: httpx.Client, database: Database, app: Any) -> None:
+    (run_id,) = queue_runs(database, short_spec())
+    settings = app.state.settings
+    app.state.settings = settings.model_copy(update={"limits": Limits(stream_seconds=0.5)})
+    with http.stream("GET", f"/runs/{run_id}/stream") as response:
+        told = list(_events(response))
+    assert [event["event"] for event in told] == ["state", "progress"], "it ends without saying that the run has ended"
+    assert Limits().stream_seconds == 6 * 3600
 
 
 @pytest.mark.parametrize(("given", "status"), [("x", 422), ("-1", 422), ("²", 422), ("9" * 21, 422)])
