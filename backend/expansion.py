@@ -1,7 +1,7 @@
 """From an experiment's base spec, variants and seeds to the specs of its runs."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -49,11 +49,17 @@ def planned_runs(experiment: ExperimentCreate) -> list[PlannedRun]:
 
 
 def _document(base: RunSpec, variant: Variant | None, seed: int, *, has_several_seeds: bool) -> dict[str, Any]:
-    document: dict[str, Any] = base.model_dump(mode="json")
-    for path, value in (variant.changes if variant else {}).items():
-        _replace(document, path.split("."), value)
+    document = with_changes(base.model_dump(mode="json"), variant.changes if variant else {})
     name = variant.name if variant else base.name
     return document | {"seed": seed, "name": f"{name} · seed {seed}" if has_several_seeds else name}
+
+
+def with_changes(document: Mapping[str, Any], changes: Mapping[str, object]) -> dict[str, Any]:
+    """A copy of a spec's document with a variant's changes: dotted path to new value."""
+    changed = deepcopy(dict(document))
+    for path, value in changes.items():
+        _replace(changed, path.split("."), value)
+    return changed
 
 
 def _replace(document: dict[str, Any], path: list[str], value: object) -> None:

@@ -1,11 +1,17 @@
 """The arms of an experiment as the form takes them: seeds and prefix lengths as short lists of text."""
 
-from collections.abc import Sequence
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backend.schemas import Variant
 
 FULL = "full"
+_MAX_ARMS = 200  # of one experiment, as the API has it
+_MAX_NAME = 128
 
 
 def seeds_of(text: str) -> list[int]:
@@ -41,6 +47,41 @@ def prefix_arms(text: str) -> list[Variant]:
     if len(arms) < 2:
         raise ValueError("Prefix lengths needs at least two to compare, such as 8, 16, full.")
     return arms
+
+
+def grid_arms(values: Mapping[str, str]) -> list[Variant]:
+    """One arm per combination of the fields' values, which are texts such as `1e-3, 3e-4`; raises ValueError with a sentence."""
+    if not values:
+        raise ValueError("No field to vary is chosen; choose one at least, such as prefix.tokens.")
+    parsed = {path: _values(path, text) for path, text in values.items()}
+    num_arms = math.prod(map(len, parsed.values()))
+    if num_arms > _MAX_ARMS:
+        raise ValueError(f"These values make {num_arms} arms but at most {_MAX_ARMS} are allowed; use fewer values.")
+    arms = []
+    for combination in itertools.product(*(one.items() for one in parsed.values())):
+        chosen = dict(zip(parsed, combination, strict=True))
+        name = ", ".join(f"{path.rpartition('.')[2].replace('_', ' ')} {text}" for path, (text, _) in chosen.items())
+        arms.append(Variant(name=name[:_MAX_NAME], changes={path: value for path, (_, value) in chosen.items()}))
+    return arms
+
+
+def _values(path: str, text: str) -> dict[str, object]:
+    """What was typed, with what it means: a number, true, false, null, or a word."""
+    typed = [part.strip() for part in text.split(",") if part.strip()]
+    if not typed:
+        raise ValueError(f"{path} has no values; write some, separated by commas.")
+    doubles = [part for part, count in Counter(typed).items() if count > 1]
+    if doubles:
+        raise ValueError(f"{path} has {doubles[0]!r} twice; write each value once.")
+    return {part: _meaning(part) for part in typed}
+
+
+def _meaning(typed: str) -> object:
+    try:
+        meant: object = json.loads(typed, parse_constant=str)
+    except ValueError:
+        return typed
+    return typed if isinstance(meant, dict | list) else meant
 
 
 def experiment_document(

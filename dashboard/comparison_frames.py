@@ -210,6 +210,16 @@ def config_differences(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+def differences_frame(parent: Mapping[str, Any], document: Mapping[str, Any]) -> pd.DataFrame:
+    """field, was, is: where a spec's document differs from the one that it came from; empty when nowhere."""
+    flat = {"was": _flat(dict(parent)), "is": _flat(dict(document))}
+    rows = [
+        {"field": field, "was": _words(flat["was"].get(field)), "is": _words(flat["is"].get(field))}
+        for field in _different_fields(flat)
+    ]
+    return pd.DataFrame(rows)
+
+
 def _different_fields(flat: Mapping[str, Mapping[str, Any]]) -> list[str]:
     fields = dict.fromkeys(field for values in flat.values() for field in values)
     return [

@@ -1,6 +1,6 @@
 """What a run will cost, beside the form: FLOPs by phase, memory by part, time, the horizon by step."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -37,6 +37,17 @@ def show(estimate: Estimate, document: Mapping[str, Any]) -> None:
             )
         for assumption in estimate.assumptions:
             st.caption(notices.plain(assumption))
+
+
+def show_total(estimates: Sequence[Estimate], num_seeds: int) -> None:
+    """All arms with all seeds: FLOPs, and time of one after the other where it is known for each."""
+    with st.container(border=True):
+        flops = num_seeds * sum(one.flops.training for one in estimates)
+        st.markdown(f"**{len(estimates) * num_seeds} runs**: training **{flops_text(flops)}**")
+        known = [one.seconds for one in estimates if one.seconds is not None]
+        if len(known) == len(estimates):
+            low, high = (num_seeds * sum(getattr(one, end) for one in known) for end in ("low", "high"))
+            st.markdown(f"One after the other **{range_text((low, high))}**; workers share them.")
 
 
 def show_horizons(estimate: Estimate, document: Mapping[str, Any]) -> None:

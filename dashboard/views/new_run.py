@@ -7,18 +7,19 @@ from typing import Any
 
 import streamlit as st
 
+from backend.expansion import with_changes
 from backend.schemas import Preset, Variant
-from dashboard import address, cached, estimate_card, notices, rights
+from dashboard import address, cached, estimate_card, notices, rights, sign_in
 from dashboard.api_client import ApiClient
 from dashboard.api_errors import Invalid
-from dashboard.arms import experiment_document, prefix_arms, seeds_of
+from dashboard.commands import curl_command, train_command
+from dashboard.comparison_frames import differences_frame
+from dashboard.experiment_form import draw_experiment
 from dashboard.preflight_check import preflight_findings, show_preflight
 from dashboard.spec_form import DrawnForm, draw_form
 from dashboard.spec_schema import form_fields
 from dashboard.submission import forget_submission, submission_key
 from engine.findings import Finding
-
-_ONE, _LENGTHS, _PRESET_ARMS = "one run", "several prefix lengths", "the preset's arms"
 
 
 def load(document: dict[str, Any], source: str, arms: Sequence[Variant] = (), title: str = "") -> None:
@@ -105,43 +106,6 @@ def import_export() -> None:
     st.rerun()
 
 
-def draw_experiment(form: DrawnForm) -> tuple[dict[str, Any] | None, str]:
-    """The body that creates the experiment, or None with the sentence that says what is wrong with it."""
-    state = st.session_state["form"]
-    st.subheader("Arms and seeds", anchor=False)
-    revision = state["revision"]
-    choices = [_ONE, _LENGTHS] + ([f"{_PRESET_ARMS} ({len(state['arms'])})"] if state["arms"] else [])
-    mode = st.segmented_control(
-        "Arms", choices, default=choices[-1] if state["arms"] else _ONE, required=True, key=f"arms-mode-{revision}",
-        help="Several arms make an experiment: the same spec with one thing changed in each, compared on one page.",
-    )  # fmt: skip
-    left, right = st.columns(2, gap="medium")
-    seeds_text = right.text_input(
-        "Seeds", "0", key=f"seeds-{revision}", help="Every arm runs once with each: 0, 1, 2 or 0-4."
-    )
-    arms: list[Variant] = []
-    title = str(form.document.get("name") or "")
-    try:
-        if mode == _LENGTHS:
-            lengths = left.text_input("Prefix lengths (tokens)", "8, 16, full", key=f"lengths-{revision}")
-            arms = prefix_arms(lengths)
-        elif mode != _ONE:
-            arms = state["arms"]
-        seeds = seeds_of(seeds_text)
-    except ValueError as error:
-        st.error(notices.plain(str(error)))
-        return None, str(error)
-    # A single run's experiment is called like the run unless told otherwise.
-    name = left.text_input(
-        "Name of the experiment", state["title"] if arms else "", key=f"experiment-{mode}-{revision}", placeholder=title
-    )
-    note = st.text_area("The question it asks (optional)", key=f"note-{revision}", height=80)
-    if arms:
-        times = f", each with {len(seeds)} seeds" if len(seeds) > 1 else ""
-        st.caption(notices.plain(f"{len(arms) * len(seeds)} runs: {', '.join(arm.name for arm in arms)}{times}."))
-    return experiment_document(name=name or title, note=note, base=form.document, arms=arms, seeds=seeds), ""
-
-
 def show_summary(form: DrawnForm, findings: list[Finding], place: Any) -> None:
     if not findings:
         return
@@ -200,6 +164,36 @@ def start_button(
     st.switch_page("views/runs.py", query_params={"experiment": created.name})
 
 
+def show_total(client: ApiClient, body: dict[str, Any]) -> None:
+    """What all arms and seeds cost together; an arm that is not valid says so."""
+    estimates = []
+    for arm in body["variants"]:
+        document = with_changes(body["base"], arm["changes"]) | {"name": arm["name"]}
+        wrong = cached.findings(client, document)
+        if wrong:
+            st.error(notices.plain(f"{arm['name']}: {wrong[0].message}"), icon=":material/error:")
+            return
+        estimates.append(cached.estimate(client, document))
+    estimate_card.show_total(estimates, len(body["seeds"]))
+
+
+def show_differences(form: DrawnForm) -> None:
+    state = st.session_state["form"]
+    differences = differences_frame(state["preset"], form.document)
+    if not differences.empty:
+        count = f"{len(differences)} field{' differs' if len(differences) == 1 else 's differ'}"
+        with st.expander(f"{count} from {notices.plain(state['source'])}", icon=":material/difference:"):
+            st.table(differences, hide_index=True)
+
+
+def show_commands(body: dict[str, Any]) -> None:
+    with st.expander("Without this page: API, command line", icon=":material/terminal:"):
+        st.markdown("Ask the API for the same; `INCIPIT_API_KEY` holds a key with the role operator:")
+        st.code(curl_command(sign_in.api_url(), body), language="bash", wrap_lines=True)
+        st.markdown("Train one run here and now, without API and worker:")
+        st.code(train_command(body), language="bash", wrap_lines=True)
+
+
 st.title("New run", anchor=False)
 client = cached.api()
 with notices.problems_shown():
@@ -212,7 +206,7 @@ with notices.problems_shown():
     with main:
         summary = st.empty()
         form = draw_form(fields, state["seed"], state["preset"], state["revision"])
-        body, problem = draw_experiment(form)
+        body, problem = draw_experiment(form, fields)
     state["draft"] = form.document
     static = cached.findings(client, form.document)
     findings = static + preflight_findings(form.document)
@@ -226,4 +220,8 @@ with notices.problems_shown():
         else:
             estimate_card.show(cached.estimate(client, form.document), form.document)
             if body and body["variants"]:
-                st.caption("The estimate is for one run of the spec as it stands, not for its arms.")
+                st.caption("This is for one run of the spec as it stands; all arms and seeds together:")
+                show_total(client, body)
+        show_differences(form)
+        if body:
+            show_commands(body)
