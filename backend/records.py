@@ -71,6 +71,17 @@ class Metric(Table):
     fence: Mapped[int] = mapped_column(BigInteger)
 
 
+class MetricHighlight(Table):
+    """A copy of a metric's point that a chart of a long run must show, see backend/queries/metrics.py."""
+
+    __tablename__ = "metric_highlights"
+
+    run_id: Mapped[str] = mapped_column(Id, ForeignKey(_RUN, ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(250), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    value: Mapped[float | None]
+
+
 class Evaluation(Table):
     """A full-length evaluation."""
 

@@ -1,4 +1,4 @@
-"""What a run has recorded: metrics, events, evaluations, curves by position."""
+"""What a run has recorded: events, evaluations, curves by position; metrics.py has its metrics."""
 
 from collections.abc import Sequence
 
@@ -7,33 +7,8 @@ from sqlalchemy.orm import Session
 
 from backend.records import Evaluation as EvaluationRow
 from backend.records import Event as EventRow
-from backend.records import Metric as MetricRow
 from backend.records import PositionCurve
-from backend.schemas import Evaluation, EventPage, Metric, Positions, StoredEvent
-
-MAX_POINTS = 2000
-
-
-def metrics(session: Session, run_id: str, keys: Sequence[str], *, after_step: int) -> list[Metric]:
-    """Metrics behind a step, each thinned to evenly spaced points and its last one; all keys if none is named."""
-    of_key = func.row_number().over(partition_by=MetricRow.key, order_by=MetricRow.step)
-    in_key = func.count().over(partition_by=MetricRow.key)
-    query = select(MetricRow.key, MetricRow.step, MetricRow.value, of_key.label("number"), in_key.label("total")).where(
-        MetricRow.run_id == run_id, MetricRow.step > after_step
-    )
-    if keys:
-        query = query.where(MetricRow.key.in_(keys))
-    points = query.subquery()
-    # The last point is kept beside the evenly spaced ones, hence one less.
-    stride = (points.c.total + MAX_POINTS - 2) // (MAX_POINTS - 1)
-    kept = or_((points.c.number - 1) % stride == 0, points.c.number == points.c.total)
-    rows = session.execute(select(points.c.key, points.c.step, points.c.value).where(kept).order_by("key", "step"))
-    found: dict[str, tuple[list[int], list[float | None]]] = {}
-    for key, step, value in rows:
-        steps, values = found.setdefault(key, ([], []))
-        steps.append(step)
-        values.append(value)
-    return [Metric(key=key, steps=steps, values=values) for key, (steps, values) in found.items()]
+from backend.schemas import Evaluation, EventPage, Positions, StoredEvent
 
 
 def events(session: Session, run_id: str, *, after_seq: int, limit: int, kinds: Sequence[str] = ()) -> EventPage:

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from backend.database import now_of
 from backend.limits import Limits
 from backend.queries.claims import LeaseLost, hold
+from backend.queries.metrics import STRIDE, add_highlights, remove_highlights
 from backend.queries.recording_limits import RecordingLimits
 from backend.queries.retention import mark_best
 from backend.queries.transitions import TransitionRejected, add_event, transition
@@ -128,6 +129,7 @@ def _start(session: Session, batch: AttemptEvents, event: Started) -> dict[str, 
     first_gone = event.resumed_from_step + 1
     for table in (Metric, Evaluation, PositionCurve, Rollout):
         session.execute(delete(table).where(table.run_id == batch.run_id, table.step >= first_gone))
+    remove_highlights(session, batch.run_id, first_gone)
     _remove_checkpoints(session, batch, Checkpoint.fence < batch.fence, Checkpoint.step >= first_gone)
     session.execute(
         update(Attempt)
@@ -168,6 +170,8 @@ def _add_step(session: Session, batch: AttemptEvents, event: StepDone, watch: Re
     if event.peak_memory_bytes is not None:
         values["peak_memory_bytes"] = float(event.peak_memory_bytes)
     _add_metrics(session, batch, event.step, watch.metrics(event.step, event.time, values))
+    if event.step % STRIDE == 0:
+        add_highlights(session, batch.run_id, event.step)
     if event.position_loss:
         curve = {"source": "training", "split": "train", "horizon": event.horizon, "mean": event.position_loss,
                  "p90": [], "teacher_entropy": [], "count": event.position_count}  # fmt: skip

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from backend.limits import Limits
-from backend.records import Event, Metric
+from backend.queries.metrics import stored_keys
+from backend.records import Event
 from engine.events import RolloutSummary, TracesWritten, Warned
 
 
@@ -75,21 +76,13 @@ class RecordingLimits:
     def _is_known(self, name: str) -> bool:
         """Whether the run has this metric, or may still have it from now on."""
         if self._keys is None:
-            self._keys = self._stored_keys()
+            self._keys = set(stored_keys(self._session, self._run_id))
         if name in self._keys:
             return True
         if len(self._keys) >= self._limits.metric_keys:
             return False
         self._keys.add(name)
         return True
-
-    def _stored_keys(self) -> set[str]:
-        """From one key to the next by the primary key: a plain DISTINCT would read every point of the run."""
-        least = select(func.min(Metric.key).label("key")).where(Metric.run_id == self._run_id)
-        keys = least.cte("keys", recursive=True)
-        following = select(func.min(Metric.key)).where(Metric.run_id == self._run_id, Metric.key > keys.c.key)
-        keys = keys.union_all(select(following.scalar_subquery()).where(keys.c.key.is_not(None)))
-        return {key for key in self._session.scalars(select(keys.c.key)) if key is not None}
 
     def _tell(self, name: str, value: int, limit: int, time: float, words: str) -> None:
         advice = f"Raise INCIPIT_LIMITS__{name.upper()} of the workers, if this is meant."

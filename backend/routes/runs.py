@@ -9,7 +9,7 @@ from backend.dependencies import Cursor, Id, Reading, errors, page_size
 from backend.locked_route import locked_router
 from backend.problems import not_found
 from backend.queries import checkpoints as checkpoint_queries
-from backend.queries import history, rollouts
+from backend.queries import history, metrics, rollouts
 from backend.queries import runs as queries
 from backend.routes.wishes import etag_of
 from backend.run_states import RunState
@@ -53,9 +53,9 @@ def get_metrics(
     keys: Annotated[str | None, Query(max_length=2000, description="Names, separated by commas; all if empty.")] = None,
     after_step: Annotated[int, Query(ge=0, le=_MAX_STEP)] = 0,
 ) -> list[Metric]:
-    """Metrics by step, each thinned to at most 2,000 points."""
+    """Metrics by step, each thinned to at most 2,000 points, with first, last, extremes and gaps of every range of steps."""
     _require(session, run_id)
-    return history.metrics(session, run_id, keys.split(",") if keys else (), after_step=after_step)
+    return metrics.metrics(session, run_id, keys.split(",") if keys else (), after_step=after_step)
 
 
 @router.get("/{run_id}/events", operation_id="get_events", responses=errors(404))

@@ -12,7 +12,7 @@ from sqlalchemy.orm import aliased
 from backend.app import create_app
 from backend.database import Database, now_of
 from backend.project_database import ProjectDatabase
-from backend.queries import history
+from backend.queries.metrics import metrics
 from backend.records import Checkpoint, Event, Rollout
 from backend.settings import Settings
 from backend.tables import Analysis, Experiment, Preflight, Run, Worker
@@ -118,7 +118,7 @@ def test_nobody_changes_what_is_another_projects(
 def test_queries_that_forget_the_project_are_limited_all_the_same(ids: dict[str, str], database: Database) -> None:
     for project, number in (("lab", 1), ("other", 0), ("*", 1), ("none", 0), ("lab", 1)):
         with ProjectDatabase(database, project).read() as session:
-            assert len(history.metrics(session, ids["run"], (), after_step=0)) == number, "inside a subquery"
+            assert len(metrics(session, ids["run"], (), after_step=0)) == number, "inside a subquery"
             assert session.scalar(select(func.count()).select_from(Rollout)) == number
             assert len(session.scalars(select(aliased(Run).id)).all()) == number, "by another name"
             other, event = aliased(Run), aliased(Event)
