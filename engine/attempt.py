@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import transformers
@@ -54,7 +55,8 @@ def run_attempt(spec: RunSpec, folder: Path, *, attempt: int, resume: str | None
             if failure.failure == "internal":
                 _log.exception("the run failed")
             _emit_failure(journal, failure)
-            print(failure.message, file=sys.stderr)
+            with suppress(OSError):  # the log is on the full disk, too: the exit status still tells
+                print(failure.message, file=sys.stderr)
             return OF_FAILURE[failure.failure]
     return DONE if finished else STOPPED
 

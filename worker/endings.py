@@ -2,19 +2,31 @@
 
 import re
 import signal
+from pathlib import Path
 
 from backend.queries.claims import Ending
 from backend.queries.retries import RETRYABLE
 from backend.queries.wishes import Wish
 from backend.run_states import RunState
+from engine.errors import is_out_of_space
 from engine.events import Failed, FailureKind, Finished
 from engine.exit_codes import FAILURE_OF, OF_FAILURE, STOPPED
 
 _NAMES = {number.value: number.name for number in signal.Signals}
 _OOM_HINT = "often the system's memory ran out: lower micro_batch_rollouts or run fewer slots"
+_DISK_ADVICE = "Free some, lower checkpoints.keep_last, or move INCIPIT_HOME to a larger disk."
 _OOM_ADVICE = "lower micro_batch_rollouts, run fewer slots or use a machine with more memory"
 # How an interpreter ends that got no memory before it could say so in an event.
 _OUT_OF_MEMORY = re.compile(r"^MemoryError|Cannot allocate memory|std::bad_alloc|can't start new thread", re.MULTILINE)
+
+
+class UnwritableFolder(Exception):
+    """The worker cannot write into a run's folder."""
+
+    def __init__(self, folder: Path, error: OSError) -> None:
+        super().__init__(f"{folder}: {error}")
+        self.folder = folder
+        self.error = error
 
 
 def ending_of(
@@ -79,6 +91,18 @@ def stalled(seconds: float) -> Ending:
 def failed(event: Failed, exit_code: int | None = None) -> Ending:
     """The engine named the reason itself: the run waits and goes on where that may pass, else it would end the same way."""
     return Ending(_state_after(event.failure), event.message, exit_code, event.failure, event.message)
+
+
+def unwritable(error: UnwritableFolder) -> Ending:
+    """The disk is full, or the folder belongs to somebody else or was mounted to be read only; either may be mended."""
+    if is_out_of_space(error.error):
+        reason = f"No space is left for the files of the run ({error.folder}). {_DISK_ADVICE}"
+        return Ending("queued", reason, None, "disk_full", reason)
+    reason = (
+        f"The folder {error.folder} cannot be written ({error.error.strerror}); make it writable for the worker, or set "
+        "INCIPIT_HOME to another folder."
+    )
+    return Ending("queued", reason, None, "folder_unwritable", reason)
 
 
 def crashed(exit_code: int | None, cause: str, log_tail: str) -> Ending:

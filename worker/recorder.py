@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 
 from pydantic import ValidationError
-from sqlalchemy import or_, select
+from sqlalchemy import func, or_, select
 
 from backend.database import Database
 from backend.queries.claims import Claim
@@ -37,10 +37,15 @@ class Recorder:
     def catch_up(self) -> Finished | Failed | None:
         """Record what lost attempts emitted without anyone to record it; how the last of them said that it ended."""
         with self.database.read() as session:
+            # What a lost engine emits after another attempt has begun would go over that one's steps.
+            begun = select(func.max(Attempt.fence)).where(
+                Attempt.run_id == self.claim.run_id, Attempt.fence < self.claim.fence, Attempt.event_offset > 0
+            )
             lost = session.execute(
                 select(Attempt.fence, Attempt.event_offset)
                 .where(
                     Attempt.run_id == self.claim.run_id,
+                    Attempt.fence >= (session.scalar(begun) or 0),
                     Attempt.fence < self.claim.fence,
                     or_(Attempt.outcome == "lost", Attempt.outcome.is_(None)),
                 )

@@ -2,11 +2,13 @@
 
 import logging
 import os
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
@@ -24,7 +26,7 @@ from backend.queries.wishes import Wish, wish_of
 from backend.run_states import RunState
 from engine.control import PULSE
 from engine.events import Finished
-from worker.endings import crashed, ending_of, failed, finished, stalled
+from worker.endings import UnwritableFolder, crashed, ending_of, failed, finished, stalled, unwritable
 from worker.engine_process import EngineProcess
 from worker.estimation import keep_estimate
 from worker.lease import DATABASE_OUTAGES, Lease
@@ -36,9 +38,11 @@ from worker.settings import WorkerSettings
 from worker.slots import Slot
 
 _TURN_SECONDS = 0.25
+_WATCHDOG_SECONDS = 0.5
 _WISH_SECONDS = 2.0  # between looks at desired_state
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,18 +73,22 @@ class Supervisor:
         self._stop_told_at: float | None = None
         self._told_checkpoint: bool | None = None
         self._is_terminated = False
+        self._was_fenced = False
         self._memory_kills_before = num_memory_kills()
 
     def work(self) -> None:
         """Bring the attempt to its end, whatever that is. When it returns, the engine is gone."""
         claim = self.claim
         try:
-            ending = self._ending_of_lost_attempts() or self._run_engine()
+            with self._watchdog():
+                ending = self._despite_outages(self._ending_of_lost_attempts) or self._run_engine()
             self._close(ending)
         except NoCheckpointLeft as lost:
             self._close(lost.ending)
         except LeaseLost as lost:
             _log.warning("%s Its engine is ended.", lost)
+        except UnwritableFolder as error:
+            self._close(unwritable(error))
         except Exception as error:  # the outermost frame of an attempt: the run must not stay held by nobody
             _log.exception("Supervising run %s failed.", claim.run_id)
             self._kill_engine()
@@ -107,10 +115,12 @@ class Supervisor:
                 self._record_the_rest()
                 return stalled(self.place.settings.stall_seconds)
             time.sleep(_TURN_SECONDS)
+        if self._was_fenced:
+            raise LeaseLost(f"The lease of run {self.claim.run_id} could not be renewed in time.")
         self._record_the_rest()
         return ending_of(
             exit_code,
-            self.recorder.last_word(),
+            self._despite_outages(self.recorder.last_word),
             wish=self._wish,
             is_shutdown=self.place.is_shutting_down(),
             log_tail=engine.log_tail(),
@@ -119,12 +129,18 @@ class Supervisor:
 
     def _start_engine(self) -> EngineProcess:
         folder = self.recorder.attempt_folder(self.claim.fence)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _write_spec(self.run_folder / "spec.json", self.claim)
-        keep_estimate(self.place.database, self.claim)
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _write_spec(self.run_folder / "spec.json", self.claim)
+            (folder / "engine.log").touch()
+        except OSError as error:
+            raise UnwritableFolder(folder, error) from error
+        self._despite_outages(lambda: keep_estimate(self.place.database, self.claim))
         arguments = ["train", "--spec", str(self.run_folder / "spec.json"), "--out", str(self.run_folder)]
         arguments += ["--attempt", str(self.claim.fence), "--supervised"]
-        checkpoint = resume_checkpoint(self.place.database, self.claim, self.run_folder, self.lease.keep)
+        checkpoint = self._despite_outages(
+            lambda: resume_checkpoint(self.place.database, self.claim, self.run_folder, self.lease.keep)
+        )
         if checkpoint is not None:
             arguments += ["--resume", checkpoint.as_posix()]
         self._engine = EngineProcess(
@@ -133,10 +149,18 @@ class Supervisor:
             folder=self.place.home,
             environment={"INCIPIT_HOME": str(self.place.home), **self.slot.environment()},
         )
-        pid = self._engine.pid
-        with self.place.database.write() as session:
-            set_engine_process(session, self.claim, pid=pid, pid_started=psutil.Process(pid).create_time())
+        self._despite_outages(self._note_engine)
         return self._engine
+
+    def _note_engine(self) -> None:
+        assert self._engine is not None
+        pid = self._engine.pid
+        try:
+            started = psutil.Process(pid).create_time()
+        except psutil.NoSuchProcess:
+            started = None
+        with self.place.database.write() as session:
+            set_engine_process(session, self.claim, pid=pid, pid_started=started)
 
     def _turn(self, engine: EngineProcess) -> None:
         try:
@@ -213,11 +237,40 @@ class Supervisor:
                 return
             self._wait_for_database()
 
+    def _despite_outages(self, act: Callable[[], T]) -> T:
+        """What `act` returns, as soon as the database answers. Raises LeaseLost when that takes too long."""
+        while True:
+            try:
+                return act()
+            except DATABASE_OUTAGES as error:
+                _log.warning("The database did not answer, run %s waits: %s", self.claim.run_id, error)
+            self._wait_for_database()
+
     def _wait_for_database(self) -> None:
         time.sleep(1.0)
         self.lease.keep()
         if self.lease.is_nearly_over:
             raise LeaseLost(f"The lease of run {self.claim.run_id} could not be renewed in time.")
+
+    @contextmanager
+    def _watchdog(self) -> Iterator[None]:
+        """Beside the block: end the engine before its lease does, even while this thread hangs in a database that is frozen."""
+        is_over = threading.Event()
+
+        def watch() -> None:
+            while not is_over.wait(_WATCHDOG_SECONDS):
+                if self.lease.is_nearly_over and self._engine is not None:
+                    self._was_fenced = True
+                    self._engine.kill()
+                    return
+
+        thread = threading.Thread(target=watch, name="watchdog", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
 
     def _kill_engine(self) -> None:
         if self._engine is not None:

@@ -280,3 +280,33 @@ def test_each_step_is_recorded_once_however_often_engine_and_worker_die(
     assert recorded_steps(database, claimed.run_id) == list(range(1, num_steps + 1))
     run = run_row(database, claimed.run_id)
     assert (run.last_step, run.training_seconds) == (num_steps, 2.0 * num_steps)
+
+
+def test_what_a_lost_engine_emits_behind_its_successors_back_is_not_recorded(database: Database, home: Path) -> None:
+    """A worker that was frozen, not dead: its engine goes on while the next attempt trains, until it wakes up."""
+    (run_id,) = queue_runs(database, short_spec())
+    folder = home / "runs" / run_id
+
+    def lose() -> None:
+        set_columns(database, run_id, lease_until=None, not_before=None)
+        with database.write() as session:
+            assert reap(session, lambda owner: False) == [run_id]
+        set_columns(database, run_id, not_before=None)
+
+    frozen = claim(database)
+    write_events(folder, frozen.fence, [*start_events(frozen.fence), step_event(1, loss=1.0)])
+    assert Recorder(database, frozen, folder).advance()
+    lose()
+    successor = claim(database)
+    write_events(folder, successor.fence, [*start_events(successor.fence), step_event(1, 2.0), step_event(2, 2.0)])
+    recorder = Recorder(database, successor, folder)
+    recorder.catch_up()
+    assert recorder.advance()
+    write_events(folder, frozen.fence, [step_event(2, loss=1.0), step_event(3, loss=1.0)])
+    lose()
+    Recorder(database, claim(database), folder).catch_up()
+    with database.read() as session:
+        rows = session.execute(
+            select(Metric.step, Metric.fence).where(Metric.run_id == run_id, Metric.key == "loss").order_by(Metric.step)
+        ).all()
+    assert [tuple(row) for row in rows] == [(1, successor.fence), (2, successor.fence)]

@@ -1,11 +1,14 @@
 """Any order of what people, workers, the control process and bad luck do to runs, and what must hold after each step.
 
 I1 one holder at most, I2 fences only rise, I3 who lost a run writes nothing, I4 what has ended stays ended until a person
-retries it, I5 every wanted queued run is claimed when somebody asks, I6 the history has no gaps and tells the state.
+retries it, I5 every wanted queued run is claimed when somebody asks, I6 the history has no gaps and tells the state, I7 each
+step up to the last is recorded once, by the last attempt that took it, I8 every checkpoint in the list is whole.
 """
 
+import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -22,7 +25,7 @@ from hypothesis.stateful import (
 from sqlalchemy import delete, select, update
 
 from backend.database import Database
-from backend.queries.claims import Claim, Ending, LeaseLost, claim_run, end_attempt, hold, reap, renew_lease
+from backend.queries.claims import Claim, Ending, LeaseLost, claim_run, end_attempt, reap, renew_lease
 from backend.queries.transitions import TransitionRejected, transition
 from backend.queries.wishes import (
     WishRefused,
@@ -36,7 +39,12 @@ from backend.queries.wishes import (
 from backend.records import Event
 from backend.run_states import ENDED_STATES, HELD_STATES, RunState
 from backend.tables import Experiment, Run
-from tests.worker.runs import queue_runs, short_spec
+from engine.events import RunEvent
+from tests.faults.promises import checkpoints_broken, steps_broken
+from tests.worker.runs import queue_runs, short_spec, write_events
+from tests.worker.sample_events import checkpoint_event, start_events, step_event
+from worker.recorder import Recorder
+from worker.resume import resume_checkpoint
 
 _PAST = datetime(2020, 1, 1, tzinfo=UTC)
 _ENDINGS = st.sampled_from(
@@ -67,6 +75,10 @@ class Runs(RuleBasedStateMachine):
         self.fences: dict[str, int] = {}
         self.ended: dict[str, RunState] = {}
         self.lost: set[tuple[str, int]] = set()
+        self.folder = tempfile.TemporaryDirectory(prefix="incipit-machine-")
+        self.run_dir = Path(self.folder.name)
+        self.recorders: dict[tuple[str, int], Recorder] = {}
+        self.steps: dict[tuple[str, int], int] = {}
 
     def teardown(self) -> None:
         """I5: after all that, whoever asks for work gets every run that is wanted."""
@@ -80,6 +92,7 @@ class Runs(RuleBasedStateMachine):
             found.add(claimed.run_id)
         assert found == wanted
         self.database.close()
+        self.folder.cleanup()
 
     @initialize(target=runs)
     def first(self) -> str:
@@ -105,7 +118,7 @@ class Runs(RuleBasedStateMachine):
 
     @rule(claimed=claims)
     def get_ready(self, claimed: Claim) -> None:
-        self._as_holder(claimed, lambda session: self._move(session, claimed, "running"))
+        self._as_holder(claimed, self._writing(lambda session: self._move(session, claimed, "running")))
 
     @rule(claimed=claims)
     def obey(self, claimed: Claim) -> None:
@@ -116,20 +129,44 @@ class Runs(RuleBasedStateMachine):
             if wish != "run":
                 self._move(session, claimed, "pausing" if wish == "pause" else "cancelling")
 
-        self._as_holder(claimed, act)
+        self._as_holder(claimed, self._writing(act))
 
     @rule(claimed=claims)
     def renew(self, claimed: Claim) -> None:
-        self._as_holder(claimed, lambda session: renew_lease(session, claimed.run_id, claimed.fence))
+        self._as_holder(claimed, self._writing(lambda session: renew_lease(session, claimed.run_id, claimed.fence)))
 
-    @rule(claimed=claims, step=st.integers(1, 10))
-    def record(self, claimed: Claim, step: int) -> None:
-        self._as_holder(claimed, lambda session: hold(session, claimed.run_id, claimed.fence, last_step=step))
+    @rule(claimed=claims, num_steps=st.integers(1, 3), saves=st.booleans(), is_recorded=st.booleans())
+    def train(self, claimed: Claim, num_steps: int, saves: bool, is_recorded: bool) -> None:
+        """The attempt's engine takes steps and tells its journal, also when its supervisor lives no more to record it."""
+        attempt, events = (claimed.run_id, claimed.fence), list[RunEvent]()
+        folder = self.run_dir / claimed.run_id
+        if attempt not in self.recorders:
+            recorder = Recorder(self.database, claimed, folder)
+            try:
+                recorder.catch_up()
+                start = resume_checkpoint(self.database, claimed, folder, lambda: None)
+            except LeaseLost:
+                return
+            self.recorders[attempt] = recorder
+            self.steps[attempt] = 0 if start is None else int(start.name.removeprefix("step-"))
+            events += start_events(claimed.fence, self.steps[attempt])
+        events += [step_event(self.steps[attempt] + 1 + number) for number in range(num_steps)]
+        self.steps[attempt] += num_steps
+        if saves:
+            events.append(checkpoint_event(folder, claimed.fence, self.steps[attempt], spec=_SPEC))
+        write_events(folder, claimed.fence, events)
+        if is_recorded:
+            self._as_holder(claimed, self.recorders[attempt].advance)
 
     @rule(claimed=claims, ending=_ENDINGS)
     def end(self, claimed: Claim, ending: Ending) -> None:
-        def act(session: Any) -> None:
-            end_attempt(session, claimed, ending)
+        def act() -> None:
+            """As a supervisor does: all that the engine has emitted is recorded first."""
+            recorder = self.recorders.get((claimed.run_id, claimed.fence))
+            while recorder is not None and recorder.advance():
+                pass
+            with self.database.write() as session:
+                end_attempt(session, claimed, ending)
 
         if self._as_holder(claimed, act):
             self.lost.add((claimed.run_id, claimed.fence))
@@ -194,7 +231,12 @@ class Runs(RuleBasedStateMachine):
                 self.ended[run.id] = run.state  # type: ignore[assignment]
             history = events[run.id]
             assert [event.seq for event in history] == list(range(1, len(history) + 1))  # I6
-            assert history[-1].payload["state"] == run.state
+            moves = [event for event in history if event.kind == "state"]
+            assert moves[-1].payload["state"] == run.state
+        with self.database.read() as session:
+            for run in runs:
+                assert steps_broken(session, run) == []  # I7
+                assert checkpoints_broken(session, run, self.run_dir) == []  # I8
 
     def _claim(self, worker: str) -> Claim | None:
         with self.database.write() as session:
@@ -203,14 +245,20 @@ class Runs(RuleBasedStateMachine):
             assert claimed.fence > self.fences.get(claimed.run_id, 0)  # I2
         return claimed
 
-    def _as_holder(self, claimed: Claim, act: Callable[[Any], None]) -> bool:
+    def _writing(self, act: Callable[[Any], None]) -> Callable[[], None]:
+        def in_a_session() -> None:
+            with self.database.write() as session:
+                act(session)
+
+        return in_a_session
+
+    def _as_holder(self, claimed: Claim, act: Callable[[], object]) -> bool:
         """Do something with a claim; I3: whoever lost it changes nothing."""
         with self.database.read() as session:
             before = session.get_one(Run, claimed.run_id)
         is_holder = before.fence == claimed.fence and before.state in HELD_STATES
         try:
-            with self.database.write() as session:
-                act(session)
+            act()
             done = True
         except (LeaseLost, TransitionRejected):
             done = False
