@@ -3,6 +3,7 @@
 #   make demo ARGS=--exit        the same, ends after the table
 #   make demo ARGS=--real        the comparison with a real small model (SmolLM2)
 #   make test-faults             breaks real processes in every way we know and writes docs/reliability.md
+#   make soak ARGS="--minutes 10"  short runs under random faults, then one line more in docs/reliability.md
 #   make test-full               everything, faults included
 #   make demo TORCH=cpu          take the CPU build of torch (a general index serves the CUDA build, several GB)
 
@@ -22,7 +23,7 @@ INSTALL = UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null 
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt \
 	$(if $(TORCH),--torch-backend=$(TORCH))
 
-.PHONY: demo up test test-full test-faults lint bench lock clean
+.PHONY: demo up test test-full test-faults soak lint bench lock clean
 
 demo: $(VENV)/local.done
 	$(BIN)/incipit demo $(ARGS)
@@ -42,6 +43,9 @@ test-full: $(VENV)/dev.done lint
 
 test-faults: $(VENV)/dev.done
 	$(BIN)/pytest -m fault $(ARGS)
+
+soak: $(VENV)/dev.done
+	$(BIN)/python -m tests.faults.soak $(ARGS)
 
 lint: $(VENV)/dev.done
 	$(BIN)/ruff format --check --quiet .

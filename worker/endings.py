@@ -17,7 +17,10 @@ _OOM_HINT = "often the system's memory ran out: lower micro_batch_rollouts or ru
 _DISK_ADVICE = "Free some, lower checkpoints.keep_last, or move INCIPIT_HOME to a larger disk."
 _OOM_ADVICE = "lower micro_batch_rollouts, run fewer slots or use a machine with more memory"
 # How an interpreter ends that got no memory before it could say so in an event.
-_OUT_OF_MEMORY = re.compile(r"^MemoryError|Cannot allocate memory|std::bad_alloc|can't start new thread", re.MULTILINE)
+_OUT_OF_MEMORY = re.compile(
+    r"^MemoryError|Cannot allocate memory|std::bad_alloc|can't start new thread|failed to map segment|^memory allocation of",
+    re.MULTILINE,
+)
 
 
 class UnwritableFolder(Exception):

@@ -1,11 +1,10 @@
-"""The whole stack with real processes: runs survive Ctrl-C, a killed worker and a killed launcher; nothing is orphaned.
+"""The whole stack with real processes: runs survive Ctrl-C, what dies is started again, nothing is orphaned.
 
-Slow: each test starts the stack and the engine more than once.
+Runs whose processes are killed are in tests/faults. Slow: each test starts the stack and the engine more than once.
 """
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ import pytest
 from sqlalchemy import select
 
 from backend.database import Database
-from backend.records import Attempt, Checkpoint
+from backend.records import Checkpoint
 from backend.settings import Settings
 from incipit.stack import LocalStack, StackState
 from incipit.stack.local_token import local_token
@@ -139,52 +138,6 @@ def test_ctrl_c_ends_everything_and_the_next_start_goes_on_to_a_checkpoint_that_
     opened = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
     assert opened.stdout.split() == ["112000", "81"]
     database.close()
-
-
-def test_a_killed_launcher_leaves_no_process_and_loses_no_run(home: Path) -> None:
-    with _launched(home) as (launcher, _):
-        run_id = _submit(home, num_steps=_NUM_STEPS, checkpoints={"every_steps": 10})
-        _await(lambda: _run(home, run_id)["step"] >= 15, "training")
-        assert any("engine" in process.cmdline() for process in _processes(home))
-        os.kill(launcher.pid, signal.SIGKILL)
-        launcher.wait()
-        _await(lambda: not _processes(home), "the end of all processes", 10)
-    with _launched(home) as (launcher, _):
-        _await(lambda: _run(home, run_id)["state"] == "succeeded", "the end of the run")
-        launcher.send_signal(signal.SIGINT)
-        launcher.wait(_SECONDS)
-    database = Database(Settings(home=home).sql_url)
-    assert recorded_steps(database, run_id) == list(range(1, _NUM_STEPS + 1))
-    with database.read() as session:
-        attempts = session.scalars(select(Attempt).order_by(Attempt.fence)).all()
-    assert [attempt.outcome for attempt in attempts] == ["lost", "succeeded"]
-    assert attempts[1].resumed_from_step >= 10
-    database.close()
-
-
-@pytest.mark.parametrize("victim", ["worker", "pool child", "engine"])
-def test_a_run_survives_kill_9_of(victim: str, home: Path) -> None:
-    with LocalStack(home, with_dashboard=False):
-        run_id = _submit(home, num_steps=_NUM_STEPS, checkpoints={"every_steps": 10})
-        moment = random.randint(1, 60)
-        _await(lambda: _run(home, run_id)["step"] >= moment, "training")
-        _kill(victim, home)
-        _await(lambda: _run(home, run_id)["state"] == "succeeded", f"the end of the run (killed at {moment})", 200)
-    database = Database(Settings(home=home).sql_url)
-    assert recorded_steps(database, run_id) == list(range(1, _NUM_STEPS + 1)), f"killed at step {moment}"
-    database.close()
-    assert _processes(home) == []
-
-
-def _kill(victim: str, home: Path) -> None:
-    engine = next(process for process in _processes(home) if "engine" in process.cmdline())
-    pool_child = engine.parent()
-    assert pool_child is not None
-    worker = pool_child.parent()
-    assert worker is not None
-    dead = {"engine": engine, "pool child": pool_child, "worker": worker}[victim]
-    dead.kill()
-    engine.wait(5)
 
 
 def test_a_service_that_dies_is_started_again_and_a_supervisor_stays_small(home: Path) -> None:

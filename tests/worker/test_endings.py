@@ -44,7 +44,14 @@ def test_a_sigkill_has_a_cause_when_the_kernel_counted_one_and_is_a_crash_otherw
 
 
 @pytest.mark.parametrize(
-    "tail", ["MemoryError", "terminate called …\n  what():  std::bad_alloc", "mmap: Cannot allocate memory"]
+    "tail",
+    [
+        "MemoryError",
+        "terminate called …\n  what():  std::bad_alloc",
+        "mmap: Cannot allocate memory",
+        "ImportError: libtorch_cpu.so: failed to map segment from shared object",
+        "memory allocation of 152 bytes failed",
+    ],
 )
 def test_an_engine_without_memory_for_its_last_words_is_recognised_by_its_log(tail: str) -> None:
     ended = ending_of(1, None, wish="run", is_shutdown=False, log_tail=f"Traceback …\n{tail}")
