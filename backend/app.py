@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
-from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 from prometheus_client import CollectorRegistry
@@ -17,11 +16,11 @@ from backend.event_stream import StreamPlaces
 from backend.guard import Guard
 from backend.health import version
 from backend.idempotency import InFlight
-from backend.limits import Limits
 from backend.locked_route import LockedRoute
 from backend.log_redaction import redact_access_log
 from backend.migrate import require_head
 from backend.oidc import OidcVerifier
+from backend.openapi import complete_document
 from backend.routes import (
     access,
     analyses,
@@ -35,7 +34,6 @@ from backend.routes import (
     streams,
     wishes,
 )
-from backend.schemas import Problem
 from backend.settings import Settings
 from backend.telemetry import InstallationCollector
 
@@ -97,27 +95,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(checkpoints.signed_router, prefix="/api/v1")
     app.include_router(health.open_router)
     app.include_router(health.figures_router)
-    _complete_document(app, chosen.limits)
+    complete_document(app, chosen.limits)
     return app
 
 
 def _database(settings: Settings) -> Database:
     limits = settings.limits
     return Database(settings.sql_url, statement_seconds=limits.statement_seconds, lock_seconds=limits.lock_seconds)
-
-
-def _complete_document(app: FastAPI, limits: Limits) -> None:
-    """Put errors and the size of pages into the OpenAPI document; as a model of each route errors would be built 200 times."""
-    document_of = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = document_of()
-        schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-        document["components"]["schemas"] |= schema.pop("$defs") | {"Problem": schema}
-        operations = [operation for path in document["paths"].values() for operation in path.values()]
-        for parameter in [one for operation in operations for one in operation.get("parameters", ())]:
-            if parameter["name"] == "limit":
-                parameter["schema"]["maximum"] = limits.page_items
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
