@@ -11,22 +11,6 @@ from dashboard.api_client import ApiClient
 from dashboard.quantities import accuracy_text, flops_text, nats_text, seconds_text
 
 # What a person can do about a failure, by its kind; the run's own message says what happened.
-ADVICE = {
-    "bad_spec": "Correct the field that the message names and start again.",
-    "bad_model": "Check the paths of student and teacher on the worker. *Check on a worker* in New run finds this before the start.",
-    "bad_data": "Correct the line that the message names in the prompt or evaluation file.",
-    "bad_checkpoint": "The checkpoint cannot be read; start a new run, or remove the damaged folder and retry.",
-    "oom_host": "Halve *micro-batch rollouts* (the result stays the same), shorten the prefix, or use a worker with more memory.",
-    "gpu_error": "Halve *micro-batch rollouts* if its memory ran out (the result stays the same); else look at the driver's log.",
-    "nan_loss": "Lower the learning rate or raise the warm-up; bfloat16 may need float32 for very small models.",
-    "stalled": "See the log below for what it last did; then try again from the last checkpoint.",
-    "start_timeout": "See the log below: a slow download or disk is usual. INCIPIT_START_SECONDS on the control process allows more.",
-    "worker_lost": "See the worker's log and the machine's memory; then try again from the last checkpoint.",
-    "engine_crashed": "The message and the log below have its last words; out of memory is usual, then fewer micro-batch rollouts help.",
-    "disk_full": "Free space on the worker's disk, or keep fewer checkpoints, then start again.",
-    "folder_unwritable": "Make the folder that the message names writable for the worker, then try again from the last checkpoint.",
-    "internal": "This is a fault of Incipit or of its surroundings: the log below has the details.",
-}
 _METRICS = {
     "loss": "loss (nats per token)",
     "cross_entropy": "cross-entropy of the warm-up phase (nats per token)",
@@ -67,22 +51,6 @@ def figures(client: ApiClient, run: Run) -> None:
             help="All phases but evaluation, from actual token counts.",
         )
         st.metric("Training time", seconds_text(run.training_seconds), border=True, width="content")
-
-
-def failure(run: Run) -> None:
-    with st.container(border=True):
-        st.error(
-            f"**{notices.plain(run.failure_message or 'The run failed without a message.')}**", icon=":material/error:"
-        )
-        kind = run.failure_kind or "internal"
-        st.markdown(f"**What you can do.** {ADVICE.get(kind, ADVICE['internal'])}")
-        st.caption(f"Kind: {notices.plain(kind)} · step {run.step:,} · attempt {run.attempt}")
-        st.page_link(
-            "views/new_run.py",
-            label="Edit and start again",
-            icon=":material/content_copy:",
-            query_params={"from": run.id},
-        )
 
 
 def references(evaluations: list[Evaluation]) -> pd.DataFrame:

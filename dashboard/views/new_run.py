@@ -22,10 +22,16 @@ from dashboard.submission import forget_submission, submission_key
 from engine.findings import Finding
 
 
-def load(document: dict[str, Any], source: str, arms: Sequence[Variant] = (), title: str = "") -> None:
-    """Start the form afresh from a document."""
+def load(
+    document: dict[str, Any],
+    source: str,
+    arms: Sequence[Variant] = (),
+    title: str = "",
+    parent: dict[str, Any] | None = None,
+) -> None:
+    """Start the form afresh from a document; changes are shown against `parent`, which is the document itself by default."""
     st.session_state["form"] = {
-        "seed": document, "preset": document, "source": source, "arms": list(arms), "title": title,
+        "seed": document, "preset": document if parent is None else parent, "source": source, "arms": list(arms), "title": title,
         "revision": st.session_state.get("form", {}).get("revision", 0) + 1,
     }  # fmt: skip
 
@@ -37,13 +43,18 @@ def first_preset(presets: list[Preset]) -> Preset | None:
 
 
 def load_asked(client: ApiClient, presets: list[Preset]) -> None:
-    """What the URL asks for (`from` a run, or a `preset`), once; else what was being edited, else the first preset."""
-    run_id, name = address.asked("from"), address.asked("preset")
+    """What the URL asks for (`from` a run, or a `preset`), once; else what was being edited, else the first preset.
+
+    With `from` the URL may `set` fields, a JSON object of dotted paths: so a failed run's page offers what may help.
+    """
+    run_id, name, changes = address.asked("from"), address.asked("preset"), address.asked("set")
     wanted = f"run {run_id}" if run_id else f"preset {name}" if name else None
     known = st.session_state.get("form")
-    if run_id and (known is None or known["source"] != wanted):
+    if run_id and (known is None or known["source"] != wanted or changes):
         run = cached.run(client, run_id)
-        load(run.spec.model_dump(mode="json"), f"run {run_id}", title=run.experiment_name)
+        parent = run.spec.model_dump(mode="json")
+        load(changed(client, parent, changes), f"run {run_id}", title=run.experiment_name, parent=parent)
+        address.keep("set", None)
     elif known is None or (wanted and known["source"] != wanted):
         preset = next((one for one in presets if one.name == name), None) or first_preset(presets)
         if preset is None:
@@ -53,6 +64,24 @@ def load_asked(client: ApiClient, presets: list[Preset]) -> None:
     elif f"form-{known['revision']}-name" not in st.session_state and "draft" in known:
         # Back from another page: Streamlit has forgotten the widgets, the draft has not.
         known["seed"], known["revision"] = known["draft"], known["revision"] + 1
+
+
+def changed(client: ApiClient, parent: dict[str, Any], changes: str | None) -> dict[str, Any]:
+    """The parent's document with the changes that an address asks for, or as it is when they do not fit: anybody can write one."""
+    if changes is None:
+        return parent
+    try:
+        wanted = json.loads(changes)
+        document = with_changes(parent, wanted) if isinstance(wanted, dict) else {}
+    except (ValueError, RecursionError):
+        document = {}
+    if not document or client.validate(document):
+        st.warning(
+            "The changes that this address asks for do not fit the run; it is shown as it was.",
+            icon=":material/link_off:",
+        )
+        return parent
+    return document
 
 
 def choose_start(presets: list[Preset]) -> None:

@@ -4,7 +4,7 @@ import streamlit as st
 
 from backend.run_states import ACTIVE_STATES, RunState
 from backend.schemas import Run
-from dashboard import address, cached, notices, run_actions, run_panels, run_warnings, tail_panel
+from dashboard import address, cached, failure_panel, notices, run_actions, run_panels, run_warnings, tail_panel
 from dashboard.api_client import ApiClient
 from dashboard.quantities import elapsed_seconds, range_text, seconds_text
 
@@ -64,7 +64,7 @@ def progress(run: Run) -> None:
         phase = run.phase or run.state
         st.progress(done, text=f"{phase} · step {run.step:,} of {run.num_steps:,} · {took} so far · {left}")
     elif run.state == "failed":
-        run_panels.failure(run)
+        failure_panel.show(run)
     elif run.state == "paused":
         st.progress(done, text=f"Paused at step {run.step:,} of {run.num_steps:,}; it goes on when it is resumed.")
     else:
