@@ -12,6 +12,7 @@ from sqlalchemy.exc import ArgumentError, OperationalError
 
 from backend.app import create_app
 from backend.database import Database
+from backend.logs import set_up_logs
 from backend.migrate import SchemaMismatch, require_head
 from backend.settings import Settings
 from backend.sign_in import can_anyone_sign_in
@@ -46,7 +47,14 @@ def main() -> None:
     except OSError as error:
         where = f"{settings.host}, port {settings.port}"
         _give_up(1, f"Cannot listen on {where} ({os.strerror(error.errno or 0)}); set INCIPIT_PORT to a free port.")
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), server_header=False, timeout_graceful_shutdown=5))
+    set_up_logs("api", settings.log_level)
+    config = uvicorn.Config(
+        create_app(settings),
+        server_header=False,
+        timeout_graceful_shutdown=5,
+        log_config=None,  # ours
+    )
+    server = uvicorn.Server(config)
     server.run(sockets=[listener])
 
 

@@ -17,10 +17,10 @@ from backend.guard import Guard
 from backend.health import version
 from backend.idempotency import InFlight
 from backend.locked_route import LockedRoute
-from backend.log_redaction import redact_access_log
 from backend.migrate import require_head
 from backend.oidc import OidcVerifier
 from backend.openapi import complete_document
+from backend.request_log import RequestLog
 from backend.routes import (
     access,
     analyses,
@@ -52,7 +52,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        redact_access_log()
         chosen.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         with closing(_database(chosen)) as database:
             require_head(database)
@@ -86,6 +85,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app, metric_namespace="incipit"
     )
     app.add_middleware(Guard, settings=chosen)
+    app.add_middleware(RequestLog)
     app.router.route_class = LockedRoute
     answer_errors(app)
     api = APIRouter(prefix="/api/v1")

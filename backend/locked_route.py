@@ -88,6 +88,7 @@ def _authorized(request: Request, operation: str | None) -> Principal | None:
     if principal is None:
         sentence = "This needs a valid API key; send it as `Authorization: Bearer …`, or ask an admin for one."
         raise Refusal(401, sentence, headers={"WWW-Authenticate": "Bearer"})
+    request.state.principal_id = principal.id  # for the log, also of who is refused below
     if need is None:
         raise Refusal(403, "No role is declared for this operation, so nobody may use it; this is a fault of Incipit.")
     if not principal.may(need):

@@ -4,7 +4,7 @@ import os
 import secrets
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, model_validator
@@ -12,6 +12,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from backend.limits import Limits
 from engine.locations import incipit_home
+
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 _SECRET_BYTES = 32
 _DATABASES = ("sqlite:///", "postgresql+psycopg://")
@@ -39,6 +41,8 @@ class Settings(BaseSettings):
     """Address on which the API listens."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     """Port on which the API listens."""
+    log_level: LogLevel = "info"
+    """How much is logged; at debug also each request for health and figures."""
     local_token: SecretStr | None = None
     """Bearer token of a local stack, made anew at each of its starts; only for an API on a loopback address."""
     allowed_hosts: tuple[str, ...] = ()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import Field
 
 from engine.flops import FlopLedger, ModelShape, continuation_ledger, rollout_ledger
@@ -99,6 +98,8 @@ class MixedCompletions(_Source):
     def source_at(self, seed: int, step: int) -> StudentCompletions | TeacherCompletions | DataCompletions:
         """Who writes at a step, counted from 0: it depends on seed and step alone."""
         # The 2 keeps clear of the numbers of the prompt order (0) and of the rollouts (1).
+        import numpy as np  # where it is drawn: supervisors, which read specs, do without it
+
         draw = np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, step, 2, 0])).random()
         return StudentCompletions() if draw < self.on_policy_share else self._off_policy
 

@@ -6,40 +6,14 @@ divergences and entropies are over the full vocabulary, in nats. Stored as float
 by at most 0.004).
 """
 
+from functools import cache
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from engine.frozen import Frozen
 
 NORMAL, SPECIAL, FRAGMENT = 0, 1, 2  # TokenTrace.flags
 _MAX_FLOAT16 = 65504.0  # beyond it a value would be stored as infinity, which no JSON carries
-
-_FLOATS = pa.list_(pa.float16())
-_SCHEMA = pa.schema(
-    [
-        ("prompt_texts", pa.list_(pa.string())),
-        ("token_ids", pa.list_(pa.int32())),
-        ("texts", pa.list_(pa.string())),
-        ("flags", pa.list_(pa.int8())),
-        ("student_logprob", _FLOATS),
-        ("teacher_logprob", _FLOATS),
-        ("reverse_kl", _FLOATS),
-        ("forward_kl", _FLOATS),
-        ("jsd", _FLOATS),
-        ("student_entropy", _FLOATS),
-        ("teacher_entropy", _FLOATS),
-        ("student_rank", pa.list_(pa.int32())),
-        ("teacher_rank", pa.list_(pa.int32())),
-        ("candidate_ids", pa.list_(pa.list_(pa.int32()))),
-        ("candidate_student_logprob", pa.list_(_FLOATS)),
-        ("candidate_teacher_logprob", pa.list_(_FLOATS)),
-        ("vocabulary_ids", pa.list_(pa.int32())),
-        ("vocabulary_texts", pa.list_(pa.string())),
-    ]
-)
 
 
 class TokenTrace(Frozen):
@@ -76,16 +50,50 @@ class TokenTrace(Frozen):
 
 def write_traces(path: Path, traces: list[TokenTrace]) -> None:
     """Write rollouts to a new Parquet file, zstd-compressed, one row group each."""
-    with pq.ParquetWriter(path, _SCHEMA, compression="zstd", compression_level=3) as writer:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetWriter(path, _schema(), compression="zstd", compression_level=3) as writer:
         for trace in traces:
             columns: dict[str, list[Any]] = {name: [_storable(value)] for name, value in trace.model_dump().items()}
-            writer.write_table(pa.table(columns, schema=_SCHEMA))
+            writer.write_table(pa.table(columns, schema=_schema()))
 
 
 def read_trace(path: Path, row: int) -> TokenTrace:
     """One rollout of a trace file."""
+    import pyarrow.parquet as pq
+
     with pq.ParquetFile(path) as file:
         return TokenTrace.model_validate(file.read_row_group(row).to_pylist()[0])
+
+
+@cache
+def _schema() -> Any:
+    import pyarrow as pa  # where traces are read or written: the supervisors, which do neither, are 40 MB smaller
+
+    floats = pa.list_(pa.float16())
+    return pa.schema(
+        [
+            ("prompt_texts", pa.list_(pa.string())),
+            ("token_ids", pa.list_(pa.int32())),
+            ("texts", pa.list_(pa.string())),
+            ("flags", pa.list_(pa.int8())),
+            ("student_logprob", floats),
+            ("teacher_logprob", floats),
+            ("reverse_kl", floats),
+            ("forward_kl", floats),
+            ("jsd", floats),
+            ("student_entropy", floats),
+            ("teacher_entropy", floats),
+            ("student_rank", pa.list_(pa.int32())),
+            ("teacher_rank", pa.list_(pa.int32())),
+            ("candidate_ids", pa.list_(pa.list_(pa.int32()))),
+            ("candidate_student_logprob", pa.list_(floats)),
+            ("candidate_teacher_logprob", pa.list_(floats)),
+            ("vocabulary_ids", pa.list_(pa.int32())),
+            ("vocabulary_texts", pa.list_(pa.string())),
+        ]
+    )
 
 
 def _storable(value: Any) -> Any:

@@ -15,6 +15,7 @@ from celery.signals import worker_process_init, worker_ready, worker_shutdown, w
 
 from backend.database import Database
 from backend.doorbell import PREFLIGHT_TASK, QUEUE, RUN_TASK
+from backend.logs import bound
 from backend.queries.analyses import claim_analysis, has_claimable_analysis
 from backend.queries.claims import claim_run, has_claimable_run
 from backend.queries.leases import claim_preflight, keep_worker, remove_worker, set_worker_run
@@ -144,7 +145,8 @@ def _work_on_next_run(slot: Slot) -> bool:
             return False
         set_worker_run(session, _worker_id(slot), claim.run_id)
     try:
-        Supervisor(claim, slot, place).work()
+        with bound(run=claim.run_id, attempt=claim.attempt, fence=claim.fence):
+            Supervisor(claim, slot, place).work()
     finally:
         with place.database.write() as session:
             set_worker_run(session, _worker_id(slot), None)

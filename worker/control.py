@@ -16,6 +16,7 @@ from sqlalchemy import text
 
 from backend.database import Database
 from backend.doorbell import PREFLIGHT_TASK, QUEUE, RUN_TASK
+from backend.logs import set_up_logs
 from backend.queries import leases
 from backend.queries.analyses import take_back_analyses, unclaimed_analyses
 from backend.queries.claims import extend_leases, reap
@@ -125,12 +126,13 @@ class Control:
 
 def main() -> None:
     """Turn every ten seconds until SIGTERM or SIGINT; what is wrong before that is one sentence and a status."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     try:
-        control = Control(Settings())
+        settings = Settings()
+        set_up_logs("control", settings.log_level)
+        control = Control(settings)
     except ValidationError as error:
         give_up(*sentences_of(error))
     in_control: bool | None = None

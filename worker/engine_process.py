@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from backend.redaction import Redaction
 from worker.tether import tethered
 
 _MAX_TAIL_BYTES = 4096
@@ -65,10 +66,11 @@ class EngineProcess:
                 self._process.stdin.close()
 
     def log_tail(self, num_lines: int = 15) -> str:
-        """The last lines that it wrote to stdout and stderr."""
+        """The last lines that it wrote to stdout and stderr, without secrets: they go into the run's history."""
         with self.log_path.open("rb") as log:
             log.seek(max(0, self.log_path.stat().st_size - _MAX_TAIL_BYTES))
-            return "\n".join(log.read().decode(errors="replace").strip().splitlines()[-num_lines:])
+            tail = "\n".join(log.read().decode(errors="replace").strip().splitlines()[-num_lines:])
+        return Redaction(os.environ)(tail)
 
 
 def engine_command(arguments: list[str]) -> list[str]:

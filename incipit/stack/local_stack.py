@@ -146,11 +146,10 @@ class LocalStack:
     def _commands(self) -> dict[str, list[str]]:
         python = [sys.executable, "-P", "-m"]
         commands = {
-            "api": [*python, "uvicorn", "backend.app:create_app", "--factory", "--host", LOOPBACK, "--port",
-                    str(_port_of(self.api_url)), "--timeout-graceful-shutdown", "5"],
+            "api": [*python, "backend"],
             "worker": [*python, "worker"],
             "control": [*python, "worker.control"],
-        }  # fmt: skip
+        }
         if self.dashboard_url is not None:
             commands["dashboard"] = [
                 *python, "streamlit", "run", str(_dashboard_script()), "--server.headless", "true",

@@ -1,5 +1,6 @@
 """One process of the local stack: in its own session, tied to the launcher's life, logged, ended for certain."""
 
+import json
 import os
 import signal
 import subprocess
@@ -93,7 +94,16 @@ class Service:
             lines = self.log_path.read_bytes()[-4096:].decode(errors="replace").strip().splitlines()
         except FileNotFoundError:
             return ""
-        return lines[-1].strip() if lines else ""
+        return _sentence_of(lines[-1].strip()) if lines else ""
+
+
+def _sentence_of(line: str) -> str:
+    """What a line of a log says: the text of a line in JSON with the fault it tells of, or the line itself."""
+    try:
+        fields = json.loads(line)
+        return " ".join([fields["message"], *fields.get("exception", "").splitlines()[-1:]])
+    except (ValueError, TypeError, KeyError):
+        return line
 
 
 def worker_stop_seconds() -> float:

@@ -146,7 +146,7 @@ def test_a_service_that_dies_is_started_again_and_a_supervisor_stays_small(home:
         assert state is not None
         pids = {service.name: service.pid for service in state.services}
         children = psutil.Process(pids["worker"]).children()
-        assert max(child.memory_info().rss for child in children) < 120 * 1024**2
+        assert max(child.memory_info().rss for child in children) < 112 * 1024**2
         for name in ("broker", "api", "control"):
             os.kill(pids[name], signal.SIGKILL)
         _await(lambda: _pids(home).keys() == pids.keys() and not {*_pids(home).values()} & {pids["api"]}, "the restart")
