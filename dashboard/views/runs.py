@@ -1,27 +1,14 @@
 """All runs, with filters. Choose one to open it, several to compare them."""
 
-from collections.abc import Sequence
-
 import streamlit as st
 
 from backend.schemas import RunSummary
-from dashboard import cached, notices
+from dashboard import cached, notices, run_search
 from dashboard.frames import accuracy_of, runs_frame
 from dashboard.quantities import age_text, flops_text
 
 _PER_PAGE = 25
 _MAX_COMPARED = 10
-
-
-def filtered(runs: list[RunSummary], text: str, states: Sequence[str], experiment: str | None) -> list[RunSummary]:
-    words = text.lower().split()
-    return [
-        run
-        for run in runs
-        if (not states or run.state in states)
-        and (experiment is None or run.experiment_id == experiment)
-        and all(word in f"{run.name} {run.experiment_name} {run.prefix} {run.divergence}".lower() for word in words)
-    ]
 
 
 def as_table(shown: list[RunSummary]) -> None:
@@ -112,7 +99,9 @@ if not runs:
     st.stop()
 
 with st.container(horizontal=True, vertical_alignment="bottom"):
-    text = st.text_input("Search", placeholder="name, experiment, prefix", key="q", bind="query-params", width=240)
+    text = st.text_input(
+        "Search", placeholder="prefix 8 acc>0.9", key="q", bind="query-params", width=280, help=run_search.HELP
+    )
     states = st.multiselect("State", list(notices.STATE_LOOKS), key="state", bind="query-params", width=240)
     experiment = st.selectbox(
         "Experiment", list(experiments), index=None, format_func=lambda one: experiments.get(one, one), key="experiment",
@@ -122,7 +111,16 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         "View", ["table", "list"], default="table", required=True, key="view", bind="query-params"
     )
 
-shown = filtered(runs, text or "", states, experiment)
+try:
+    shown = run_search.found(runs, text or "")
+except ValueError as error:
+    st.error(notices.plain(str(error)), icon=":material/error:")
+    st.stop()
+shown = [
+    run
+    for run in shown
+    if (not states or run.state in states) and (experiment is None or run.experiment_id == experiment)
+]
 if not shown:
     notices.empty(
         "No run matches", "Loosen the search, the state or the experiment above.", ":material/filter_alt_off:"

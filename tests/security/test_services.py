@@ -104,7 +104,7 @@ def test_hostile_messages_do_not_run_and_do_not_stop_a_worker(broker: Path, tmp_
         assert worker.poll() is None
     finally:
         worker.terminate()
-        worker.wait(30)
+        worker.wait(90)
     told = log.read_text(errors="replace")
     assert not canary.exists()
     assert "ContentDisallowed" in told
