@@ -21,6 +21,7 @@ from backend.settings import Settings
 from tests.access import SIGNED_IN
 from tests.backend.conftest import ADDRESS
 from tests.backend.recorded import add_worker, change_run
+from worker.schema import NEWEST_REVISION
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_workers_count_while_they_are_heard_of(client: TestClient, database: Dat
 def test_the_version_names_every_format(client: TestClient) -> None:
     version = client.get("/version").json()
     assert (version["api"], version["spec_version"], version["event_version"]) == ("v1", 1, 1)
-    assert version["schema_revision"] == "0007"
+    assert version["schema_revision"] == NEWEST_REVISION
 
 
 def test_the_api_refuses_a_database_of_another_schema(settings: Settings, database_url: str) -> None:
