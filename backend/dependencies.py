@@ -131,8 +131,10 @@ def _signed_reading(database: WholeStore) -> Iterator[Session]:
 Reading = Annotated[Session, Depends(_reading)]
 SignedReading = Annotated[Session, Depends(_signed_reading)]
 """For addresses whose signature names what they may read."""
-Id = Annotated[str, Path(max_length=64, description="As the lists give it.")]
-Cursor = Annotated[str | None, Query(max_length=64, description="next_cursor of the page before.")]
+TEXT_PATTERN = r"^[^\x00]*$"
+ID_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
+Id = Annotated[str, Path(pattern=ID_PATTERN, description="As the lists give it.")]
+Cursor = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9_-]{22}$", description="next_cursor of the page before.")]
 
 
 def page_size(default: int) -> Any:

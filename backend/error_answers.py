@@ -6,6 +6,7 @@ from http import HTTPStatus
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
 from pydantic import ValidationError
 from pydantic_core import InitErrorDetails
 from sqlalchemy.exc import OperationalError
@@ -56,7 +57,10 @@ def answer_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
         detail = _SENTENCES.get(error.status_code, str(error.detail))
-        return problem(request.scope, Refusal(error.status_code, detail), error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(sorted(_methods_at(app, request.scope["path"])))
+        return problem(request.scope, Refusal(error.status_code, detail), headers)
 
     @app.exception_handler(OperationalError)
     async def _no_database(request: Request, error: OperationalError) -> Response:  # it may name hosts and paths
@@ -75,6 +79,12 @@ def answer_errors(app: FastAPI) -> None:
             "This is a fault of Incipit, not of the request; the API's log has the details under the instance below."
         )
         return problem(request.scope, Refusal(500, detail))
+
+
+def _methods_at(app: FastAPI, path: str) -> set[str]:
+    """Methods that an address takes, of all routes: Starlette names those of the first."""
+    routes = [route for route in app.routes if isinstance(route, APIRoute) and route.path_regex.match(path)]
+    return {method for route in routes for method in route.methods}
 
 
 def _refusal_of(request: Request, error: RequestValidationError) -> Refusal:

@@ -7,6 +7,7 @@ from fastapi import FastAPI
 
 from backend.limits import Limits
 from backend.openapi_examples import REQUESTS, RESPONSES, as_json
+from backend.roles import need_of
 from backend.schemas import Problem
 
 
@@ -15,6 +16,8 @@ def complete_document(app: FastAPI, limits: Limits) -> None:
     document_of = app.openapi
 
     def openapi() -> dict[str, Any]:
+        if app.openapi_schema is not None:
+            return app.openapi_schema
         document = document_of()
         schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         document["components"]["schemas"] |= schema.pop("$defs") | {"Problem": schema}
@@ -31,6 +34,8 @@ def _complete_operation(operation: dict[str, Any], limits: Limits) -> None:
         if parameter["name"] == "limit":
             parameter["schema"]["maximum"] = limits.page_items
     name = operation["operationId"]
+    if need_of(name) in ("open", "signature"):
+        del operation["security"]
     if name in REQUESTS:
         operation["requestBody"]["content"]["application/json"]["example"] = as_json(REQUESTS[name])
     if name in RESPONSES:

@@ -5,14 +5,14 @@ from typing import Annotated
 from fastapi import Path, Response
 
 from backend.access import ALL_PROJECTS, ApiKey, CreatedKey, KeyCreate, Principal
-from backend.dependencies import Caller, Reading, Store, errors
+from backend.dependencies import ID_PATTERN, Caller, Reading, Store, errors
 from backend.locked_route import locked_router
 from backend.problems import Refusal, not_found
 from backend.queries import api_keys as queries
 
 router = locked_router(tags=["access"])
 
-KeyId = Annotated[str, Path(max_length=64, description="The part of the key between the underscores.")]
+KeyId = Annotated[str, Path(pattern=ID_PATTERN, description="The part of the key between the underscores.")]
 
 
 @router.get("/me", operation_id="get_me", responses=errors())

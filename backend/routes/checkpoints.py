@@ -9,7 +9,18 @@ from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
 from backend.cursors import from_cursor
-from backend.dependencies import ERRORS, Config, Cursor, Id, Reading, Responses, SignedReading, errors, page_size
+from backend.dependencies import (
+    ERRORS,
+    ID_PATTERN,
+    Config,
+    Cursor,
+    Id,
+    Reading,
+    Responses,
+    SignedReading,
+    errors,
+    page_size,
+)
 from backend.download_places import DownloadPlaces
 from backend.downloads import StoredCheckpoint
 from backend.locked_route import locked_router
@@ -23,7 +34,9 @@ router = locked_router(prefix="/checkpoints", tags=["checkpoints"])
 # No credentials: the signature in the address is the right to it.
 signed_router = locked_router(prefix=PREFIX.removeprefix("/api/v1"), tags=["checkpoints"])
 
-FileName = Annotated[str, Path(max_length=1024, description="As in the checkpoint's list of files.")]
+FileName = Annotated[
+    str, Path(max_length=1024, pattern=r"^[^\x00-\x1f]+$", description="As in the checkpoint's list of files.")
+]
 Expires = Annotated[int, Query(ge=0, le=2**53)]
 Signature = Annotated[str, Query(max_length=128)]
 
@@ -47,7 +60,7 @@ _ARCHIVE: Responses = {200: {"content": {"application/x-tar": {}}, "description"
 def list_checkpoints(
     session: Reading,
     limit: _Page,
-    run_id: Annotated[str | None, Query(max_length=64)] = None,
+    run_id: Annotated[str | None, Query(pattern=ID_PATTERN)] = None,
     cursor: Cursor = None,
 ) -> list[Checkpoint]:
     """Checkpoints of all runs, or of one, newest first."""

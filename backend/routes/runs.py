@@ -3,9 +3,10 @@
 from typing import Annotated, Literal
 
 from fastapi import Query, Response
+from pydantic import Field
 
 from backend.cursors import from_cursor, to_cursor
-from backend.dependencies import Cursor, Id, Reading, errors, page_size
+from backend.dependencies import ID_PATTERN, TEXT_PATTERN, Cursor, Id, Reading, errors, page_size
 from backend.locked_route import locked_router
 from backend.problems import not_found
 from backend.queries import checkpoints as checkpoint_queries
@@ -18,6 +19,7 @@ from backend.schemas import Checkpoint, Evaluation, EventPage, Metric, Positions
 router = locked_router(prefix="/runs", tags=["runs"])
 
 _MAX_STEP = 2**31 - 1
+Kind = Annotated[str, Field(pattern=r"^[a-z_]{1,32}$")]
 
 
 @router.get("", operation_id="list_runs", responses=errors())
@@ -25,8 +27,10 @@ def list_runs(
     session: Reading,
     limit: Annotated[int, page_size(100)],
     state: Annotated[list[RunState] | None, Query(max_length=16, description="Only runs in one of these.")] = None,
-    experiment_id: Annotated[str | None, Query(max_length=64)] = None,
-    search: Annotated[str | None, Query(max_length=128, description="Part of the run's or experiment's name.")] = None,
+    experiment_id: Annotated[str | None, Query(pattern=ID_PATTERN)] = None,
+    search: Annotated[
+        str | None, Query(max_length=128, pattern=TEXT_PATTERN, description="Part of the run's or experiment's name.")
+    ] = None,
     cursor: Cursor = None,
 ) -> RunPage:
     """Runs, newest first."""
@@ -50,7 +54,10 @@ def get_run(run_id: Id, session: Reading, response: Response) -> Run:
 def get_metrics(
     run_id: Id,
     session: Reading,
-    keys: Annotated[str | None, Query(max_length=2000, description="Names, separated by commas; all if empty.")] = None,
+    keys: Annotated[
+        str | None,
+        Query(max_length=2000, pattern=TEXT_PATTERN, description="Names, separated by commas; all if empty."),
+    ] = None,
     after_step: Annotated[int, Query(ge=0, le=_MAX_STEP)] = 0,
 ) -> list[Metric]:
     """Metrics by step, each thinned to at most 2,000 points, with first, last, extremes and gaps of every range of steps."""
@@ -64,7 +71,7 @@ def get_events(
     session: Reading,
     limit: Annotated[int, page_size(200)],
     after_seq: Annotated[int, Query(ge=0, le=2**53)] = 0,
-    kind: Annotated[list[str] | None, Query(max_length=20, description="Such as `warning`; all if empty.")] = None,
+    kind: Annotated[list[Kind] | None, Query(max_length=20, description="Such as `warning`; all if empty.")] = None,
 ) -> EventPage:
     """The run's history behind a sequence number, oldest first; with `kind=warning` what it warned of."""
     _require(session, run_id)

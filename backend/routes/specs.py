@@ -28,7 +28,7 @@ def get_spec_schema() -> dict[str, Any]:
 
 
 @router.post("/spec/validate", operation_id="validate_spec", responses=errors(403, 413, 415))
-def validate_spec(body: Annotated[Any, Body(description="A spec, valid or not.")]) -> list[Finding]:
+def validate_spec(body: Annotated[Any, Body(description="A spec, valid or not.")] = None) -> list[Finding]:
     """What is wrong with a spec by the rules that need no model; empty when nothing is."""
     return findings_in(body, RunSpec)
 

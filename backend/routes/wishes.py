@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import Header, Response
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
 from backend.dependencies import Bell, Caller, Config, Id, Store, errors
@@ -22,7 +23,16 @@ from engine.spec import Name
 router = locked_router(prefix="/runs", tags=["runs"])
 
 _ERRORS = errors(403, 404, 409, 413, 415)
-Priority = Annotated[int, Field(ge=-100, le=100)]
+
+
+def _whole(value: object) -> object:
+    """Refuses true, false and text, which pydantic would take for numbers."""
+    if isinstance(value, bool | str):
+        raise PydanticCustomError("int_type", "must be a whole number")
+    return value
+
+
+Priority = Annotated[int, BeforeValidator(_whole), Field(ge=-100, le=100)]
 IfMatch = Annotated[str | None, Header(max_length=100, description="The run's ETag, as GET gave it.")]
 
 
@@ -47,7 +57,7 @@ class Clone(Frozen):
     """Name of the copy; the run's, with "copy" behind it, if empty."""
     changes: dict[str, object] = {}
     """Dotted field of the spec to new value, as in a variant."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    seed: Annotated[int, BeforeValidator(_whole), Field(ge=0, le=2**53)] | None = None
     """Seed of the copy; the run's if empty."""
 
 
