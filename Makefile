@@ -23,7 +23,7 @@ INSTALL = UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null 
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt \
 	$(if $(TORCH),--torch-backend=$(TORCH))
 
-.PHONY: demo up test test-full test-faults soak lint bench lock clean
+.PHONY: demo up test test-full test-faults soak lint bench load lock clean
 
 demo: $(VENV)/local.done
 	$(BIN)/incipit demo $(ARGS)
@@ -55,6 +55,9 @@ lint: $(VENV)/dev.done
 
 bench: $(VENV)/dev.done
 	$(BIN)/python -m benchmarks $(ARGS)
+
+load: $(VENV)/dev.done
+	$(BIN)/python -m benchmarks load $(ARGS)
 
 lock: $(VENV)/uv.done
 	@echo "torch==2.13.0" > $(VENV)/torch.pin

@@ -1,6 +1,6 @@
-"""`make bench`: runs every benchmark and adds dated rows, with the commit, to the tables of docs/performance.md.
+"""`make bench` and `make load`: run benchmarks and add dated rows, with the commit, to the tables of docs/performance.md.
 
-    python -m benchmarks [--print]     (--print shows the rows and writes nothing)
+    python -m benchmarks [--print] [load]     (--print shows the rows and writes nothing)
 
 The tables are made by this command alone. Each row names the machine's load at its start, since a busy machine is slower.
 """
@@ -67,6 +67,35 @@ def estimate_rows(result: dict[str, Any]) -> list[Row]:
     ]
 
 
+def recorded_rows(result: dict[str, Any]) -> list[Row]:
+    return [
+        [
+            one["database"],
+            str(one["batch"]),
+            str(one["steps"]),
+            f"{one['points_per_second']:,}",
+            f"{one['p50_milliseconds']:.0f}",
+            f"{one['p95_milliseconds']:.0f}",
+            f"{one['cpu_milliseconds']:.1f}",
+        ]
+        for one in result["results"]
+    ]
+
+
+def api_rows(result: dict[str, Any]) -> list[Row]:
+    return [
+        [
+            one["database"],
+            name.replace("_", " "),
+            f"{times['p50_milliseconds']:.0f}",
+            f"{times['p95_milliseconds']:.0f}",
+        ]
+        for one in result["results"]
+        for name, times in one.items()
+        if name != "database"
+    ]
+
+
 # Heading of the table in the page, the command, and how its JSON becomes rows.
 _BENCHMARKS: dict[str, tuple[list[str], Callable[[dict[str, Any]], list[Row]]]] = {
     "Training step": (["-m", "benchmarks.step_rate", "--json"], step_rate_rows),
@@ -75,13 +104,19 @@ _BENCHMARKS: dict[str, tuple[list[str], Callable[[dict[str, Any]], list[Row]]]] 
     "Run list": (["benchmarks/run_list.py"], run_list_rows),
 }
 
+_LOAD: dict[str, tuple[list[str], Callable[[dict[str, Any]], list[Row]]]] = {
+    "Recorded points": (["-m", "benchmarks.recorded_points"], recorded_rows),
+    "API under load": (["-m", "benchmarks.api_load"], api_rows),
+}
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--print", action="store_true", dest="only_print", help="show the rows, write nothing")
+    parser.add_argument("suite", nargs="?", choices=["speed", "load"], default="speed")
     arguments = parser.parse_args()
     page = _PAGE.read_text()
-    for heading, (command, rows_of) in _BENCHMARKS.items():
+    for heading, (command, rows_of) in (_LOAD if arguments.suite == "load" else _BENCHMARKS).items():
         load = os.getloadavg()[0]
         done = subprocess.run([sys.executable, *command], cwd=_ROOT, capture_output=True, text=True, check=False)
         if done.returncode:

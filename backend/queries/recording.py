@@ -4,25 +4,25 @@ The same event is never recorded twice, and an attempt that starts from a checkp
 recorded after it, so each step is in the rows once. The caller commits.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import delete, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from backend.database import now_of
 from backend.limits import Limits
 from backend.queries.claims import LeaseLost, hold
+from backend.queries.metric_rows import upsert, write_metrics
 from backend.queries.metrics import STRIDE, add_highlights, remove_highlights
 from backend.queries.recording_limits import RecordingLimits
 from backend.queries.retention import mark_best
 from backend.queries.transitions import TransitionRejected, add_event, transition
 from backend.records import Attempt, Checkpoint, Evaluation, Metric, PositionCurve, Rollout
-from backend.tables import Table
+from backend.tables import Run
 from engine.events import (
     CheckpointRemoved,
     CheckpointSaved,
@@ -67,7 +67,10 @@ def record(session: Session, batch: AttemptEvents, limits: Limits = _DEFAULT_LIM
 
     What is beyond the limits is left out, which the history then says once.
     """
-    hold(session, batch.run_id, batch.holder)
+    steps = [event for event in batch.events if isinstance(event, StepDone)]
+    # Between evaluations and checkpoints a batch has nothing but steps: the run's row is written once then, not twice.
+    has_only_steps = bool(steps) and len(steps) == len(batch.events)
+    hold(session, batch.run_id, batch.holder, **(_columns_after(steps) if has_only_steps else {}))
     moved = session.execute(
         update(Attempt)
         .where(
@@ -81,14 +84,21 @@ def record(session: Session, batch: AttemptEvents, limits: Limits = _DEFAULT_LIM
     ).one_or_none()
     if moved is None:
         raise LeaseLost(f"Another process records attempt {batch.fence} of run {batch.run_id}.")
-    columns: dict[str, Any] = {}
     watch = RecordingLimits(session, batch.run_id, limits)
+    if has_only_steps:
+        _add_steps(session, batch, steps, watch)
+    else:
+        _add_events(session, batch, watch)
+    for warning in watch.warnings():
+        _add_to_history(session, batch, warning)
+
+
+def _add_events(session: Session, batch: AttemptEvents, watch: RecordingLimits) -> None:
+    columns: dict[str, Any] = {}
     for event in batch.events:
         columns |= _rows_of(session, batch, event, watch)
         if not isinstance(event, StepDone):
             _add_to_history(session, batch, event)
-    for warning in watch.warnings():
-        _add_to_history(session, batch, warning)
     if any(isinstance(event, StepDone | Started) for event in batch.events):
         columns["training_seconds"] = _training_seconds(session, batch.run_id)
     if columns:
@@ -111,7 +121,8 @@ def _rows_of(session: Session, batch: AttemptEvents, event: RunEvent, watch: Rec
         case Ready():
             return _ready(session, batch)
         case StepDone():
-            return _add_step(session, batch, event, watch)
+            _add_steps(session, batch, [event], watch)
+            return _columns_after([event])
         case Evaluated():
             return _add_evaluation(session, batch, event)
         case TailMeasured():
@@ -160,7 +171,25 @@ def _ready(session: Session, batch: AttemptEvents) -> dict[str, Any]:
     return {"ready_at": now_of(session)}
 
 
-def _add_step(session: Session, batch: AttemptEvents, event: StepDone, watch: RecordingLimits) -> dict[str, Any]:
+def _add_steps(session: Session, batch: AttemptEvents, steps: Sequence[StepDone], watch: RecordingLimits) -> None:
+    """Write metrics and curves of steps, each kind in one go."""
+    stored = {step.step: watch.metrics(step.step, step.time, _metrics_of(step)) for step in steps}
+    write_metrics(session, batch.run_id, batch.fence, stored)
+    for step in steps:
+        if step.step % STRIDE == 0:
+            add_highlights(session, batch.run_id, step.step)
+    curves = [
+        {"run_id": batch.run_id, "step": step.step, "fence": batch.fence, "source": "training", "split": "train",
+         "horizon": step.horizon, "mean": step.position_loss, "p90": [], "teacher_entropy": [],
+         "count": step.position_count}
+        for step in steps
+        if step.position_loss
+    ]  # fmt: skip
+    if curves:
+        upsert(session, PositionCurve, curves)
+
+
+def _metrics_of(event: StepDone) -> dict[str, float | None]:
     values = event.metrics | {
         "horizon": float(event.horizon),
         "training_flops": event.flops.training,
@@ -169,18 +198,18 @@ def _add_step(session: Session, batch: AttemptEvents, event: StepDone, watch: Re
     }
     if event.peak_memory_bytes is not None:
         values["peak_memory_bytes"] = float(event.peak_memory_bytes)
-    _add_metrics(session, batch, event.step, watch.metrics(event.step, event.time, values))
-    if event.step % STRIDE == 0:
-        add_highlights(session, batch.run_id, event.step)
-    if event.position_loss:
-        curve = {"source": "training", "split": "train", "horizon": event.horizon, "mean": event.position_loss,
-                 "p90": [], "teacher_entropy": [], "count": event.position_count}  # fmt: skip
-        _upsert(session, PositionCurve, [{"run_id": batch.run_id, "step": event.step, "fence": batch.fence} | curve])
+    return values
+
+
+def _columns_after(steps: Sequence[StepDone]) -> dict[str, Any]:
+    """What steps change in their run; its seconds grow by theirs, so that no batch adds up all that came before."""
+    last, seconds = steps[-1], sum(step.seconds.get("total", 0.0) for step in steps)
     return {
-        "last_step": event.step,
-        "flops": event.flops,
-        "training_flops": event.flops.training,
-        "executed_flops": event.executed_flops,
+        "last_step": last.step,
+        "flops": last.flops,
+        "training_flops": last.flops.training,
+        "executed_flops": last.executed_flops,
+        "training_seconds": func.coalesce(Run.training_seconds, 0.0) + seconds,
     }
 
 
@@ -189,16 +218,8 @@ def _add_tail(session: Session, batch: AttemptEvents, event: TailMeasured, watch
     values = {f"sentinel_{name}": value for name, value in event.metrics.items()} | {
         f"sentinel_teacher_{name}": value for name, value in event.teacher_metrics.items()
     }
-    _add_metrics(session, batch, event.step, watch.metrics(event.step, event.time, values))
+    write_metrics(session, batch.run_id, batch.fence, {event.step: watch.metrics(event.step, event.time, values)})
     return {"flops": event.flops}
-
-
-def _add_metrics(session: Session, batch: AttemptEvents, step: int, values: Mapping[str, float | None]) -> None:
-    key = {"run_id": batch.run_id, "step": step, "fence": batch.fence}
-    # In the order of the primary key: two transactions that write the same rows cannot wait for each other.
-    rows = [key | {"key": name, "value": values[name]} for name in sorted(values)]
-    if rows:
-        _upsert(session, Metric, rows)
 
 
 def _add_evaluation(session: Session, batch: AttemptEvents, event: Evaluated) -> dict[str, Any]:
@@ -209,12 +230,12 @@ def _add_evaluation(session: Session, batch: AttemptEvents, event: Evaluated) ->
     if event.is_best:
         same = (Evaluation.run_id == batch.run_id, Evaluation.subject == event.subject, Evaluation.split == event.split)
         session.execute(update(Evaluation).where(*same).values(is_best=False))
-    _upsert(session, Evaluation, [key | evaluation])
+    upsert(session, Evaluation, [key | evaluation])
     if event.position_reverse_kl and event.subject != "teacher":
         curve = {"source": event.subject, "horizon": event.horizon, "mean": event.position_reverse_kl,
                  "p90": event.position_p90, "teacher_entropy": event.position_teacher_entropy,
                  "count": event.position_count}  # fmt: skip
-        _upsert(session, PositionCurve, [key | curve])
+        upsert(session, PositionCurve, [key | curve])
     if event.subject != "student":
         return {"flops": event.flops}
     accuracy = event.metrics.get("accuracy")
@@ -285,12 +306,3 @@ def _training_seconds(session: Session, run_id: str) -> float:
     session.flush()
     total = select(func.sum(Metric.value)).where(Metric.run_id == run_id, Metric.key == "seconds.total")
     return float(session.execute(total).scalar_one() or 0.0)
-
-
-def _upsert(session: Session, table: type[Table], rows: list[dict[str, Any]]) -> None:
-    """Insert rows, or replace those with the same primary key."""
-    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(table)
-    key = [column.name for column in table.__table__.primary_key.columns]  # type: ignore[attr-defined]
-    replaced = {name: statement.excluded[name] for name in rows[0] if name not in key}
-    session.execute(statement.on_conflict_do_update(index_elements=key, set_=replaced), rows)
