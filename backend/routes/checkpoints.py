@@ -12,6 +12,7 @@ from backend.cursors import from_cursor
 from backend.dependencies import (
     ERRORS,
     ID_PATTERN,
+    TEXT_PATTERN,
     Config,
     Cursor,
     Id,
@@ -38,7 +39,7 @@ FileName = Annotated[
     str, Path(max_length=1024, pattern=r"^[^\x00-\x1f]+$", description="As in the checkpoint's list of files.")
 ]
 Expires = Annotated[int, Query(ge=0, le=2**53)]
-Signature = Annotated[str, Query(max_length=128)]
+Signature = Annotated[str, Query(max_length=128, pattern=TEXT_PATTERN)]
 
 
 def _places(request: Request) -> DownloadPlaces:

@@ -32,7 +32,7 @@ def _whole(value: object) -> object:
     return value
 
 
-Priority = Annotated[int, BeforeValidator(_whole), Field(ge=-100, le=100)]
+Priority = Annotated[int, Field(ge=-100, le=100), BeforeValidator(_whole)]
 IfMatch = Annotated[str | None, Header(max_length=100, description="The run's ETag, as GET gave it.")]
 
 
@@ -57,7 +57,7 @@ class Clone(Frozen):
     """Name of the copy; the run's, with "copy" behind it, if empty."""
     changes: dict[str, object] = {}
     """Dotted field of the spec to new value, as in a variant."""
-    seed: Annotated[int, BeforeValidator(_whole), Field(ge=0, le=2**53)] | None = None
+    seed: Annotated[int, Field(ge=0, le=2**53), BeforeValidator(_whole)] | None = None
     """Seed of the copy; the run's if empty."""
 
 
