@@ -44,6 +44,8 @@ def main() -> None:
     try:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         listener = socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
+        # asyncio does so for sockets that it makes; without it each answer waits 40 ms for the client's acknowledgement.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except OSError as error:
         where = f"{settings.host}, port {settings.port}"
         _give_up(1, f"Cannot listen on {where} ({os.strerror(error.errno or 0)}); set INCIPIT_PORT to a free port.")

@@ -127,8 +127,8 @@ def main() -> int:
             line = f"| {' | '.join([*stamp, *row])} |"
             print(f"{heading}: {line}")
             page = _with_row(page, heading, line)
-    if not arguments.only_print:
-        _PAGE.write_text(page)
+        if not arguments.only_print:  # after each, so that an interrupted run keeps what it has measured
+            _PAGE.write_text(page)
     return 0
 
 

@@ -62,17 +62,19 @@ class RunFilter:
 
 def runs(session: Session, wanted: RunFilter, *, before: str | None = None, limit: int = 100) -> list[RunSummary]:
     """Runs, newest first, those behind id `before`."""
-    query = _SUMMARY.order_by(RunRow.id.desc()).limit(limit)
+    # The ids first: where an index leads to them in another order, whole lines would be read and sorted to show 100.
+    query = select(RunRow.id).order_by(RunRow.id.desc()).limit(limit)
     if wanted.states:
         query = query.where(RunRow.state.in_(wanted.states))
     if wanted.experiment_id is not None:
         query = query.where(RunRow.experiment_id == wanted.experiment_id)
     if wanted.search is not None:
         either = (name.icontains(wanted.search, autoescape=True) for name in (RunRow.name, ExperimentRow.name))
-        query = query.where(or_(*either))
+        query = query.join(ExperimentRow, ExperimentRow.id == RunRow.experiment_id).where(or_(*either))
     if before is not None:
         query = query.where(RunRow.id < before)
-    return [RunSummary.model_validate(dict(row)) for row in session.execute(query).mappings()]
+    lines = _SUMMARY.where(RunRow.id.in_(query)).order_by(RunRow.id.desc())
+    return [RunSummary.model_validate(dict(row)) for row in session.execute(lines).mappings()]
 
 
 def run(session: Session, id: str) -> Run | None:
