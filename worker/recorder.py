@@ -30,6 +30,7 @@ class Recorder:
         self.claim = claim
         self.run_folder = run_folder
         self._offset = 0
+        self._metric_keys: set[str] = set()
 
     def attempt_folder(self, fence: int) -> Path:
         return self.run_folder / "attempts" / str(fence)
@@ -83,6 +84,7 @@ class Recorder:
             start_offset=offset,
             end_offset=end,
             manifests=_manifests(events, folder),
+            known_keys=self._metric_keys,
         )
         with self.database.write() as session:
             record(session, batch)

@@ -6,7 +6,7 @@ recorded after it, so each step is in the rows once. The caller commits.
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,8 +16,8 @@ from sqlalchemy.orm import Session
 from backend.database import now_of
 from backend.limits import Limits
 from backend.queries.claims import LeaseLost, hold
-from backend.queries.metric_rows import upsert, write_metrics
-from backend.queries.metrics import STRIDE, add_highlights, remove_highlights
+from backend.queries.metric_rows import upsert, write_metrics, write_steps
+from backend.queries.metrics import remove_highlights
 from backend.queries.recording_limits import RecordingLimits
 from backend.queries.retention import mark_best
 from backend.queries.transitions import TransitionRejected, add_event, transition
@@ -60,6 +60,8 @@ class AttemptEvents:
     """Bytes up to the end of the last one."""
     manifests: dict[str, list[ManifestFile]]
     """Files of the checkpoints among the events, by their path; a checkpoint that is not in it is gone already."""
+    known_keys: set[str] = field(default_factory=set)
+    """Metrics that the run is known to have, kept between batches: asking costs as much as writing a step."""
 
 
 def record(session: Session, batch: AttemptEvents, limits: Limits = _DEFAULT_LIMITS) -> None:
@@ -84,9 +86,9 @@ def record(session: Session, batch: AttemptEvents, limits: Limits = _DEFAULT_LIM
     ).one_or_none()
     if moved is None:
         raise LeaseLost(f"Another process records attempt {batch.fence} of run {batch.run_id}.")
-    watch = RecordingLimits(session, batch.run_id, limits)
+    watch = RecordingLimits(session, batch.run_id, limits, batch.known_keys)
     if has_only_steps:
-        _add_steps(session, batch, steps, watch)
+        write_steps(session, batch.run_id, batch.fence, steps, watch)
     else:
         _add_events(session, batch, watch)
     for warning in watch.warnings():
@@ -121,7 +123,7 @@ def _rows_of(session: Session, batch: AttemptEvents, event: RunEvent, watch: Rec
         case Ready():
             return _ready(session, batch)
         case StepDone():
-            _add_steps(session, batch, [event], watch)
+            write_steps(session, batch.run_id, batch.fence, [event], watch)
             return _columns_after([event])
         case Evaluated():
             return _add_evaluation(session, batch, event)
@@ -169,36 +171,6 @@ def _ready(session: Session, batch: AttemptEvents) -> dict[str, Any]:
             session, batch.run_id, "running", actor="holder", reason="The models are loaded.", fence=batch.holder
         )
     return {"ready_at": now_of(session)}
-
-
-def _add_steps(session: Session, batch: AttemptEvents, steps: Sequence[StepDone], watch: RecordingLimits) -> None:
-    """Write metrics and curves of steps, each kind in one go."""
-    stored = {step.step: watch.metrics(step.step, step.time, _metrics_of(step)) for step in steps}
-    write_metrics(session, batch.run_id, batch.fence, stored)
-    for step in steps:
-        if step.step % STRIDE == 0:
-            add_highlights(session, batch.run_id, step.step)
-    curves = [
-        {"run_id": batch.run_id, "step": step.step, "fence": batch.fence, "source": "training", "split": "train",
-         "horizon": step.horizon, "mean": step.position_loss, "p90": [], "teacher_entropy": [],
-         "count": step.position_count}
-        for step in steps
-        if step.position_loss
-    ]  # fmt: skip
-    if curves:
-        upsert(session, PositionCurve, curves)
-
-
-def _metrics_of(event: StepDone) -> dict[str, float | None]:
-    values = event.metrics | {
-        "horizon": float(event.horizon),
-        "training_flops": event.flops.training,
-        "executed_flops": event.executed_flops,
-        **{f"seconds.{part}": seconds for part, seconds in event.seconds.items()},
-    }
-    if event.peak_memory_bytes is not None:
-        values["peak_memory_bytes"] = float(event.peak_memory_bytes)
-    return values
 
 
 def _columns_after(steps: Sequence[StepDone]) -> dict[str, Any]:

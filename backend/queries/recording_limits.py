@@ -14,11 +14,13 @@ from engine.events import RolloutSummary, TracesWritten, Warned
 class RecordingLimits:
     """Watches one batch of a run's events."""
 
-    def __init__(self, session: Session, run_id: str, limits: Limits) -> None:
+    def __init__(self, session: Session, run_id: str, limits: Limits, known_keys: set[str]) -> None:
+        """`known_keys` are metrics that the run has, as batches before have found them; new ones are added."""
         self._session = session
         self._run_id = run_id
         self._limits = limits
-        self._keys: set[str] | None = None
+        self._keys = known_keys
+        self._has_asked = False
         self._told: dict[str, Warned] = {}
 
     def metrics(self, step: int, time: float, values: Mapping[str, float | None]) -> dict[str, float | None]:
@@ -75,10 +77,12 @@ class RecordingLimits:
 
     def _is_known(self, name: str) -> bool:
         """Whether the run has this metric, or may still have it from now on."""
-        if self._keys is None:
-            self._keys = set(stored_keys(self._session, self._run_id))
         if name in self._keys:
             return True
+        if not self._has_asked:
+            self._keys |= set(stored_keys(self._session, self._run_id))
+            self._has_asked = True
+            return self._is_known(name)
         if len(self._keys) >= self._limits.metric_keys:
             return False
         self._keys.add(name)

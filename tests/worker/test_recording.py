@@ -310,3 +310,31 @@ def test_what_a_lost_engine_emits_behind_its_successors_back_is_not_recorded(dat
             select(Metric.step, Metric.fence).where(Metric.run_id == run_id, Metric.key == "loss").order_by(Metric.step)
         ).all()
     assert [tuple(row) for row in rows] == [(1, successor.fence), (2, successor.fence)]
+
+
+def test_steps_that_come_together_are_recorded_as_those_that_come_alone(database: Database, home: Path) -> None:
+    """Many in one statement: also a step that is said twice, values that do not exist, and steps without a curve."""
+    steps = [step_event(step, loss=step / 7) for step in range(1, 31)]
+    steps[4] = steps[4].model_copy(update={"position_loss": [], "position_count": []})
+    run_ids = queue_runs(database, short_spec(), short_spec())
+    for run_id, size in zip(run_ids, (1, 30), strict=True):
+        claimed = claim(database)
+        recorder = Recorder(database, claimed, home / "runs" / claimed.run_id)
+        write_events(recorder.run_folder, claimed.fence, start_events(claimed.fence))
+        assert (claimed.run_id, recorder.advance()) == (run_id, True)
+        for begin in range(0, 30, size):
+            write_events(recorder.run_folder, claimed.fence, [steps[0], *steps[begin : begin + size]])
+            assert recorder.advance()
+    with database.read() as session:
+        alone, together = (
+            [
+                sorted(session.execute(select(*columns).where(table.run_id == run_id)).all(), key=str)
+                for table, columns in (
+                    (Metric, (Metric.key, Metric.step, Metric.value)),
+                    (PositionCurve, (PositionCurve.step, PositionCurve.mean, PositionCurve.p90, PositionCurve.count)),
+                )
+            ]
+            for run_id in run_ids
+        )
+    assert alone == together
+    assert [len(rows) for rows in together] == [30 * 6, 29]
