@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from backend import migrate
 from backend.app import create_app
+from backend.limits import Limits
 from backend.settings import Settings
 
 NUM_RUNS = 1000
@@ -34,7 +35,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         url = sys.argv[1] if len(sys.argv) > 1 else ""
         settings = Settings(
-            home=Path(folder), database_url=url, broker_url="redis://127.0.0.1:1/0", local_token=SecretStr("x")
+            home=Path(folder),
+            database_url=url,
+            broker_url="redis://127.0.0.1:1/0",
+            local_token=SecretStr("x"),
+            limits=Limits(page_items=NUM_RUNS),
         )
         migrate.upgrade(settings.sql_url)
         with TestClient(

@@ -237,9 +237,7 @@ class ApiClient:
     def _schema(self, path: str) -> Document:
         document = self._get(path, Document)
         if "properties" not in document:
-            raise ServerFault(
-                f"The API's answer to GET {path} does not fit this dashboard. Are both of the same version?"
-            )
+            raise ServerFault(f"The answer to GET {path} does not fit this dashboard: is the API of its version?")
         return document
 
     def _post(self, path: str, kind: type[T], body: Any) -> T:

@@ -162,7 +162,9 @@ def _workplace() -> Workplace:
     global _place
     if _place is None:
         database = Database(settings.sql_url)
-        _place = Workplace(database, settings.home, settings.run_dir, worker_settings, _shutdown.is_set)
+        _place = Workplace(
+            database, settings.home, settings.run_dir, worker_settings, _shutdown.is_set, settings.limits
+        )
     return _place
 
 

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from sqlalchemy import func, or_, select
 
 from backend.database import Database
+from backend.limits import Limits
 from backend.queries.claims import Claim
 from backend.queries.recording import AttemptEvents, record
 from backend.records import Attempt, Event
@@ -15,6 +16,7 @@ from engine.events import CheckpointSaved, Failed, Finished, RunEvent, read_even
 from engine.manifest import MANIFEST, Manifest, ManifestFile
 from worker.retention import drop_unkept
 
+_DEFAULT_LIMITS = Limits()
 _MAX_BATCH = 200  # events per transaction
 
 
@@ -25,10 +27,11 @@ class UnreadableEvents(Exception):
 class Recorder:
     """Records the attempts of a claimed run, its own and those that died with unrecorded events."""
 
-    def __init__(self, database: Database, claim: Claim, run_folder: Path) -> None:
+    def __init__(self, database: Database, claim: Claim, run_folder: Path, limits: Limits = _DEFAULT_LIMITS) -> None:
         self.database = database
         self.claim = claim
         self.run_folder = run_folder
+        self.limits = limits
         self._offset = 0
         self._metric_keys: set[str] = set()
 
@@ -87,7 +90,7 @@ class Recorder:
             known_keys=self._metric_keys,
         )
         with self.database.write() as session:
-            record(session, batch)
+            record(session, batch, self.limits)
         if batch.manifests:
             drop_unkept(self.database, self.claim, self.run_folder)
         return end

@@ -13,6 +13,7 @@ from typing import TypeVar
 import psutil
 
 from backend.database import Database
+from backend.limits import Limits
 from backend.queries.claims import (
     Claim,
     Ending,
@@ -37,6 +38,7 @@ from worker.resume import NoCheckpointLeft, resume_checkpoint
 from worker.settings import WorkerSettings
 from worker.slots import Slot
 
+_DEFAULT_LIMITS = Limits()
 _TURN_SECONDS = 0.25
 _WATCHDOG_SECONDS = 0.5
 _WISH_SECONDS = 2.0  # between looks at desired_state
@@ -54,6 +56,8 @@ class Workplace:
     run_dir: Path
     settings: WorkerSettings
     is_shutting_down: Callable[[], bool]
+    limits: Limits = _DEFAULT_LIMITS
+    """Of what is recorded."""
 
 
 class Supervisor:
@@ -65,7 +69,7 @@ class Supervisor:
         self.place = place
         self.run_folder = place.run_dir / claim.run_id
         self.lease = Lease(place.database, claim, place.settings.lease_seconds)
-        self.recorder = Recorder(place.database, claim, self.run_folder)
+        self.recorder = Recorder(place.database, claim, self.run_folder, place.limits)
         self._pulse = Pulse(self.recorder.attempt_folder(claim.fence) / PULSE)
         self._engine: EngineProcess | None = None
         self._wish: Wish = "run"

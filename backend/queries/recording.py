@@ -38,7 +38,6 @@ from engine.events import (
 )
 from engine.manifest import ManifestFile
 
-_DEFAULT_LIMITS = Limits()
 # What the history leaves out of an event, because it is in rows of its own.
 _NOT_IN_HISTORY = {"event_version", "time", "kind", "rollouts", "position_reverse_kl", "position_p90",
                    "position_teacher_entropy", "position_count", "verdicts"}  # fmt: skip
@@ -64,7 +63,7 @@ class AttemptEvents:
     """Metrics that the run is known to have, kept between batches: asking costs as much as writing a step."""
 
 
-def record(session: Session, batch: AttemptEvents, limits: Limits = _DEFAULT_LIMITS) -> None:
+def record(session: Session, batch: AttemptEvents, limits: Limits) -> None:
     """Write the rows of a batch and move the offset on. Raises LeaseLost when the run is in other hands.
 
     What is beyond the limits is left out, which the history then says once.
