@@ -69,16 +69,22 @@ def test_differences_name_the_field_with_both_values() -> None:
     assert differences_frame(parent, parent).empty
 
 
-@pytest.mark.usefixtures("scene")
-def test_a_grid_says_how_many_runs_it_is_and_what_they_cost_together() -> None:
+def with_prefixes(values: str) -> AppTest:
+    """The form with arms made of the values of prefix.tokens."""
     app = AppTest.from_file(APP, default_timeout=60).run()
     app.query_params["preset"] = "tiny"
     app.switch_page("views/new_run.py").run()
     next(one for one in app.button_group if one.label == "Arms").set_value("values of fields").run()
     next(one for one in app.multiselect if one.label == "Fields to vary").set_value(["prefix.tokens"]).run()
-    next(one for one in app.text_input if one.label == "Values of prefix.tokens").set_value("4, 8, 12").run()
-    next(one for one in app.text_input if one.label == "Seeds").set_value("0-1").run()
+    next(one for one in app.text_input if one.label == "Values of prefix.tokens").set_value(values).run()
     assert not app.exception
+    return app
+
+
+@pytest.mark.usefixtures("scene")
+def test_a_grid_says_how_many_runs_it_is_and_what_they_cost_together() -> None:
+    app = with_prefixes("4, 8, 12")
+    next(one for one in app.text_input if one.label == "Seeds").set_value("0-1").run()
     assert next(one for one in app.button if one.key == "start").label == "Start 6 runs"
     shown = "\n".join(str(one.value) for one in app.markdown)
     assert "**6 runs**: training **300 GFLOP**" in shown  # the stand-in estimates 50 GFLOP for any spec
@@ -87,11 +93,4 @@ def test_a_grid_says_how_many_runs_it_is_and_what_they_cost_together() -> None:
 
 @pytest.mark.usefixtures("scene")
 def test_an_arm_that_is_not_valid_is_named_before_the_start() -> None:
-    app = AppTest.from_file(APP, default_timeout=60).run()
-    app.query_params["preset"] = "tiny"
-    app.switch_page("views/new_run.py").run()
-    next(one for one in app.button_group if one.label == "Arms").set_value("values of fields").run()
-    next(one for one in app.multiselect if one.label == "Fields to vary").set_value(["prefix.tokens"]).run()
-    next(one for one in app.text_input if one.label == "Values of prefix.tokens").set_value("8, 0").run()
-    assert not app.exception
-    assert any("tokens 0" in one.value for one in app.error)
+    assert any("tokens 0" in one.value for one in with_prefixes("8, 0").error)
