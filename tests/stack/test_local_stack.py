@@ -84,6 +84,8 @@ def _is_test_process(process: psutil.Process) -> bool:
 @contextmanager
 def _launched(home: Path) -> Any:
     """`incipit up` as a person starts it, and where its services are."""
+    # A script that puts the suite in the background has SIGINT ignored, and what it starts would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     launcher = subprocess.Popen(
         [*_UP, "--home", str(home)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
