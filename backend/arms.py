@@ -79,6 +79,7 @@ def _paired_p(mine: Verdicts | None, theirs: Verdicts | None) -> float | None:
 def arm_of(
     run: Run, evaluations: list[Evaluation], baseline: Run | None, of_baseline: Verdicts | None, target: float
 ) -> Arm:
+    """A run with its evaluations as an arm; `of_baseline` are the baseline's verdicts, `target` the accuracy to reach."""
     students = [e for e in evaluations if e.subject == "student"]
     kept = final(evaluations)
     before = next((e for e in evaluations if e.subject == "base" and e.split == kept.split), None)

@@ -21,6 +21,8 @@ from dashboard.spec_schema import form_fields
 from dashboard.submission import forget_submission, submission_key
 from engine.findings import Finding
 
+_MAX_ESTIMATED = 24  # arms; the cache of estimates holds more, so a redrawn page asks for none again
+
 
 def load(
     document: dict[str, Any],
@@ -195,14 +197,20 @@ def start_button(
 
 def show_total(client: ApiClient, body: dict[str, Any]) -> None:
     """What all arms and seeds cost together; an arm that is not valid says so."""
+    if len(body["variants"]) > _MAX_ESTIMATED:
+        st.caption(
+            f"{len(body['variants'])} arms: their total is shown for {_MAX_ESTIMATED} at most, each asks the API once."
+        )
+        return
     estimates = []
     for arm in body["variants"]:
         document = with_changes(body["base"], arm["changes"]) | {"name": arm["name"]}
-        wrong = cached.findings(client, document)
-        if wrong:
-            st.error(notices.plain(f"{arm['name']}: {wrong[0].message}"), icon=":material/error:")
+        try:
+            estimates.append(cached.estimate(client, document))
+        except Invalid as error:
+            said = error.findings[0].message if error.findings else error.message
+            st.error(notices.plain(f"{arm['name']}: {said}"), icon=":material/error:")
             return
-        estimates.append(cached.estimate(client, document))
     estimate_card.show_total(estimates, len(body["seeds"]))
 
 

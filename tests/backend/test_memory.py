@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from backend import memory as memory_module
 from backend.estimate import estimate
 from backend.memory import PROCESS_BYTES, Memory, Model, memory
 from benchmarks.memory_estimate import measured, spec_of
+from engine import batch, fused_loss, llama_decoder, sampler
 from engine.flops import ModelShape
 from engine.spec import RunSpec
 
@@ -102,3 +104,14 @@ def test_many_samples_and_a_teacher_that_writes_need_a_larger_cache(base: Docume
     few = of(base, evaluation=base["evaluation"] | {"num_prompts": 2}, prompts_per_step=2)
     many = of(base, evaluation=base["evaluation"] | {"num_prompts": 2, "samples_per_prompt": 32}, prompts_per_step=2)
     assert many.parts["cache"] == 32 * few.parts["cache"]
+
+
+def test_what_the_estimate_copies_of_the_engine_is_what_the_engine_allows() -> None:
+    copied = (
+        memory_module._CHUNK_ENTRIES,
+        memory_module._MAX_DECODED,
+        memory_module._MAX_JOINED_BYTES,
+        memory_module._CPU_TOKENS,
+    )
+    allowed = (fused_loss._CHUNK_ENTRIES, sampler._MAX_ROWS, llama_decoder._MAX_JOINED_BYTES, batch._CPU_TOKENS)
+    assert copied == allowed

@@ -92,5 +92,12 @@ def test_a_grid_says_how_many_runs_it_is_and_what_they_cost_together() -> None:
 
 
 @pytest.mark.usefixtures("scene")
+def test_many_arms_do_not_ask_the_api_for_hundreds_of_estimates() -> None:
+    app = with_prefixes(", ".join(map(str, range(1, 26))))
+    assert next(one for one in app.button if one.key == "start").label == "Start 25 runs"
+    assert any(one.value.startswith("25 arms: their total is shown for 24 at most") for one in app.caption)
+
+
+@pytest.mark.usefixtures("scene")
 def test_an_arm_that_is_not_valid_is_named_before_the_start() -> None:
     assert any("tokens 0" in one.value for one in with_prefixes("8, 0").error)
