@@ -1,5 +1,6 @@
 """Every error as application/problem+json (RFC 9457)."""
 
+import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -17,6 +18,8 @@ from backend.limits import Limits
 from backend.problems import Refusal, findings_in, invalid
 from backend.schemas import Problem
 from engine.findings import Finding, findings_of
+
+_log = logging.getLogger(__name__)
 
 _MEDIA_TYPE = "application/problem+json"
 
@@ -70,6 +73,8 @@ def answer_errors(app: FastAPI) -> None:
             "55P03": f"Somebody else changes the same for {limits.lock_seconds:g} s, which is the limit; try again in a few seconds.",
         }
         fallback = "The database does not answer; try again in a few seconds, then see `incipit doctor`."
+        # The answer must not name hosts and paths; the log, which takes secrets out, has to say what it was.
+        _log.warning("The database failed a request: %s", error.orig)
         sentence = sentences.get(getattr(error.orig, "sqlstate", ""), fallback)
         return problem(request.scope, Refusal(503, sentence), {"Retry-After": "5"})
 

@@ -67,13 +67,16 @@ def test_without_a_broker_the_api_is_degraded_but_ready(client: TestClient) -> N
     assert any("start when it is back" in warning for warning in health["warnings"])
 
 
-def test_without_a_database_requests_are_told_to_come_back(client: TestClient, home: Path) -> None:
+def test_without_a_database_requests_are_told_to_come_back(
+    client: TestClient, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     client.app.state.database = Database("postgresql+psycopg://nobody@127.0.0.1:1/nothing")  # type: ignore[attr-defined]
     assert home.exists()
     response = client.get("/api/v1/runs")
     assert response.status_code == 503
     assert response.headers["retry-after"] == "5"
     assert "127.0.0.1" not in response.text
+    assert "Connection refused" in caplog.text, "the log says what the answer may not"
     health = client.get("/readyz")
     assert (health.status_code, health.json()["database"]) == (503, "down")
     assert client.get("/livez").json() == {"status": "ok"}
