@@ -1,6 +1,6 @@
 """Metric points that 20 workers record per second, as JSON: `python -m benchmarks.recorded_points [SECONDS]`.
 
-The shape of MLflow-Go's load profile: 20 users, here for 10 s, each in a closed loop, batches of 10 and of 100 metrics. A user
+The shape of MLflow-Go's load profile: 20 users, 30 s, each in a closed loop, batches of 10 and of 100 metrics. A user
 is a process with a claimed run; a batch is a step that an engine wrote into its journal, recorded by worker.recorder in a
 transaction of its own. In a third profile ten steps wait each time, as behind a fast engine, since a supervisor looks four
 times a second. Points are rows of `metrics`, those that each step has beside the batch not counted.
@@ -31,7 +31,7 @@ _HORIZON = 8
 
 def main() -> None:
     """Load both databases with both sizes in turn, print what was recorded."""
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 30.0
     results = []
     for batch, num_steps in PROFILES:
         for kind in DATABASES:
