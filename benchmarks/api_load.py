@@ -15,6 +15,7 @@ import httpx
 from sqlalchemy import text
 
 from backend.database import Database
+from backend.queries.metrics import STRIDE, add_highlights
 from benchmarks.load_installation import DATABASES, TOKEN, analyze, api, fresh_database, percentile, queue_runs
 
 NUM_RUNS = 10_000
@@ -129,6 +130,9 @@ def _fill(database: Database, run_id: str) -> None:
     for number in range(NUM_METRICS):
         with database.write() as session:
             session.execute(text(insert), {"run": run_id, "key": f"metric_{number:02}", "n": NUM_STEPS})
+    for end in range(STRIDE, NUM_STEPS, STRIDE):  # what the recorder does after each
+        with database.write() as session:
+            add_highlights(session, run_id, end)
     if database.is_sqlite:  # what the control process does
         with database.engine.connect() as connection:
             connection.execution_options(isolation_level="AUTOCOMMIT").execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
