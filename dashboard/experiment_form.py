@@ -19,7 +19,7 @@ _SET_BESIDE = frozenset({"name", "seed"})
 def draw_experiment(form: DrawnForm, fields: Sequence[FormField]) -> tuple[dict[str, Any] | None, str]:
     """The body that creates the experiment, or None with the sentence that says what is wrong with it."""
     state = st.session_state["form"]
-    st.subheader("Arms and seeds", anchor=False)
+    st.header("Arms and seeds", anchor=False)
     revision = state["revision"]
     choices = [_ONE, _LENGTHS, _GRID] + ([f"{_PRESET_ARMS} ({len(state['arms'])})"] if state["arms"] else [])
     mode = st.segmented_control(

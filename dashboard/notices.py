@@ -60,7 +60,7 @@ def show_problem(error: ApiError) -> None:
 
 def empty(title: str, text: str, icon: str = ":material/inbox:") -> None:
     with st.container(border=True):
-        st.markdown(f"#### {icon} {title}")
+        st.markdown(f"## {icon} {title}")
         st.markdown(text)
 
 

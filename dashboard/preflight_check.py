@@ -64,7 +64,7 @@ def show_facts(facts: Mapping[str, Any]) -> None:
             for name, value in facts.items()
             if name not in _CHATS
         ]
-        st.table(pd.DataFrame(rows), hide_index=True)
+        st.dataframe(pd.DataFrame(rows), hide_index=True, key="preflight-facts")
     if chats:
         with st.expander("The first prompt in the chat templates of both models", icon=":material/forum:"):
             # As code: the text is of models and data, and is shown as it stands.

@@ -98,7 +98,7 @@ def draw_form(
         leaves = [leaf for name in names if name in by_name for leaf in by_name[name].leaves()]
         if not leaves:
             continue
-        st.subheader(title, anchor=False)
+        st.header(title, anchor=False)
         _draw_columns(form, [leaf for leaf in leaves if leaf.path in _FIRST], seed, revision)
         later = [leaf for leaf in leaves if leaf.path not in _FIRST]
         if later:

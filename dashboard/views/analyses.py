@@ -80,7 +80,7 @@ def label_of(analysis: Analysis) -> str:
 
 def show(client: ApiClient, analysis: Analysis) -> None:
     spec = analysis.spec
-    st.subheader(kind_label(spec.analysis.kind).capitalize(), anchor=False)
+    st.header(kind_label(spec.analysis.kind).capitalize(), anchor=False)
     st.caption(notices.plain(f"{spec.run.student.path} → {spec.run.teacher.path} · {spec.run.name}"))
     if analysis.state in ("queued", "running"):
         st.fragment(_poll, run_every=_POLL_SECONDS)(client, analysis.id)

@@ -75,7 +75,7 @@ def show_download(client: ApiClient, checkpoint: Checkpoint) -> None:
     for file in checkpoint.files:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.link_button(notices.plain(file.name), link.file_urls[file.name], icon=":material/draft:")
-            st.caption(f"{bytes_text(file.num_bytes)} · sha256 `{file.sha256}`")
+            st.markdown(f":small[{bytes_text(file.num_bytes)} · sha256 `{file.sha256}`]")
     st.markdown("**Fetch it from a shell**")
     st.caption(
         "It shows the time that is left, verifies every sha256, and called again goes on where it was interrupted."
@@ -89,7 +89,7 @@ def show_download(client: ApiClient, checkpoint: Checkpoint) -> None:
     fetch = f'curl --fail --output {folder}.tar "{link.archive_url}"'
     st.code(f"{fetch}\nmkdir {folder} && {unpack}", language="bash", wrap_lines=True)
     st.code(_HOW_TO_OPEN.format(folder=folder), language="python")
-    st.caption(f"manifest sha256 `{checkpoint.manifest_sha256}`")
+    st.markdown(f":small[manifest sha256 `{checkpoint.manifest_sha256}`]")
 
 
 st.title("Checkpoints", anchor=False)

@@ -66,7 +66,7 @@ def choose_runs(client: ApiClient) -> list[RunSummary]:
 
 
 def accuracy_section(runs: list[tuple[Run, list[Evaluation]]]) -> None:
-    st.subheader("Accuracy against cost", anchor=False)
+    st.header("Accuracy against cost", anchor=False)
     axes = list(get_args(charts.XAxis))
     x = st.segmented_control(
         "Cost",
@@ -95,7 +95,7 @@ def accuracy_section(runs: list[tuple[Run, list[Evaluation]]]) -> None:
 
 
 def table_section(comparison: Comparison) -> None:
-    st.subheader("What came out", anchor=False)
+    st.header("What came out", anchor=False)
     if not comparison.arms:
         st.caption("No run has succeeded yet: the table follows when the first one has.")
         return
@@ -129,8 +129,8 @@ def table_section(comparison: Comparison) -> None:
 def seeds_section(comparison: Comparison) -> None:
     if not comparison.arms:
         return
-    st.subheader("By variant, over its seeds", anchor=False)
-    st.table(seeds_table(comparison), hide_index=True)
+    st.header("By variant, over its seeds", anchor=False)
+    st.dataframe(seeds_table(comparison), hide_index=True, key="seeds")
     if comparison.has_seeds:
         st.caption(
             "Brackets are 95 % over seeds (Student's t); compute to reach the target is a geometric mean, its ratio by "
@@ -144,7 +144,7 @@ def parallel_section(runs: list[tuple[Run, list[Evaluation]]], comparison: Compa
     frame = parallel_frame(runs, comparison)
     if frame.empty or frame["run"].nunique() < 2:
         return
-    st.subheader("Settings beside results", anchor=False)
+    st.header("Settings beside results", anchor=False)
     st.altair_chart(
         charts.parallel_chart(frame), key="parallel",
         alt="Parallel coordinates of the settings that differ, training FLOPs and accuracy; data in the table below",
@@ -163,7 +163,7 @@ def phases_section(comparison: Comparison) -> None:
     ]
     if not rows:
         return
-    st.subheader("Training FLOPs by phase", anchor=False)
+    st.header("Training FLOPs by phase", anchor=False)
     frame = pd.DataFrame(rows)
     st.altair_chart(
         charts.flops_bars(frame), key="phases", alt="Training FLOPs by phase and arm; data in the table below"
@@ -172,7 +172,7 @@ def phases_section(comparison: Comparison) -> None:
 
 
 def positions_section(client: ApiClient, runs: list[Run]) -> None:
-    st.subheader("Divergence by position", anchor=False)
+    st.header("Divergence by position", anchor=False)
     series: dict[str, Positions] = {}
     for run in runs:
         student = [one for one in cached.positions(client, run.id, "student") if one.split == "dev"]
@@ -222,9 +222,9 @@ with notices.problems_shown():
     phases_section(comparison)
     positions_section(client, [run for run, _ in pairs])
     parallel_section(pairs, comparison)
-    st.subheader("What differs in the specs", anchor=False)
+    st.header("What differs in the specs", anchor=False)
     differences = config_differences([run for run, _ in pairs])
     if differences.empty:
         st.caption("Nothing but names and seeds.")
     else:
-        st.table(differences, hide_index=True)
+        st.dataframe(differences, hide_index=True, key="differences")

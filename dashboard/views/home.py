@@ -18,7 +18,7 @@ _NUM_QUEUED = 8
 def first_visit() -> None:
     with st.container(border=True):
         st.markdown(
-            "#### Train a small model to follow a large one, on the first tokens only\n"
+            "## Train a small model to follow a large one, on the first tokens only\n"
             "A student answers prompts, but only the **first L tokens** of each answer. The teacher scores those tokens, and "
             "where the two disagree the student learns. Sampling stops at L, so a step costs a fraction of ordinary on-policy "
             "distillation.\n\n"
@@ -79,7 +79,7 @@ def at_work(client: ApiClient) -> None:
         key=lambda run: run.finished_at or run.created_at,
         reverse=True,
     )
-    st.subheader("Running now", anchor=False)
+    st.header("Running now", anchor=False)
     for run in active:
         if run.state != "queued":
             run_line(run)
@@ -88,7 +88,7 @@ def at_work(client: ApiClient) -> None:
         queue(waiting)
     if not active:
         st.caption("Nothing is running.")
-    st.subheader("Last finished", anchor=False)
+    st.header("Last finished", anchor=False)
     for run in ended[:_NUM_FINISHED]:
         run_line(run)
     if not ended:

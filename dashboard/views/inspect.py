@@ -83,7 +83,7 @@ def curves_at(client: ApiClient, run_id: str, step: int) -> dict[str, Positions]
 
 
 def show_positions(client: ApiClient, run: RunSummary, step: int) -> None:
-    st.subheader("By position", anchor=False)
+    st.header("By position", anchor=False)
     series = curves_at(client, run.id, step)
     if not series:
         st.caption("No full-length evaluation has measured this run by position yet.")

@@ -220,7 +220,7 @@ def show_differences(form: DrawnForm) -> None:
     if not differences.empty:
         count = f"{len(differences)} field{' differs' if len(differences) == 1 else 's differ'}"
         with st.expander(f"{count} from {notices.plain(state['source'])}", icon=":material/difference:"):
-            st.table(differences, hide_index=True)
+            st.dataframe(differences, hide_index=True, key="differences")
 
 
 def show_commands(body: dict[str, Any]) -> None:

@@ -65,14 +65,14 @@ def show(client: ApiClient) -> None:
         st.metric("Waiting", sum(run.state == "queued" for run in runs), border=True)
     for warning in health.warnings:
         st.info(notices.plain(warning), icon=":material/info:")
-    st.subheader("Workers", anchor=False)
+    st.header("Workers", anchor=False)
     if workers:
         st.dataframe(workers_frame(workers, runs), hide_index=True, key="workers")
     else:
         notices.empty(
             "No worker", "Runs wait until one starts: `incipit up` on this machine, `python -m worker` on others."
         )
-    st.subheader("Queue", anchor=False)
+    st.header("Queue", anchor=False)
     waiting = queue_frame(runs)
     if waiting.empty:
         st.caption("No run waits.")
@@ -85,7 +85,7 @@ st.title("System", anchor=False)
 st.caption("What this installation consists of, how it is, and what it will do next.")
 client = cached.api()
 show(client)
-st.subheader("Versions and addresses", anchor=False)
+st.header("Versions and addresses", anchor=False)
 with notices.problems_shown():
     state = cached.health(client)
 st.table(

@@ -5,56 +5,33 @@ import re
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
-from incipit.stack import LocalStack
-from tests.install_browser import find_browser
+from tests.browser.site import Site
 from tests.worker.runs import short_spec
 
-_ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 _RUN_MILLISECONDS = 180_000  # start of the engine, six steps and two evaluations on a busy core
 
 pytestmark = [pytest.mark.timeout(420), pytest.mark.xdist_group("browser")]
 
 
-@pytest.fixture
-def page() -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_browser(), args=_ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
-        page.set_default_timeout(60_000)
-        expect.set_options(timeout=60_000)
-        yield page
-        browser.close()
-
-
-@pytest.fixture
-def dashboard_url(home: Path) -> Iterator[str]:
-    with LocalStack(home) as stack:
-        assert stack.dashboard_url is not None
-        yield stack.dashboard_url
-
-
-def test_from_a_new_run_to_a_checkpoint_that_transformers_opens(page: Page, dashboard_url: str, tmp_path: Path) -> None:
+def test_from_a_new_run_to_a_checkpoint_that_transformers_opens(page: Page, site: Site, tmp_path: Path) -> None:
     spec = tmp_path / "spec.json"
     spec.write_text(short_spec(num_steps=6).model_dump_json())
-    page.goto(dashboard_url)
+    page.goto(site.dashboard_url)
     expect(page.get_by_role("heading", name="Incipit").or_(page.get_by_text("first few tokens")).first).to_be_visible()
     page.get_by_role("link", name="New run").first.click()
     _import_spec(page, spec)
     _a_wrong_value_is_named_at_its_field(page)
     page.get_by_role("button", name="Start", exact=False).last.click()
     expect(page.get_by_text("succeeded").first).to_be_visible(timeout=_RUN_MILLISECONDS)
-    page.goto(f"{dashboard_url}/inspect?run={_run_id(page)}")
+    run_id = _run_id(page)
+    page.goto(f"{site.dashboard_url}/inspect?run={run_id}")
     expect(page.get_by_role("button", name=re.compile(r"^position 1\b")).first).to_be_visible()
-    page.goto(f"{dashboard_url}/checkpoints")
+    page.goto(f"{site.dashboard_url}/checkpoints?run={run_id}")
     with page.expect_download() as download:
         page.get_by_role("link", name="Download all").click()
     archive = tmp_path / "checkpoint.tar"

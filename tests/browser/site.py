@@ -1,0 +1,41 @@
+"""A running stack that browser tests look at."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.worker.runs import short_spec
+
+_PATIENCE_SECONDS = 240.0
+
+
+@dataclass(frozen=True)
+class Site:
+    """A running stack as a person and as a program see it."""
+
+    home: Path
+    dashboard_url: str
+    api: httpx.Client
+
+    def submit(self, name: str = "q", **changes: object) -> str:
+        """Queue an experiment of one run; the run's id."""
+        base = json.loads(short_spec(**changes).model_dump_json())
+        made = self.api.post("/experiments", json={"name": name, "base": base}).raise_for_status().json()
+        (run,) = self.api.get(f"/experiments/{made['id']}/runs").raise_for_status().json()
+        return str(run["id"])
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.api.get(f"/runs/{run_id}").raise_for_status().json()
+        return found
+
+    def await_run(self, run_id: str, state: str, step: int = 0) -> None:
+        """Return when the run is in this state with so many steps recorded."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while (run := self.run(run_id))["state"] != state or run["step"] < step:
+            assert time.monotonic() < deadline, f"{run['state']} at step {run['step']}, not {state} at {step}"
+            assert run["state"] == state or run["state"] not in ("failed", "cancelled"), run["failure_message"]
+            time.sleep(0.2)
