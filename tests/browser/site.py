@@ -21,10 +21,10 @@ class Site:
     dashboard_url: str
     api: httpx.Client
 
-    def submit(self, name: str = "q", **changes: object) -> str:
+    def submit(self, experiment: str, **changes: object) -> str:
         """Queue an experiment of one run; the run's id."""
         base = json.loads(short_spec(**changes).model_dump_json())
-        made = self.api.post("/experiments", json={"name": name, "base": base}).raise_for_status().json()
+        made = self.api.post("/experiments", json={"name": experiment, "base": base}).raise_for_status().json()
         (run,) = self.api.get(f"/experiments/{made['id']}/runs").raise_for_status().json()
         return str(run["id"])
 

@@ -26,7 +26,7 @@ from tests.worker.runs import queue_runs, short_spec
 
 pytestmark = pytest.mark.timeout(300)
 
-_MANY_RUNS_SECONDS = 600.0
+_MANY_RUNS_SECONDS = 1500.0  # ten times what an idle machine needs
 _BRIEF = short_spec(num_steps=6, checkpoints={"every_steps": 6})
 
 
@@ -76,7 +76,7 @@ def test_08_a_frozen_broker_delays_no_submission(fault: Trial, settings: Setting
 
 
 @pytest.mark.fault(9, "broker restarted again and again", "20 times kill -9 at random moments of 50 runs")
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_09_twenty_restarts_of_the_broker(fault: Trial, installation: Installation) -> None:
     """Workers find it again each time; all runs succeed, each by one attempt."""
     run_ids = installation.submit(*[_BRIEF] * 50)
