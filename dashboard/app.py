@@ -9,6 +9,7 @@ from dashboard import cached, notices, sign_in
 # A file, not an emoji or a Material icon: browsers would fetch those from the internet.
 _ICON = str(Path(__file__).parent / "incipit.svg")
 
+st.set_page_config(page_icon=_ICON, layout="wide")  # before the navigation, which would take the icon of a page
 st.logo(_ICON)
 page = st.navigation(
     [
@@ -25,7 +26,7 @@ page = st.navigation(
     ],
     position="top",  # the token lens and the tables need the width that a sidebar would take
 )
-st.set_page_config(page_title=f"{page.title} · Incipit", page_icon=_ICON, layout="wide")
+st.set_page_config(page_title=f"{page.title} · Incipit")
 if sign_in.credential() is None:
     sign_in.ask()
 else:

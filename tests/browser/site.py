@@ -21,10 +21,16 @@ class Site:
     dashboard_url: str
     api: httpx.Client
 
-    def submit(self, experiment: str, **changes: object) -> str:
+    def submit(self, experiment: str, *, note: str = "", **changes: object) -> str:
         """Queue an experiment of one run; the run's id."""
         base = json.loads(short_spec(**changes).model_dump_json())
-        made = self.api.post("/experiments", json={"name": experiment, "base": base}).raise_for_status().json()
+        made = (
+            self.api.post(
+                "/experiments", json={"name": experiment, "base": base, "variants": [{"name": "only", "note": note}]}
+            )
+            .raise_for_status()
+            .json()
+        )
         (run,) = self.api.get(f"/experiments/{made['id']}/runs").raise_for_status().json()
         return str(run["id"])
 

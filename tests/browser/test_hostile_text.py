@@ -41,14 +41,14 @@ def _hostile(model: str, folder: Path) -> str:
 
 def test_text_of_models_and_people_does_nothing(page: Page, site: Site, finished: list[str], tmp_path: Path) -> None:
     run_id = site.submit(
-        "".join(_ATTACKS[:4]),
-        name=_ATTACKS[0] + _ATTACKS[2],
+        "hostile",
+        note=" ".join(_ATTACKS[:5]),
         student={"path": _hostile("student-plan", tmp_path / "student")},
         teacher={"path": _hostile("teacher", tmp_path / "teacher")},
     )
     site.await_run(run_id, "succeeded")
     asked: set[str] = set()
-    page.on("request", lambda request: asked.add(urlsplit(request.url).netloc))
+    page.on("request", lambda request: asked.add(request.url))
     for name, (path, _) in PAGES.items():
         page.goto(site.dashboard_url + path.format(run_id, finished[0]))
         expect(page.locator("h1").first).to_be_visible()
@@ -59,4 +59,5 @@ def test_text_of_models_and_people_does_nothing(page: Page, site: Site, finished
     expect(page.locator(".token").first).to_be_visible()
     shown = page.locator(".lens").inner_text()
     assert any(attack in shown.replace("·", " ") for attack in _ATTACKS[:4]), "the text itself is shown"
-    assert asked <= {urlsplit(site.dashboard_url).netloc, ""}, f"pages have asked {asked}"
+    elsewhere = [url for url in asked if urlsplit(url).netloc not in (urlsplit(site.dashboard_url).netloc, "")]
+    assert elsewhere == [], "nothing leaves this machine"
