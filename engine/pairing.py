@@ -42,11 +42,16 @@ def shared_vocabulary(student: LanguageModel, teacher: LanguageModel) -> int:
     return min(heads, min(mine.keys() ^ theirs.keys()))
 
 
-def _different_ids(student: LanguageModel, teacher: LanguageModel) -> Finding | None:
+def differing_ids(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> list[int]:
     """Ids that mean two things, and ids that one model lacks in between: tokens behind the last shared one are cut off."""
-    mine, theirs = _ids(student.tokenizer), _ids(teacher.tokenizer)
+    mine, theirs = _ids(student), _ids(teacher)
     last_shared = max(mine.keys() & theirs.keys(), default=0)
-    different = sorted(i for i in mine.keys() | theirs.keys() if i <= last_shared and mine.get(i) != theirs.get(i))
+    return sorted(i for i in mine.keys() | theirs.keys() if i <= last_shared and mine.get(i) != theirs.get(i))
+
+
+def _different_ids(student: LanguageModel, teacher: LanguageModel) -> Finding | None:
+    mine, theirs = _ids(student.tokenizer), _ids(teacher.tokenizer)
+    different = differing_ids(student.tokenizer, teacher.tokenizer)
     if not different:
         return None
     named = ", ".join(f"{i} is {_token(mine, i)} and {_token(theirs, i)}" for i in different[:_MAX_NAMED])
