@@ -17,9 +17,10 @@ from engine.language_model import LanguageModel, load_language_model, load_token
 from engine.locations import resolve
 from engine.manifest import Expected, damage_of
 from engine.model_spec import ModelSpec
-from engine.pairing import differing_ids
+from engine.pairing import vocabulary_of
 from engine.playground_spec import BaseSpeaker, CheckpointSpeaker, PlaygroundSpec, Speaker, TeacherSpeaker
 from engine.setup import choose_device, choose_precision
+from engine.vocabularies import differing_ids
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ def _voice(asked: PlaygroundSpec, speaker: Speaker, place: int | None, teacher: 
     if isinstance(speaker, CheckpointSpeaker):
         _verify(speaker, where)
     tokenizer = load_tokenizer(_model_of(asked, speaker), where)
-    different = differing_ids(tokenizer, teacher)
-    total = len(tokenizer.get_vocab())
-    unscored = f"its tokenizer is not the teacher's ({len(different)} of {total} ids differ)" if different else ""
+    mine = vocabulary_of(tokenizer)
+    different = differing_ids(mine, vocabulary_of(teacher))
+    unscored = f"its tokenizer is not the teacher's ({len(different)} of {len(mine)} ids differ)" if different else ""
     return Voice(place, speaker, _prompt_token_ids(asked, tokenizer, speaker), unscored)
 
 
