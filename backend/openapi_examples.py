@@ -56,7 +56,7 @@ _QUESTION = QuestionCreate(
     speakers=[CheckpointChoice(kind="checkpoint", checkpoint_id=_ID), TeacherSpeaker(kind="teacher")],
 )  # fmt: skip
 _ASKED = PlaygroundQuestion(
-    id=_ID, created_at=_NOW, asked=_QUESTION, run_name=_RUN.name, speakers=["prefix 8 · seed 0, step 40", "teacher"], state="queued",
+    id=_ID, created_at=_NOW, asked=_QUESTION, run_name=_RUN.name, speakers=["prefix 8 · seed 0 at step 40", "teacher"], state="queued",
     queue_position=1, done=0.0, detail="", eta_seconds=None, findings=[], result=None, started_at=None, finished_at=None,
 )  # fmt: skip
 _KEY = ApiKey(

@@ -68,7 +68,7 @@ class QuestionSummary(Frozen):
     prompt: str
     """Its first 200 characters."""
     speakers: list[str]
-    """Such as `prefix 8, step 40`, `base student`, `teacher`."""
+    """Such as `prefix 8 at step 40`, `base student`, `teacher`."""
 
 
 class PlaygroundQuestion(Frozen):

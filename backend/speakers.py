@@ -102,7 +102,7 @@ def _model(
         stored = StoredCheckpoint(*found, settings.run_dir)
         stored.check()
     except Refusal as refusal:
-        return Finding(field=field, message=f"{field} is {record.run_name}, step {record.step}: {refusal.detail}")
+        return Finding(field=field, message=f"{field} is {record.run_name} at step {record.step}: {refusal.detail}")
     speaker = CheckpointSpeaker(
         folder=f"home:{stored.folder.relative_to(settings.home).as_posix()}",
         run_name=record.run_name,

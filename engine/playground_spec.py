@@ -67,8 +67,8 @@ class CheckpointSpeaker(Frozen):
 
     @property
     def label(self) -> str:
-        """Such as `prefix 8, step 40`."""
-        return f"{self.run_name}, step {self.step}"
+        """Such as `prefix 8 at step 40`."""
+        return f"{self.run_name} at step {self.step}"
 
     @property
     def in_words(self) -> str:

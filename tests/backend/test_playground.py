@@ -67,7 +67,7 @@ def result_of(traces: list[TokenTrace]) -> PlaygroundResult:
         for speaker, row in ((0, 0), (1, None), (2, 1))
     ]  # fmt: skip
     return PlaygroundResult.model_construct(
-        answers=answers, reader="short, step 20", scoring_temperature=1.0, notes=["Frames differ."], seconds=2.0
+        answers=answers, reader="short at step 20", scoring_temperature=1.0, notes=["Frames differ."], seconds=2.0
     )
 
 
@@ -87,7 +87,7 @@ def test_a_question_is_queued_claimed_reported_on_and_answered(
 ) -> None:
     address = f"{_PATH}/{asked['id']}"
     assert (asked["state"], asked["queue_position"], asked["result"]) == ("queued", 1, None)
-    assert asked["speakers"] == [asked["run_name"] + ", step 20", "base student", "teacher"]
+    assert asked["speakers"] == [asked["run_name"] + " at step 20", "base student", "teacher"]
     assert {name: asked["asked"][name] for name in question} == question
     second = client.post(_PATH, json=question | {"seed": 4}).json()
     assert second["queue_position"] == 2
@@ -106,6 +106,12 @@ def test_a_question_is_queued_claimed_reported_on_and_answered(
     assert listed[0]["prompt"] == question["prompt"]
 
 
+def test_a_question_that_is_sent_again_with_its_key_is_asked_once(client: TestClient, question: Document) -> None:
+    first, again = (client.post(_PATH, json=question, headers={"Idempotency-Key": "k"}) for _ in range(2))
+    assert first.json() == again.json()
+    assert len(client.get(_PATH).json()) == 1
+
+
 def test_an_answer_comes_with_its_tokens_and_the_scale_of_its_question(
     client: TestClient, database: Database, asked: Document
 ) -> None:
@@ -118,7 +124,7 @@ def test_an_answer_comes_with_its_tokens_and_the_scale_of_its_question(
     assert TokenTrace.model_validate(first["trace"]) == traces[0]
     assert TokenTrace.model_validate(last["trace"]) == traces[1]
     assert first["pair"] == f"student: {asked['speakers'][0]}"
-    assert last["pair"] == "written by the teacher, read by the student: short, step 20"
+    assert last["pair"] == "written by the teacher, read by the student: short at step 20"
     assert first["limit_words"] == "largest of these answers"
     assert (
         first["limit_nats"] == last["limit_nats"] == pytest.approx(max(max(one.reverse_kl) for one in traces), rel=1e-2)

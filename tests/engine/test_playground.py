@@ -69,7 +69,7 @@ def logprobs_of(folder: Path, prompt: list[int], completion: list[int], temperat
 def test_the_scores_of_an_answer_are_those_of_the_formulas(models: dict[str, Path], tmp_path: Path, who: str) -> None:
     speakers = [checkpoint(models["a"]), {"kind": "teacher"}]
     result, traces = answered(document(models, speakers), tmp_path)
-    assert result.reader == "a, step 7"
+    assert result.reader == "a at step 7"
     assert result.scoring_temperature == 1.3
     trace = traces[0 if who == "a" else 1]
     prompt = AutoTokenizer.from_pretrained(models["teacher"])(PROMPT)["input_ids"]
@@ -188,7 +188,7 @@ def test_a_damaged_checkpoint_is_named_before_a_model_is_opened(tmp_path: Path, 
         answered(document(nowhere, [speaker]), tmp_path)
     (finding,) = caught.value.findings
     assert finding.field == "speakers.0"
-    assert finding.message.startswith("speakers.0 is the student of a, step 7, whose checkpoint is damaged:")
+    assert finding.message.startswith("speakers.0 is the student of a at step 7, whose checkpoint is damaged:")
 
 
 @pytest.mark.parametrize(

@@ -39,12 +39,12 @@ def test_a_checkpoint_and_the_teacher_answer_and_are_scored(spec: Path, tmp_path
     status, text = run(*asked, "--json", "--traces", traces)
     assert status == 0, text
     result = PlaygroundResult.model_validate_json(text[text.index("{") :])
-    assert result.reader == "step-7, step 7"
+    assert result.reader == "step-7 at step 7"
     assert [read_trace(traces, row).token_ids != [] for row in (0, 1)] == [True, True]
     status, text = run(*asked)
     assert status == 0
-    assert "step-7, step 7 ──" in text
-    assert f"mean reverse KL {result.answers[1].mean_reverse_kl:.3f} nats per token, read by step-7, step 7" in text
+    assert "step-7 at step 7 ──" in text
+    assert f"mean reverse KL {result.answers[1].mean_reverse_kl:.3f} nats per token, read by step-7 at step 7" in text
     assert result.answers[1].text in text
 
 
