@@ -77,7 +77,7 @@ def work_on_analysis(claim: AnalysisClaim, slot: Slot, place: Workplace) -> None
                 process.returncode,
                 log_path.read_text(errors="replace")[-_LOG_CHARACTERS:],
             )
-            message = f"The analysis ended with exit code {process.returncode} and no answer; see the worker's log."
+            message = f"The engine ended with exit code {process.returncode} and no answer; see the worker's log."
             answer = [Finding(field="", message=message)]
         traces = traces_path.read_bytes() if isinstance(answer, PlaygroundResult) else None
     with place.database.write() as session:

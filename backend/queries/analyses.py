@@ -144,9 +144,7 @@ def take_back_analyses(session: Session) -> int:
     is_lost = (AnalysisRow.state == "running") & or_(
         AnalysisRow.lease_until.is_(None), AnalysisRow.lease_until < now_of(session)
     )
-    message = (
-        f"The workers of this analysis died {_MAX_ATTEMPTS} times; see their logs, then ask again with fewer prompts."
-    )
+    message = f"The workers that had this died {_MAX_ATTEMPTS} times; see their logs, then ask for less at once."
     hopeless = {"state": "failed", "findings": [Finding(field="", message=message).model_dump(mode="json")]}
     taken = 0
     for condition, values in (
