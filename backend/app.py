@@ -28,6 +28,7 @@ from backend.routes import (
     experiments,
     health,
     pins,
+    playground,
     rollouts,
     runs,
     specs,
@@ -89,7 +90,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.router.route_class = LockedRoute
     answer_errors(app)
     api = APIRouter(prefix="/api/v1")
-    for module in (experiments, runs, streams, wishes, rollouts, checkpoints, pins, specs, analyses, access, health):
+    for module in (
+        experiments,
+        runs,
+        streams,
+        wishes,
+        rollouts,
+        checkpoints,
+        pins,
+        specs,
+        analyses,
+        playground,
+        access,
+        health,
+    ):
         api.include_router(module.router)
     app.include_router(api)
     app.include_router(checkpoints.signed_router, prefix="/api/v1")

@@ -1,9 +1,10 @@
 """Column types that mean the same on SQLite and PostgreSQL."""
 
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, cast
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from sqlalchemy import JSON, DateTime, Dialect, String, Text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import TypeDecorator
@@ -33,20 +34,22 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class RecordColumn(TypeDecorator[Record]):
-    """A frozen record, stored as JSON; reading it back validates it."""
+    """A frozen record, or one of several kinds, stored as JSON; reading it back validates it."""
 
     impl = Json
     cache_ok = True
 
-    def __init__(self, record: type[Record]) -> None:
+    def __init__(self, record: type[Record] | UnionType) -> None:
+        """Of a union, the fields tell which kind is stored."""
         super().__init__()
-        self.record = record
+        self.record = record  # under the parameter's name: SQLAlchemy tells column types apart by it
+        self._adapter: TypeAdapter[Record] = TypeAdapter(cast("type[Record]", record))
 
     def process_bind_param(self, value: Record | None, dialect: Dialect) -> Any:
         return None if value is None else value.model_dump(mode="json")
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Record | None:
-        return None if value is None else self.record.model_validate(value)
+        return None if value is None else self._adapter.validate_python(value)
 
 
 class CleanText(TypeDecorator[str]):

@@ -1,6 +1,7 @@
 """Checkpoint files on their way out: single files with Range, whole folders as one tar, both in constant memory."""
 
 import base64
+import hashlib
 import re
 import stat
 import tarfile
@@ -31,6 +32,13 @@ class StoredCheckpoint:
     def names(self) -> list[str]:
         """The manifest's files, and the manifest."""
         return [*(file.name for file in self.checkpoint.files), MANIFEST]
+
+    def check(self) -> None:
+        """Refusal (410) when a file is gone or has another size, or the manifest is another one; contents are not hashed."""
+        for name in self.names():
+            path, _ = self._checked(name)
+        if hashlib.sha256(path.read_bytes()).hexdigest() != self.checkpoint.manifest_sha256:
+            raise self._damaged(MANIFEST, "is not the one that was committed")
 
     def file(self, name: str, request_headers: Mapping[str, str]) -> Response:
         """The response that sends a file, or the one part of it that Range asks for; its ETag is its sha256.

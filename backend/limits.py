@@ -44,6 +44,14 @@ class Limits(Frozen):
     """After so long an event stream ends; the reader comes back with Last-Event-ID."""
     downloads: Number = 16
     """Files and archives that one API process sends at the same time (503)."""
+    playground_prompt_bytes: Bytes = 32 * 1024
+    """Bytes of a question's prompt and of its system message, each (422)."""
+    playground_tokens: Number = 8192
+    """Tokens that the answers to a question may have: speakers times answers of each times max_completion_tokens (422)."""
+    playground_queued: Number = 10
+    """Questions of the playground that one person or key has in the queue (409)."""
+    playground_kept: Number = 200
+    """Questions of a project that stay with their answers; whoever asks one more removes the oldest that have ended."""
     metric_keys: Number = 2000
     """Different metrics of a run; further ones are left out, and the run's history says so."""
     metric_name_characters: Annotated[int, Field(ge=1, le=250)] = 250

@@ -8,11 +8,13 @@ from pydantic import TypeAdapter
 from backend.access import ApiKey, CreatedKey, KeyCreate
 from backend.analyses import Analysis
 from backend.estimates import Estimate, PhaseSeconds
+from backend.playground import CheckpointChoice, PlaygroundQuestion, QuestionCreate
 from backend.routes.wishes import Cancel, Clone, Retry, RunPatch
 from backend.schemas import Checkpoint, CheckpointFile, Experiment, ExperimentCreate, Link, Preflight, Run, Variant
 from engine.analysis_spec import AnalysisSpec, TeacherPrefix
 from engine.findings import Finding
 from engine.flops import FlopLedger
+from engine.playground_spec import TeacherSpeaker
 from engine.spec import RunSpec
 
 _NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -49,6 +51,14 @@ _ANALYSIS = Analysis(
     id=_ID, created_at=_NOW, spec=_ANALYSIS_SPEC, state="queued", done=0.0, detail="", eta_seconds=None, findings=[], result=None,
     started_at=None, finished_at=None,
 )  # fmt: skip
+_QUESTION = QuestionCreate(
+    run_id=_ID, prompt="k3 k0 c3 c2 c3 4 N13 |", seed=7, max_completion_tokens=64,
+    speakers=[CheckpointChoice(kind="checkpoint", checkpoint_id=_ID), TeacherSpeaker(kind="teacher")],
+)  # fmt: skip
+_ASKED = PlaygroundQuestion(
+    id=_ID, created_at=_NOW, asked=_QUESTION, run_name=_RUN.name, speakers=["prefix 8 · seed 0 at step 40", "teacher"], state="queued",
+    queue_position=1, done=0.0, detail="", eta_seconds=None, findings=[], result=None, started_at=None, finished_at=None,
+)  # fmt: skip
 _KEY = ApiKey(
     id="0123456789abcdef", name="Ada's laptop", role="operator", project_id="default", created_by="local", created_at=_NOW,
     expires_at=_NOW + timedelta(90), last_used_at=None, revoked_at=None,
@@ -70,6 +80,8 @@ REQUESTS: dict[str, Any] = {
     "estimate_run": _SPEC,
     "validate_spec": {"name": "prefix 8", "num_steps": 0},
     "create_analysis": _ANALYSIS_SPEC,
+    "create_question": _QUESTION,
+    "validate_question": {"run_id": _ID, "prompt": "k3 k0 c3 c2 c3 4 N13 |", "speakers": []},
     "create_key": KeyCreate(name=_KEY.name, role=_KEY.role, valid_days=90),
     "cancel_run": Cancel(checkpoint=True),
     "retry_run": Retry(from_scratch=False),
@@ -95,6 +107,9 @@ RESPONSES: dict[str, Any] = {
     "validate_spec": [Finding(field="num_steps", message="num_steps is 0 but must be at least 1; raise it.")],
     "create_analysis": _ANALYSIS,
     "cancel_analysis": _ANALYSIS.model_copy(update={"state": "cancelled", "finished_at": _NOW}),
+    "create_question": _ASKED,
+    "validate_question": [Finding(field="speakers", message="speakers has 0 entries but needs 1; add some.")],
+    "cancel_question": _ASKED.model_copy(update={"state": "cancelled", "queue_position": None, "finished_at": _NOW}),
     "create_key": CreatedKey(**_KEY.model_dump(), key="incipit_0123456789abcdef_…"),
     "revoke_key": _KEY.model_copy(update={"revoked_at": _NOW}),
     "cancel_run": _RUN.model_copy(update={"state": "cancelled", "queue_position": None, "finished_at": _NOW}),

@@ -3,14 +3,14 @@
 from datetime import datetime
 from typing import Any, ClassVar, get_args
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, MetaData, String, Text
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, MetaData, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from backend.analyses import AnalysisState
 from backend.columns import CleanText, Id, Json, RecordColumn, UtcDateTime
 from backend.ids import new_id
+from backend.playground import Asked, Found
 from backend.run_states import RunState
-from engine.analysis_spec import AnalysisResult, AnalysisSpec
 from engine.flops import FlopLedger
 from engine.spec import RunSpec
 
@@ -147,7 +147,7 @@ class Preflight(Table):
 
 
 class Analysis(Table):
-    """A question about a pair of models that a worker answers without training."""
+    """A question about models that a worker answers without training: an analysis, or one of the playground."""
 
     __tablename__ = "analyses"
     __table_args__ = (one_of("state", get_args(AnalysisState), "state"),)
@@ -156,15 +156,18 @@ class Analysis(Table):
     project_id: Mapped[str] = mapped_column(String(64), default="default")
     created_by: Mapped[str] = mapped_column(String(128), default="local")
     created_at: Mapped[datetime]
-    spec: Mapped[AnalysisSpec] = mapped_column(RecordColumn(AnalysisSpec))
+    spec: Mapped[Asked] = mapped_column(RecordColumn[Asked](Asked))
     kind: Mapped[str] = mapped_column(String(32))
+    """Of the analysis, or `playground`."""
     state: Mapped[str] = mapped_column(String(16), default="queued", index=True)
     done: Mapped[float] = mapped_column(default=0.0)
     """Share of the work that is done."""
     detail: Mapped[str] = mapped_column(CleanText, default="")
     findings: Mapped[list[Any]] = mapped_column(default=list)
     """Records of engine.findings.Finding."""
-    result: Mapped[AnalysisResult | None] = mapped_column(RecordColumn(AnalysisResult))
+    result: Mapped[Found | None] = mapped_column(RecordColumn[Found](Found))
+    traces: Mapped[bytes | None] = mapped_column(LargeBinary, deferred=True)
+    """The tokens of the answers as a Parquet file, see engine/token_trace.py; None for an analysis."""
     attempt: Mapped[int] = mapped_column(default=0)
     fence: Mapped[int] = mapped_column(BigInteger, default=0)
     lease_owner: Mapped[str | None] = mapped_column(String(128))

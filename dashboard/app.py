@@ -20,6 +20,7 @@ page = st.navigation(
         st.Page("views/inspect.py", title="Inspect", icon=":material/manage_search:", url_path="inspect"),
         st.Page("views/compare.py", title="Compare", icon=":material/compare_arrows:", url_path="compare"),
         st.Page("views/analyses.py", title="Analyses", icon=":material/biotech:", url_path="analyses"),
+        st.Page("views/playground.py", title="Playground", icon=":material/forum:", url_path="playground"),
         st.Page("views/checkpoints.py", title="Checkpoints", icon=":material/save:", url_path="checkpoints"),
         st.Page("views/system.py", title="System", icon=":material/dns:", url_path="system"),
         st.Page("views/help.py", title="Help", icon=":material/help:", url_path="help"),

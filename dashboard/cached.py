@@ -8,6 +8,7 @@ import streamlit as st
 
 from backend.access import Principal
 from backend.estimates import Estimate
+from backend.playground import AnswerDetail, QuestionSummary
 from backend.schemas import (
     Checkpoint,
     Evaluation,
@@ -157,3 +158,18 @@ def spec_schema(client: ApiClient) -> Document:
 @st.cache_data(ttl=60, max_entries=16, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def analysis_schema(client: ApiClient) -> Document:
     return client.analysis_schema()
+
+
+@st.cache_data(ttl=10, max_entries=64, show_spinner=False, hash_funcs=_BY_IDENTITY)
+def question_findings(client: ApiClient, document: Document) -> list[Finding]:
+    return client.question_findings(document)
+
+
+@st.cache_data(ttl=1, max_entries=16, show_spinner=False, hash_funcs=_BY_IDENTITY)
+def questions(client: ApiClient) -> list[QuestionSummary]:
+    return client.questions()
+
+
+@st.cache_data(ttl=600, max_entries=64, show_spinner=False, hash_funcs=_BY_IDENTITY)
+def answer(client: ApiClient, question_id: str, row: int) -> AnswerDetail:
+    return client.answer(question_id, row)

@@ -1,4 +1,4 @@
-"""`python -m engine train | check | analyze | schema`: the engine without anything around it."""
+"""`python -m engine train | check | analyze | ask | schema`: the engine without anything around it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,6 +27,8 @@ def main() -> int:
         return 0
     if arguments.command == "analyze":
         return _analyze(arguments.spec)
+    if arguments.command == "ask":
+        return _ask(arguments.spec, arguments.traces)
     spec = read_spec(arguments.spec)
     if spec is None:
         return 11
@@ -41,14 +44,26 @@ def main() -> int:
 
 
 def _analyze(path: Path) -> int:
-    """Print progress and then the result, one JSON object a line: {"progress": …}, {"result": …} or {"findings": […]}."""
-    from engine.analysis_spec import AnalysisProgress, AnalysisSpec
+    from engine.analysis_spec import AnalysisSpec
     from engine.analyze import analyze
+
+    return _answered(read_document(path, AnalysisSpec), analyze)
+
+
+def _ask(path: Path, traces: Path) -> int:
+    from engine.playground import ask
+    from engine.playground_spec import PlaygroundSpec
+
+    return _answered(read_document(path, PlaygroundSpec), lambda asked, report: ask(asked, report, traces))
+
+
+def _answered(asked: D | None, answer: Callable[[D, Callable[[float, str], None]], Frozen]) -> int:
+    """Print progress and then the result, one JSON object a line: {"progress": …}, {"result": …} or {"findings": […]}."""
+    from engine.analysis_spec import AnalysisProgress
     from engine.errors import RunError
     from engine.exit_codes import OF_FAILURE
     from engine.findings import Finding
 
-    asked = read_document(path, AnalysisSpec)
     if asked is None:
         return OF_FAILURE["bad_spec"]
 
@@ -57,7 +72,7 @@ def _analyze(path: Path) -> int:
         print(json.dumps({"progress": line}), flush=True)
 
     try:
-        result = analyze(asked, report)
+        result = answer(asked, report)
     except RunError as error:
         findings = error.findings or [Finding(field="", message=error.message)]
         print(json.dumps({"findings": [finding.model_dump(mode="json") for finding in findings]}), flush=True)
@@ -104,6 +119,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--spec", type=Path, required=True)
     analyze = commands.add_parser("analyze", help="answer a question about a pair of models without training")
     analyze.add_argument("--spec", type=Path, required=True, help="an AnalysisSpec as JSON")
+    ask = commands.add_parser("ask", help="have several models answer a prompt and the teacher score what they say")
+    ask.add_argument("--spec", type=Path, required=True, help="a PlaygroundSpec as JSON")
+    ask.add_argument("--traces", type=Path, required=True, help="new Parquet file for the tokens of the answers")
     commands.add_parser("schema", help="print the JSON schema of a spec")
     return parser
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from engine.chat_template import TemplateFailed, chat_template, knows_thinking, rendered_chats
 from engine.findings import Finding
 from engine.prompt_spec import PromptSpec
+from engine.vocabularies import differing_ids
 
 if TYPE_CHECKING:
     from engine.language_model import LanguageModel
@@ -36,17 +37,15 @@ def pair_findings(student: LanguageModel, teacher: LanguageModel) -> list[Findin
 def shared_vocabulary(student: LanguageModel, teacher: LanguageModel) -> int:
     """How many ids, from 0 on, mean the same to both models; heads are padded, and one tokenizer may have more tokens."""
     heads = min(student.head.vocabulary, teacher.head.vocabulary)
-    mine, theirs = _ids(student.tokenizer), _ids(teacher.tokenizer)
+    mine, theirs = vocabulary_of(student.tokenizer), vocabulary_of(teacher.tokenizer)
     if mine.keys() == theirs.keys():
         return heads
     return min(heads, min(mine.keys() ^ theirs.keys()))
 
 
 def _different_ids(student: LanguageModel, teacher: LanguageModel) -> Finding | None:
-    """Ids that mean two things, and ids that one model lacks in between: tokens behind the last shared one are cut off."""
-    mine, theirs = _ids(student.tokenizer), _ids(teacher.tokenizer)
-    last_shared = max(mine.keys() & theirs.keys(), default=0)
-    different = sorted(i for i in mine.keys() | theirs.keys() if i <= last_shared and mine.get(i) != theirs.get(i))
+    mine, theirs = vocabulary_of(student.tokenizer), vocabulary_of(teacher.tokenizer)
+    different = differing_ids(mine, theirs)
     if not different:
         return None
     named = ", ".join(f"{i} is {_token(mine, i)} and {_token(theirs, i)}" for i in different[:_MAX_NAMED])
@@ -67,7 +66,8 @@ def _different_endings(student: LanguageModel, teacher: LanguageModel) -> list[F
     return [Finding(field="teacher.path", message=message, severity="warning")]
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Ids with their tokens."""
     return {token_id: token for token, token_id in tokenizer.get_vocab().items()}
 
 

@@ -8,7 +8,7 @@ by at most 0.004).
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from engine.frozen import Frozen
 
@@ -59,7 +59,7 @@ def write_traces(path: Path, traces: list[TokenTrace]) -> None:
             writer.write_table(pa.table(columns, schema=_schema()))
 
 
-def read_trace(path: Path, row: int) -> TokenTrace:
+def read_trace(path: Path | BinaryIO, row: int) -> TokenTrace:
     """One rollout of a trace file."""
     import pyarrow.parquet as pq
 

@@ -2,7 +2,7 @@
 
 import typer
 
-from incipit.commands import analyze, checkpoints, demo, doctor, evaluate, keys, models, runs, study, train, up
+from incipit.commands import analyze, ask, checkpoints, demo, doctor, evaluate, keys, models, runs, study, train, up
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -14,6 +14,7 @@ app.command()(up.up)
 app.command()(train.train)
 app.command()(train.check)
 app.command()(analyze.analyze)
+app.command()(ask.ask)
 app.command()(study.study)
 app.command()(evaluate.evaluate)
 app.command()(doctor.doctor)

@@ -1,4 +1,7 @@
-"""Works on an analysis: `python -m engine analyze` in a process of its own, its progress and result stored."""
+"""Works on an analysis or a question of the playground: `python -m engine analyze` or `ask` in a process of its own.
+
+Its progress and result are stored.
+"""
 
 import json
 import logging
@@ -12,14 +15,16 @@ from typing import IO
 
 from pydantic import BaseModel, ValidationError
 
+from backend.playground import Asked, Found, QueuedQuestion
 from backend.queries.analyses import (
     AnalysisClaim,
     end_analysis,
     give_back_analysis,
     report_progress,
 )
-from engine.analysis_spec import AnalysisProgress, AnalysisResult
+from engine.analysis_spec import AnalysisProgress
 from engine.findings import Finding
+from engine.playground_spec import PlaygroundResult
 from worker.engine_process import engine_command, engine_environment
 from worker.slots import Slot
 from worker.supervisor import Workplace
@@ -32,21 +37,21 @@ _log = logging.getLogger(__name__)
 
 
 class _Line(BaseModel):
-    """What `engine analyze` prints, one of the three."""
+    """What `engine analyze` and `engine ask` print, one of the three."""
 
     progress: AnalysisProgress | None = None
-    result: AnalysisResult | None = None
+    result: Found | None = None
     findings: list[Finding] | None = None
 
 
 def work_on_analysis(claim: AnalysisClaim, slot: Slot, place: Workplace) -> None:
     """Bring a claimed analysis to its end: answered, failed, given back at a shutdown, or dropped when it was cancelled."""
     with tempfile.TemporaryDirectory(prefix="incipit-analysis-") as folder:
-        spec_path, log_path = Path(folder) / "analysis.json", Path(folder) / "stderr"
-        spec_path.write_text(claim.spec.model_dump_json())
+        log_path, traces_path = Path(folder) / "stderr", Path(folder) / "answers.parquet"
+        arguments = _arguments(claim.spec, Path(folder) / "spec.json", traces_path)
         with log_path.open("wb") as log:
             process = subprocess.Popen(
-                tethered(engine_command(["analyze", "--spec", str(spec_path)]), signal.SIGKILL),
+                tethered(engine_command(arguments), signal.SIGKILL),
                 cwd=place.home,
                 env=engine_environment({"INCIPIT_HOME": str(place.home), **slot.environment()}),
                 stdin=subprocess.DEVNULL,
@@ -65,24 +70,33 @@ def work_on_analysis(claim: AnalysisClaim, slot: Slot, place: Workplace) -> None
             reader.join()
         if answer is None:
             return
-        if not isinstance(answer, AnalysisResult) and not answer:
+        if isinstance(answer, list) and not answer:
             _log.error(
-                "engine analyze: exit %s\n%s",
+                "engine %s: exit %s\n%s",
+                arguments[0],
                 process.returncode,
                 log_path.read_text(errors="replace")[-_LOG_CHARACTERS:],
             )
-            message = f"The analysis ended with exit code {process.returncode} and no answer; see the worker's log."
+            message = f"The engine ended with exit code {process.returncode} and no answer; see the worker's log."
             answer = [Finding(field="", message=message)]
+        traces = traces_path.read_bytes() if isinstance(answer, PlaygroundResult) else None
     with place.database.write() as session:
-        end_analysis(session, claim, answer)
+        end_analysis(session, claim, answer, traces)
 
 
-def _follow(
-    lines: "queue.Queue[bytes | None]", claim: AnalysisClaim, place: Workplace
-) -> AnalysisResult | list[Finding] | None:
+def _arguments(asked: Asked, spec_path: Path, traces_path: Path) -> list[str]:
+    """What the engine is called with, its spec written."""
+    if isinstance(asked, QueuedQuestion):
+        spec_path.write_text(asked.spec.model_dump_json())
+        return ["ask", "--spec", str(spec_path), "--traces", str(traces_path)]
+    spec_path.write_text(asked.model_dump_json())
+    return ["analyze", "--spec", str(spec_path)]
+
+
+def _follow(lines: "queue.Queue[bytes | None]", claim: AnalysisClaim, place: Workplace) -> Found | list[Finding] | None:
     """The answer, an empty list when the process ended without one, None when the claim is no longer ours."""
     progress: AnalysisProgress | None = None
-    answer: AnalysisResult | list[Finding] = []
+    answer: Found | list[Finding] = []
     while True:
         try:
             line = lines.get(timeout=_REPORT_SECONDS)

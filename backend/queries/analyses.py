@@ -1,17 +1,21 @@
-"""Analyses: asked for, claimed, reported on and answered. Every write of a worker carries its fence."""
+"""Analyses: asked for, claimed, reported on and answered. Every write of a worker carries its fence.
+
+Questions of the playground go the same way, see backend/queries/playground.py for how they are asked and read.
+"""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.orm import Session
 
 from backend.access import LOCAL, Principal
 from backend.analyses import Analysis
 from backend.database import now_of
 from backend.ids import new_id
+from backend.playground import PLAYGROUND, Asked, Found
 from backend.tables import Analysis as AnalysisRow
-from engine.analysis_spec import AnalysisProgress, AnalysisResult, AnalysisSpec
+from engine.analysis_spec import AnalysisProgress, AnalysisSpec
 from engine.findings import Finding
 
 LEASE_SECONDS = 60
@@ -24,18 +28,23 @@ class AnalysisClaim:
 
     analysis_id: str
     fence: int
-    spec: AnalysisSpec
+    spec: Asked
 
 
 def create_analysis(session: Session, spec: AnalysisSpec, *, owner: Principal = LOCAL) -> Analysis:
     """Queue an analysis."""
+    return _record(queued(session, spec, spec.analysis.kind, owner))
+
+
+def queued(session: Session, spec: Asked, kind: str, owner: Principal) -> AnalysisRow:
+    """A new row in the queue."""
     row = AnalysisRow(
         id=new_id(),
         project_id=owner.home_project,
         created_by=owner.id,
         created_at=datetime.now(UTC),
         spec=spec,
-        kind=spec.analysis.kind,
+        kind=kind,
         state="queued",
         findings=[],
         detail="",
@@ -43,25 +52,31 @@ def create_analysis(session: Session, spec: AnalysisSpec, *, owner: Principal = 
     )
     session.add(row)
     session.flush()
-    return _record(row)
+    return row
 
 
 def analysis(session: Session, id: str) -> Analysis | None:
     """One analysis with its result, if there is one."""
     row = session.get(AnalysisRow, id)
-    return None if row is None else _record(row)
+    return None if row is None or row.kind == PLAYGROUND else _record(row)
 
 
 def analyses(session: Session, *, limit: int) -> list[Analysis]:
     """The last analyses, newest first."""
-    return [_record(row) for row in session.scalars(select(AnalysisRow).order_by(AnalysisRow.id.desc()).limit(limit))]
+    query = select(AnalysisRow).where(AnalysisRow.kind != PLAYGROUND).order_by(AnalysisRow.id.desc()).limit(limit)
+    return [_record(row) for row in session.scalars(query)]
 
 
 def cancel_analysis(session: Session, id: str) -> None:
     """End an analysis that waits or is at work; its worker notices at its next report."""
+    cancel(session, id, AnalysisRow.kind != PLAYGROUND)
+
+
+def cancel(session: Session, id: str, is_asked: ColumnElement[bool]) -> None:
+    """End a row that waits or is at work, if it is of the kind that is asked for."""
     session.execute(
         update(AnalysisRow)
-        .where(AnalysisRow.id == id, AnalysisRow.state.in_(("queued", "running")))
+        .where(AnalysisRow.id == id, is_asked, AnalysisRow.state.in_(("queued", "running")))
         .values(state="cancelled", fence=AnalysisRow.fence + 1, finished_at=now_of(session), **_NO_LEASE)
         .execution_options(synchronize_session=False)
     )
@@ -108,12 +123,14 @@ def report_progress(session: Session, claim: AnalysisClaim, progress: AnalysisPr
     return _write(session, claim, lease_until=now_of(session) + timedelta(seconds=LEASE_SECONDS), **news)
 
 
-def end_analysis(session: Session, claim: AnalysisClaim, answer: AnalysisResult | list[Finding]) -> None:
+def end_analysis(
+    session: Session, claim: AnalysisClaim, answer: Found | list[Finding], traces: bytes | None = None
+) -> None:
     """Store the result, or the findings that say why there is none, unless the claim was lost meanwhile."""
-    if isinstance(answer, AnalysisResult):
-        values = {"state": "succeeded", "result": answer, "done": 1.0, "detail": "done"}
+    if isinstance(answer, list):
+        values: dict[str, object] = {"state": "failed", "findings": [one.model_dump(mode="json") for one in answer]}
     else:
-        values = {"state": "failed", "findings": [finding.model_dump(mode="json") for finding in answer]}
+        values = {"state": "succeeded", "result": answer, "traces": traces, "done": 1.0, "detail": "done"}
     _write(session, claim, finished_at=now_of(session), **values, **_NO_LEASE)
 
 
@@ -127,9 +144,7 @@ def take_back_analyses(session: Session) -> int:
     is_lost = (AnalysisRow.state == "running") & or_(
         AnalysisRow.lease_until.is_(None), AnalysisRow.lease_until < now_of(session)
     )
-    message = (
-        f"The workers of this analysis died {_MAX_ATTEMPTS} times; see their logs, then ask again with fewer prompts."
-    )
+    message = f"The workers that had this died {_MAX_ATTEMPTS} times; see their logs, then ask for less at once."
     hopeless = {"state": "failed", "findings": [Finding(field="", message=message).model_dump(mode="json")]}
     taken = 0
     for condition, values in (
@@ -179,10 +194,13 @@ def _write(session: Session, claim: AnalysisClaim, **values: object) -> bool:
     return written.one_or_none() is not None
 
 
+def eta_seconds(row: AnalysisRow) -> float | None:
+    """Seconds that are left at the present pace; None while nothing is known."""
+    if row.state != "running" or row.started_at is None or not row.done > 0:
+        return None
+    return max(0.0, (datetime.now(UTC) - row.started_at).total_seconds() / row.done * (1 - row.done))
+
+
 def _record(row: AnalysisRow) -> Analysis:
     values = {name: getattr(row, name) for name in Analysis.model_fields if name != "eta_seconds"}
-    eta = None
-    if row.state == "running" and row.started_at is not None and row.done > 0:
-        elapsed = (datetime.now(UTC) - row.started_at).total_seconds()
-        eta = max(0.0, elapsed / row.done * (1 - row.done))
-    return Analysis.model_validate(values | {"eta_seconds": eta})
+    return Analysis.model_validate(values | {"eta_seconds": eta_seconds(row)})

@@ -100,11 +100,16 @@ def exists(session: Session, id: str) -> bool:
 
 
 def num_queued_by(session: Session, principal_id: str) -> int:
-    """Runs in the queue that somebody has made; on PostgreSQL another request of theirs waits until this one has ended."""
-    if session.get_bind().dialect.name == "postgresql":
-        session.execute(select(func.pg_advisory_xact_lock(func.hashtext(principal_id))))
+    """Runs in the queue that somebody has made; see hold_queue_of."""
+    hold_queue_of(session, principal_id)
     count = select(func.count()).select_from(RunRow).where(RunRow.state == "queued", RunRow.created_by == principal_id)
     return session.scalar(count) or 0
+
+
+def hold_queue_of(session: Session, principal_id: str) -> None:
+    """On PostgreSQL, let another request of theirs wait until this one has ended, so that both count right."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(select(func.pg_advisory_xact_lock(func.hashtext(principal_id))))
 
 
 def training_rates(session: Session, student: str, teacher: str) -> list[float]:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import streamlit as st
 
+from backend.playground import AnswerDetail
 from backend.schemas import RolloutDetail
-from dashboard.token_lens.payload import METRICS, lens_payload
+from dashboard.token_lens.payload import METRICS, answer_payload, lens_payload
 
 _FRONTEND = Path(__file__).parent / "frontend"
 # lens.js comes last: it holds the default export and uses the others, which share its module scope.
@@ -39,3 +40,9 @@ def token_lens(rollout: RolloutDetail, metric: str, token: int | None) -> tuple[
     )
     pinned = result.token
     return str(result.metric), int(pinned) if pinned is not None else None
+
+
+def answer_lens(answer: AnswerDetail, metric: str, *, first_difference: int | None = None) -> None:
+    """Draw an answer of the playground, coloured by `metric`, without a choice of its own: it stands beside others."""
+    key = f"answer-lens-{answer.question_id}-{answer.answer.row}-{first_difference}"
+    _mount(key=key, data=answer_payload(answer, metric, first_difference))

@@ -92,6 +92,22 @@ def show_download(client: ApiClient, checkpoint: Checkpoint) -> None:
     st.markdown(f":small[manifest sha256 `{checkpoint.manifest_sha256}`]")
 
 
+def show_comparison(checkpoints: list[Checkpoint], chosen: Checkpoint) -> None:
+    """Two checkpoints, and the way to the playground with both."""
+    others = [one for one in checkpoints if one.id != chosen.id]
+    if not others:
+        return
+    by_id = {one.id: one for one in others}
+    same_run = next((at for at, one in enumerate(others) if one.run_id == chosen.run_id), 0)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        other = st.selectbox(
+            "Compare its answers with those of", list(by_id), index=same_run, format_func=lambda one: label_of(by_id[one]),
+            key=f"compare-with-{chosen.id}",
+        )  # fmt: skip
+        pair = {"run": chosen.run_id, "a": chosen.id, "b": other or "", "view": "A and B"}
+        st.page_link("views/playground.py", label="Ask both the same", icon=":material/forum:", query_params=pair)
+
+
 st.title("Checkpoints", anchor=False)
 client = cached.api()
 with notices.problems_shown():
@@ -121,4 +137,5 @@ with notices.problems_shown():
     )  # fmt: skip
     address.keep("checkpoint", chosen)
     show_pin(client, by_id[chosen or ids[0]])
+    show_comparison(checkpoints, by_id[chosen or ids[0]])
     show_download(client, by_id[chosen or ids[0]])

@@ -35,6 +35,8 @@ _WORDS = {
     "step": "One update of the student's weights.",
     "attempt": "One try at a run. A run whose worker died goes on in the next one, from its last checkpoint.",
     "checkpoint": "The student's weights at a step, with all that is needed to go on.",
+    "playground": "One prompt for several models (checkpoints, base student, teacher) with the same random numbers. The teacher "
+    "scores every token; its own words are compared with a student that reads them.",
     "dev, report": "Prompts on which the best checkpoint is chosen, and other ones on which it is reported.",
 }
 

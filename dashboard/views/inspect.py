@@ -132,6 +132,10 @@ with notices.problems_shown():
     summary_line(rollout)
     show_lens(rollout)
     notices.csv_button(frames.trace_frame(rollout), f"rollout-{rollout.id}")
+    here = {"run": run.id, "rollout": rollout.id, "view": "A and B"}
+    st.page_link(
+        "views/playground.py", label="Compare checkpoints on this prompt", icon=":material/forum:", query_params=here
+    )
     show_positions(client, run, step)
     notices.data_behind(
         frames.rollouts_frame(page.items),

@@ -7,11 +7,10 @@ from typing import Annotated, Literal, get_args
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from engine.analysis_spec import AnalysisResult, AnalysisSpec
+from incipit.engine_progress import with_progress
 
 Kind = Literal["divergence_by_position", "teacher_prefix", "teacher_continues", "gradient_by_position"]
 
@@ -69,31 +68,9 @@ def _numbers(text: str | None) -> list[object] | None:
 
 
 def _answer(asked: AnalysisSpec) -> AnalysisResult:
-    import transformers
-
     from engine.analyze import analyze as run_analysis
-    from engine.errors import RunError
-    from engine.exit_codes import OF_FAILURE
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(escape(asked.run.name), total=1.0)
-        try:
-            return run_analysis(
-                asked, lambda done, detail: bar.update(task, completed=done, description=escape(detail))
-            )
-        except RunError as error:
-            for message in [finding.message for finding in error.findings] or [error.message]:
-                typer.echo(message, err=True)
-            raise typer.Exit(OF_FAILURE[error.failure]) from None
+    return with_progress(asked.run.name, lambda report: run_analysis(asked, report))
 
 
 def print_result(result: AnalysisResult, console: Console) -> None:

@@ -67,6 +67,8 @@ def config(
             "checkpoint_id": commit_checkpoint(database, settings.run_dir, run["id"]),
             "preflight_id": client.post("/preflights", json=base).json()["id"],
             "analysis_id": client.post("/analyses", json={"run": base}).json()["id"],
+            "question_id": client.post("/playground/questions", json=_question(run["id"])).json()["id"],
+            "row": "0",
             "key_id": client.post("/keys", json={"name": "ci"}).json()["id"],
             "name": "model.safetensors",
         }
@@ -74,6 +76,10 @@ def config(
     path = tmp_path / "schemathesis.toml"
     path.write_text("\n".join(lines) + (Path(__file__).parent / "schemathesis.toml").read_text())
     return path
+
+
+def _question(run_id: str) -> dict[str, Any]:
+    return {"run_id": run_id, "prompt": "k3", "speakers": [{"kind": "base"}]}
 
 
 def assert_contract_is_kept(api: ApiProcess, credential: str, config: Path, *options: str) -> None:

@@ -56,10 +56,15 @@ def ids(people: dict[str, TestClient], settings: Settings, database: Database, b
         "rollout": rollout.id,
         "preflight": lab.post("/api/v1/preflights", json=base).json()["id"],
         "analysis": lab.post("/api/v1/analyses", json={"run": base}).json()["id"],
+        "question": lab.post("/api/v1/playground/questions", json=_question(run["id"])).json()["id"],
     }
 
 
-_LISTS = ("experiments", "runs", "checkpoints", "preflights", "analyses")
+def _question(run_id: str) -> Document:
+    return {"run_id": run_id, "prompt": "k3", "speakers": [{"kind": "base"}]}
+
+
+_LISTS = ("experiments", "runs", "checkpoints", "preflights", "analyses", "playground/questions")
 
 
 def _items(client: TestClient, path: str) -> list[Any]:
@@ -80,6 +85,7 @@ def test_ids_of_another_project_are_not_found(people: dict[str, TestClient], ids
     run = f"runs/{ids['run']}"
     found = [f"{kind}s/{ids[kind]}" for kind in ("experiment", "run", "checkpoint", "preflight")]
     found += [f"analyses/{ids['analysis']}", f"experiments/{ids['experiment']}/runs"]
+    found += [f"playground/questions/{ids['question']}"]
     found += [f"{run}/{part}" for part in ("metrics", "events", "evaluations", "positions", "rollouts", "checkpoints")]
     found += [f"checkpoints/{ids['checkpoint']}/{part}" for part in ("archive", "files/config.json")]
     for path in found:
@@ -97,6 +103,7 @@ def test_nobody_changes_what_is_another_projects(
     changes = [
         f"runs/{ids['run']}/cancel",
         f"analyses/{ids['analysis']}/cancel",
+        f"playground/questions/{ids['question']}/cancel",
         f"checkpoints/{ids['checkpoint']}/link",
     ]
     for path in changes:
@@ -138,7 +145,7 @@ def test_what_is_made_belongs_to_its_maker(
     maker = people["lab"].get("/api/v1/me").json()["id"]
     with database.read() as session:
         for table in (Experiment, Run, Preflight, Analysis):
-            assert session.execute(select(table.project_id, table.created_by)).all() == [("lab", maker)]
+            assert set(session.execute(select(table.project_id, table.created_by)).all()) == {("lab", maker)}
 
 
 def test_an_operator_of_all_projects_makes_things_in_the_default_one(

@@ -1,4 +1,4 @@
-"""The way a person goes: New run, a wrong value corrected, Start, watch it end, read its tokens, download, open it."""
+"""The way a person goes: New run, a wrong value corrected, Start, watch it end, read its tokens, ask it, download, open it."""
 
 import json
 import re
@@ -31,6 +31,7 @@ def test_from_a_new_run_to_a_checkpoint_that_transformers_opens(page: Page, site
     run_id = _run_id(page)
     page.goto(f"{site.dashboard_url}/inspect?run={run_id}")
     expect(page.get_by_role("button", name=re.compile(r"^position 1\b")).first).to_be_visible()
+    _its_checkpoints_are_asked_beside_the_teacher(page)
     page.goto(f"{site.dashboard_url}/checkpoints?run={run_id}")
     with page.expect_download() as download:
         page.get_by_role("link", name="Download all").click()
@@ -57,6 +58,20 @@ def _a_wrong_value_is_named_at_its_field(page: Page) -> None:
     field.fill("6")
     field.press("Enter")
     expect(page.get_by_role("button", name="Start: first correct")).to_have_count(0)
+
+
+def _its_checkpoints_are_asked_beside_the_teacher(page: Page) -> None:
+    """From Inspect to the playground with its prompt; a worker answers, and a reload finds the answers again."""
+    page.get_by_role("link", name="Compare checkpoints on this prompt").click()
+    ask = page.locator(".st-key-ask button")
+    expect(ask).to_be_enabled()
+    ask.click()
+    expect(page.locator(".lens")).to_have_count(2, timeout=_RUN_MILLISECONDS)
+    expect(page.get_by_text("scored by the teacher of").first).to_be_visible()
+    expect(page.locator(".legend").first).to_contain_text("student: ")
+    assert "question=" in page.url
+    page.reload()
+    expect(page.locator(".lens")).to_have_count(2)
 
 
 def _run_id(page: Page) -> str:

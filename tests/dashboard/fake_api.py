@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Annotated, Any, Literal, get_args
 
 import fake_analyses
+import fake_playground
 import fake_records as records
 import fake_traces as traces
 import uvicorn
@@ -324,8 +325,10 @@ def get_analysis(analysis_id: str) -> analyses.Analysis:
     return fake_analyses.analysis(analysis_id.removeprefix("a-"), records.spec_of("r-p8"))  # type: ignore[arg-type]
 
 
+busy.include_router(fake_playground.router)
 for path, kind in [
     ("/analyses", []),
+    ("/playground/questions", []),
     ("/experiments", []),
     ("/runs", {"items": [], "next_cursor": None}),
     ("/workers", []),

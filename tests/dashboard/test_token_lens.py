@@ -79,6 +79,22 @@ def test_tokens_before_a_window_are_marked_and_dimmed_too(page: Page, lens_page_
     assert page.locator(".token.untrained").count() == 3 + 8
 
 
+@pytest.mark.attack(20)
+def test_an_answer_of_the_playground_says_whose_it_is_and_where_it_parts(page: Page, lens_page_url: str) -> None:
+    page.goto(f"{lens_page_url}/?answer=1")
+    hostile = page.locator(".token", has_text="onerror")
+    expect(hostile).to_be_visible(timeout=30_000)
+    expect(page.locator(".boundary")).to_have_text("first difference")
+    expect(page.locator(".legend")).to_contain_text("student: prefix 8, anchored at step 120")
+    expect(page.locator(".metrics")).to_be_hidden()
+    assert page.locator(".token.untrained").count() == 0
+    hostile.click()
+    expect(page.locator(".pinned")).to_be_visible()
+    expect(page.locator(".pinned")).not_to_contain_text("trained")
+    assert page.locator(".lens img").count() == 0
+    assert page.evaluate("window.pwned") is None
+
+
 def test_the_keyboard_reaches_every_token_metric_and_card(lens: Page) -> None:
     tokens = lens.locator(".token")
     assert lens.locator(".token[tabindex='0']").count() == 1

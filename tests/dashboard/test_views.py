@@ -6,7 +6,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 APP = str(Path(__file__).parents[2] / "dashboard" / "app.py")
-VIEWS = ["home", "new_run", "runs", "inspect", "compare", "analyses", "checkpoints", "system", "help"]
+VIEWS = ["home", "new_run", "runs", "inspect", "compare", "analyses", "playground", "checkpoints", "system", "help"]
 
 
 def opened(view: str, **query: str) -> AppTest:
@@ -39,6 +39,7 @@ def test_a_view_draws_without_a_fault(view: str) -> None:
         ("inspect", "Nothing to inspect yet"),
         ("compare", "Nothing to compare yet"),
         ("analyses", "Nothing was asked yet"),
+        ("playground", "Nobody to ask yet"),
         ("checkpoints", "No checkpoints yet"),
         ("new_run", "Models and prompts"),
         ("system", "No worker"),
@@ -76,6 +77,7 @@ def test_an_absent_api_is_named_with_its_address(view: str, monkeypatch: pytest.
         ("run", {"id": "nope"}),
         ("inspect", {"run": "nope"}),
         ("compare", {"runs": "r-p8,nope"}),
+        ("playground", {"run": "nope"}),
         ("new_run", {"from": "nope"}),
     ],
 )
@@ -129,6 +131,8 @@ def test_a_viewer_is_offered_nothing_that_the_api_would_refuse(monkeypatch: pyte
     assert next(one for one in new.button if one.key == "check").disabled
     assert next(one for one in opened("checkpoints").button if one.key == "pin").disabled
     assert next(one for one in opened("analyses").button if one.label == "Ask").disabled
+    assert opened("playground").button(key="ask").disabled
+    assert not {one.key for one in opened("playground", question="q-running").button} & {"cancel-question"}
 
 
 @pytest.mark.usefixtures("scene")

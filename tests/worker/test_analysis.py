@@ -1,16 +1,35 @@
-"""One analysis with the real engine: answered, refused by name, cancelled while at work, given back at a shutdown."""
+"""One analysis and one question with the real engine: answered, refused by name, cancelled, given back at a shutdown."""
 
+import shutil
 import threading
 import time
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import undefer
 
+from backend.access import LOCAL
 from backend.analyses import Analysis
 from backend.database import Database
+from backend.playground import Asked, QuestionCreate, QueuedQuestion
 from backend.queries import analyses as queries
+from backend.tables import Analysis as Row
 from engine.analysis_spec import AnalysisSpec, DivergenceByPosition, TeacherPrefix
+from engine.locations import resolve
+from engine.manifest import MANIFEST, Manifest
+from engine.playground_spec import (
+    BaseSpeaker,
+    CheckpointSpeaker,
+    PlaygroundResult,
+    PlaygroundSpec,
+    Speaker,
+    TeacherSpeaker,
+)
+from engine.staging import sealed_files
+from engine.token_trace import read_trace
 from tests import databases
 from tests.worker.runs import OWNER, short_spec
 from worker.analysis import work_on_analysis
@@ -39,9 +58,9 @@ def place(home: Path, database: Database, shutdown: threading.Event) -> Workplac
     return Workplace(database, home, home / "runs", WorkerSettings(), shutdown.is_set)
 
 
-def claim_of(database: Database, spec: AnalysisSpec) -> queries.AnalysisClaim:
+def claim_of(database: Database, spec: Asked) -> queries.AnalysisClaim:
     with database.write() as session:
-        queries.create_analysis(session, spec)
+        queries.queued(session, spec, "a kind", LOCAL)
         claim = queries.claim_analysis(session, OWNER)
     assert claim is not None
     return claim
@@ -71,6 +90,32 @@ def test_models_that_are_not_there_are_named_at_their_field(place: Workplace, da
     failed = found(database, claim)
     assert failed.state == "failed"
     assert failed.findings[0].field == "teacher.path"
+
+
+def test_a_question_is_answered_by_a_checkpoint_the_base_and_the_teacher(place: Workplace, database: Database) -> None:
+    folder = place.home / "runs" / "r" / "step-3"
+    shutil.copytree(resolve("builtin:tiny/models/student-plan"), folder)
+    (folder / MANIFEST).write_text(Manifest(step=3, files=sealed_files(folder)).model_dump_json())
+    claim = claim_of(database, question([CheckpointSpeaker(folder="home:runs/r/step-3", run_name="r", step=3)]))
+    work_on_analysis(claim, _SLOT, place)
+    with database.read() as session:
+        row = session.scalars(select(Row).options(undefer(Row.traces))).one()
+    assert row.state == "succeeded"
+    assert isinstance(row.result, PlaygroundResult)
+    checkpoint, base, teacher = row.result.answers
+    assert checkpoint.text == base.text, "they have the same weights, and everybody draws with the same numbers"
+    assert [one.row for one in row.result.answers] == [0, 1, 2]
+    assert row.traces is not None
+    traces = [read_trace(BytesIO(row.traces), at) for at in range(3)]
+    assert "".join(traces[2].texts) == teacher.text.replace(" ", "")
+    assert {len(one.texts) for one in traces} <= set(range(1, 9))
+
+
+def question(speakers: list[Speaker]) -> QueuedQuestion:
+    everybody = [*speakers, BaseSpeaker(), TeacherSpeaker()]
+    spec = PlaygroundSpec(run=short_spec(), prompt="k3 k0 c3 |", max_completion_tokens=8, speakers=everybody)
+    asked = QuestionCreate(run_id="r", prompt=spec.prompt, speakers=[BaseSpeaker()])
+    return QueuedQuestion(asked=asked, spec=spec, run_name="r")
 
 
 def test_a_cancel_ends_the_engine_at_its_next_report(place: Workplace, database: Database) -> None:

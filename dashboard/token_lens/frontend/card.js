@@ -10,7 +10,7 @@ function fillCard(card, data, index, pinned) {
     make("div", "card-head"),
     make("span", special ? "card-token special" : "card-token", quoted(data.texts[index])),
     make("span", "card-meta", `id ${data.token_ids[index]} · position ${index + 1} of ${data.texts.length}`),
-    make("span", trained ? "card-trained" : "card-untrained", trained ? "trained" : "not trained"),
+    data.horizon === null ? null : make("span", trained ? "card-trained" : "card-untrained", trained ? "trained" : "not trained"),
   );
   const figures = make("dl", "card-figures");
   const list = [

@@ -26,7 +26,7 @@ function buildToolbar(settings, changed) {
   });
   const scale = make("select", "scale");
   scale.setAttribute("aria-label", "Colour scale");
-  for (const [value, text] of [["shared", "Scale: shared by the run"], ["rollout", "Scale: this rollout"]]) {
+  for (const [value, text] of [["shared", "Scale: shared"], ["rollout", "Scale: this rollout"]]) {
     const option = make("option", "", text);
     option.value = value;
     scale.appendChild(option);
@@ -95,7 +95,8 @@ function buildLegend(step) {
     high.textContent = `≥ ${view.metric.signed ? "+" : ""}${limit} ${view.metric.unit}`;
     const scale = view.scale === "shared" ? view.limitWords[view.metric.key] : "largest of this rollout";
     const sides = view.metric.signed ? " · purple: the teacher likes the token more, orange: less" : "";
-    words.textContent = `${view.metric.words} · scale: ${scale} · full vocabulary${sides}`;
+    const pair = view.pair ? ` · ${view.pair}` : "";
+    words.textContent = `${view.metric.words} · scale: ${scale} · full vocabulary${sides}${pair}`;
     count.textContent = view.hot.length ? `${view.hot.length} hottest underlined` : "no token stands out";
   };
   return { legend, show };

@@ -55,7 +55,7 @@ function drawMinimap(canvas, view) {
 }
 
 function horizonLine(context, view, width, height) {
-  if (view.horizon >= view.values.length) return;
+  if (view.horizon === null || view.horizon >= view.values.length) return;
   const at = (view.horizon / view.values.length) * width;
   context.save();
   context.setLineDash([4, 3]);

@@ -9,7 +9,9 @@ const CLOSE_AFTER_MS = 80;
 const CHOSEN = { scale: "shared", exponent: 0.5, marks: true }; // outlives a lens: the next rollout looks the same
 
 export default function (component) {
-  const { parentElement, data, setStateValue } = component;
+  const { parentElement, data } = component;
+  // Side by side, pins stay in the browser: each one told to Python would draw all lenses of the page again.
+  const setStateValue = data.compact ? () => {} : component.setStateValue;
   const known = LENSES.get(parentElement);
   if (known) {
     known.tell = setStateValue;
@@ -75,6 +77,7 @@ function mountLens(parent, firstData, setStateValue) {
       scale: settings.scale,
       limitWords: data.limit_words,
       horizon: data.horizon,
+      pair: data.pair,
       hot: hotOf(metric, values, limit),
       shadeOf: (value) => shades[Math.round(placeOf(metric, value, limit, settings.exponent) * SHADES)],
       styles: {
@@ -122,13 +125,18 @@ function mountLens(parent, firstData, setStateValue) {
   }
 
   function update(data) {
-    if (data.rev === state.data.rev && state.spans.length) return;
-    build(data);
+    if (data.rev !== state.data.rev || !state.spans.length) return build(data);
+    // Side by side the page has one choice of metric for all lenses.
+    if (!data.compact || data.metric === settings.metric) return;
+    settings.metric = data.metric;
+    draw();
   }
 
   function build(data) {
     const started = performance.now();
     Object.assign(state, { data, focus: 0, pins: data.token === null ? [] : [data.token] });
+    root.classList.toggle("compact", data.compact);
+    if (data.compact) settings.metric = data.metric;
     hideCard();
     state.spans = buildTokens(data);
     state.attached = 0;
@@ -238,7 +246,7 @@ function mountLens(parent, firstData, setStateValue) {
 
   strip.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const metric = METRICS[Number(event.key) - 1];
+    const metric = state.data.compact ? undefined : METRICS[Number(event.key) - 1];
     const act = metric ? () => change({ metric: metric.key }) : KEYS[event.key];
     if (!act || !state.spans.length) return;
     event.preventDefault();

@@ -1,9 +1,10 @@
 // The completion as one span per token: built once per rollout, painted again whenever a control moves.
 const KINDS = ["", " special", " fragment"];
 
-// Whether the loss applied to a token: inside the horizon, and not before the window or suffix that carries loss.
+// Whether the loss applied to a token: inside the horizon, and not before the window or suffix that carries loss. Answers
+// of the playground have no horizon, and nothing is said of their training.
 function isTrained(data, index) {
-  return index >= data.trained_start && index < data.horizon;
+  return data.horizon === null || (index >= data.trained_start && index < data.horizon);
 }
 
 // One span per token, not yet on the page; each knows its place as `at`.
@@ -21,13 +22,10 @@ function buildTokens(data) {
   return spans;
 }
 
-// Puts spans from..to on the page, and the lines at which training starts and stops.
+// Puts spans from..to on the page, and between them the lines: where training starts and stops, or texts part.
 function attachTokens(strip, spans, from, to, data) {
   const fragment = document.createDocumentFragment();
-  const lines = new Map([
-    [data.trained_start, `training starts here (token ${data.trained_start + 1})`],
-    [data.horizon, `training stops here (L = ${data.horizon})`],
-  ]);
+  const lines = new Map(data.lines);
   for (let index = from; index < to; index += 1) {
     if (lines.has(index) && index > 0) {
       const line = make("div", "boundary", lines.get(index));
@@ -118,7 +116,8 @@ function fillForks(list, data, view, choose) {
 // The same data as an ordinary table, made when it is opened first.
 function tableOf(data) {
   const table = make("table", "all-table");
-  const names = ["position", "token", "id", "trained", ...METRICS.map((metric) => metric.label), "teacher's choice"];
+  const isRun = data.horizon !== null;
+  const names = ["position", "token", "id", ...(isRun ? ["trained"] : []), ...METRICS.map((metric) => metric.label), "teacher's choice"];
   const header = make("tr");
   for (const name of names) header.appendChild(make("th", "", name));
   const body = make("tbody");
@@ -129,7 +128,7 @@ function tableOf(data) {
       String(index + 1),
       quoted(text),
       String(data.token_ids[index]),
-      isTrained(data, index) ? "yes" : "no",
+      ...(isRun ? [isTrained(data, index) ? "yes" : "no"] : []),
       ...columns.map((values, at) => inUnit(METRICS[at], values[index])),
       quoted(textOf(data, wantedByTeacher(data, index))),
     ];
