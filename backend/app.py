@@ -16,6 +16,7 @@ from backend.event_stream import StreamPlaces
 from backend.guard import Guard
 from backend.health import version
 from backend.idempotency import InFlight
+from backend.incoming import UploadPlaces
 from backend.locked_route import LockedRoute
 from backend.migrate import require_head
 from backend.oidc import OidcVerifier
@@ -28,6 +29,7 @@ from backend.routes import (
     experiments,
     health,
     pins,
+    prompt_files,
     rollouts,
     runs,
     specs,
@@ -62,6 +64,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 app.state.in_flight = InFlight()
                 app.state.oidc = OidcVerifier(chosen) if chosen.oidc_issuer else None
                 app.state.stream_places = StreamPlaces(chosen.limits.streams, chosen.limits.streams_each)
+                app.state.upload_places = UploadPlaces(chosen.limits.uploads)
                 app.state.download_places = DownloadPlaces(chosen.limits.downloads)
                 collector = InstallationCollector(database, app.state.stream_places)
                 figures.register(collector)
@@ -89,7 +92,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.router.route_class = LockedRoute
     answer_errors(app)
     api = APIRouter(prefix="/api/v1")
-    for module in (experiments, runs, streams, wishes, rollouts, checkpoints, pins, specs, analyses, access, health):
+    for module in (
+        experiments,
+        runs,
+        streams,
+        wishes,
+        rollouts,
+        checkpoints,
+        pins,
+        prompt_files,
+        specs,
+        analyses,
+        access,
+        health,
+    ):
         api.include_router(module.router)
     app.include_router(api)
     app.include_router(checkpoints.signed_router, prefix="/api/v1")

@@ -8,11 +8,13 @@ from pydantic import TypeAdapter
 from backend.access import ApiKey, CreatedKey, KeyCreate
 from backend.analyses import Analysis
 from backend.estimates import Estimate, PhaseSeconds
+from backend.prompt_files import PromptFile, PromptLook
 from backend.routes.wishes import Cancel, Clone, Retry, RunPatch
 from backend.schemas import Checkpoint, CheckpointFile, Experiment, ExperimentCreate, Link, Preflight, Run, Variant
 from engine.analysis_spec import AnalysisSpec, TeacherPrefix
 from engine.findings import Finding
 from engine.flops import FlopLedger
+from engine.prompt_map import PromptMap
 from engine.spec import RunSpec
 
 _NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -58,6 +60,11 @@ _CHECKPOINT = Checkpoint(
     manifest_sha256="0" * 64, accuracy=0.5, is_best=True, created_at=_NOW,
     files=[CheckpointFile(name="model.safetensors", num_bytes=449_000, sha256="0" * 64)],
 )  # fmt: skip
+_PROMPT_FILE = PromptFile(
+    id=_ID, name="questions.csv", reference=f"upload:{'0' * 64}", sha256="0" * 64, num_rows=1, num_bytes=40,
+    map=PromptMap(prompt="question", answer="result"), system_message=None, first=[{"prompt": "2+3=", "answer": "5"}], num_runs=0,
+    created_at=_NOW, created_by="local",
+)  # fmt: skip
 _ADDRESS = f"/api/v1/download/{_ID}"
 _SIGNATURE = f"?expires=1767324245&signature={'0' * 64}"
 _FLOPS = FlopLedger(rollout=1e12, teacher=2e12, student_forward=1e12, student_backward=2e12)
@@ -96,6 +103,11 @@ RESPONSES: dict[str, Any] = {
     "create_analysis": _ANALYSIS,
     "cancel_analysis": _ANALYSIS.model_copy(update={"state": "cancelled", "finished_at": _NOW}),
     "create_key": CreatedKey(**_KEY.model_dump(), key="incipit_0123456789abcdef_…"),
+    "look_at_prompts": PromptLook(
+        columns=["question", "result"], first=[{"question": "2+3=", "result": "5"}], guess={"prompt": "question"}
+    ),
+    "upload_prompts": _PROMPT_FILE,
+    "delete_prompt_file": _PROMPT_FILE,
     "revoke_key": _KEY.model_copy(update={"revoked_at": _NOW}),
     "cancel_run": _RUN.model_copy(update={"state": "cancelled", "queue_position": None, "finished_at": _NOW}),
     "pause_run": _RUN.model_copy(update={"state": "paused", "desired_state": "pause", "queue_position": None}),

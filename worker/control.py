@@ -27,6 +27,7 @@ from worker.identity import ProcessIdentity, is_dead
 from worker.lease import DATABASE_OUTAGES
 from worker.schema import OtherSchema, refuse_other_schema
 from worker.settings import WorkerSettings, give_up, sentences_of
+from worker.upload_garbage import UploadGarbage
 
 TURN_SECONDS = 10.0
 _RING_AGAIN_SECONDS = 60.0
@@ -49,6 +50,7 @@ class Control:
         self._settings = WorkerSettings()
         self._clock_offset = time.time() - time.monotonic()
         self._garbage = GarbageCollector(self.database, settings.run_dir)
+        self._upload_garbage = UploadGarbage(self.database, settings.home)
 
     def turn(self) -> bool:
         """Do what is due; False when another process is in control."""
@@ -64,6 +66,7 @@ class Control:
         self._ring_again()
         self._checkpoint_wal()
         self._garbage.turn()
+        self._upload_garbage.turn()
         return True
 
     def close(self) -> None:

@@ -68,12 +68,20 @@ def config(
             "preflight_id": client.post("/preflights", json=base).json()["id"],
             "analysis_id": client.post("/analyses", json={"run": base}).json()["id"],
             "key_id": client.post("/keys", json={"name": "ci"}).json()["id"],
+            "prompt_file_id": _upload(client),
             "name": "model.safetensors",
         }
     lines = ["[parameters]", *(f'"path.{name}" = "{value}"' for name, value in ids.items()), ""]
     path = tmp_path / "schemathesis.toml"
     path.write_text("\n".join(lines) + (Path(__file__).parent / "schemathesis.toml").read_text())
     return path
+
+
+def _upload(client: httpx.Client) -> str:
+    """The id of an uploaded file of prompts."""
+    file, kind = b'{"q": "2+3="}', {"Content-Type": "application/octet-stream"}
+    made = client.post("/prompt-files", params={"name": "p.jsonl", "prompt": "q"}, content=file, headers=kind)
+    return str(made.json()["id"])
 
 
 def assert_contract_is_kept(api: ApiProcess, credential: str, config: Path, *options: str) -> None:

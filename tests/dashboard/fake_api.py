@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from backend import analyses, estimates, schemas
 from backend.access import Principal, Role
+from backend.prompt_files import PromptFile, PromptLook
 from backend.routes.wishes import RunPatch
 from engine.analysis_spec import AnalysisSpec
 from engine.findings import Finding, findings_of
@@ -281,6 +282,26 @@ def presets() -> list[schemas.Preset]:
     ]
 
 
+@busy.get(_P + "/prompt-files")
+def prompt_files() -> list[PromptFile]:
+    return [records.PROMPT_FILE]
+
+
+@busy.post(_P + "/prompt-looks")
+def look() -> PromptLook:
+    return PromptLook(
+        columns=["question", "result"], first=[{"question": "2+3=", "result": "5"}], guess={"prompt": "question"}
+    )
+
+
+@busy.post(_P + "/prompt-files", status_code=201)
+def upload(name: str) -> PromptFile:
+    if name.startswith("bad"):
+        said = 'Line 17: column "question" is missing; found "q", "a"; choose the prompt column among them.'
+        raise _Problem(422, said, [Finding(field="file", message=said)])
+    return records.PROMPT_FILE
+
+
 @busy.get(_P + "/me")
 @empty.get(_P + "/me")
 def me(request: Request) -> Principal:
@@ -326,6 +347,7 @@ def get_analysis(analysis_id: str) -> analyses.Analysis:
 
 for path, kind in [
     ("/analyses", []),
+    ("/prompt-files", []),
     ("/experiments", []),
     ("/runs", {"items": [], "next_cursor": None}),
     ("/workers", []),
