@@ -142,6 +142,7 @@ def events(after_seq: int = 0, kind: Annotated[list[str] | None, Query()] = None
         ("estimated", records.ESTIMATED), ("evaluation", {"subject": "base", "step": 0}),
         ("evaluation", {"subject": "student", "step": 40, "executed": records.EXECUTED.model_dump()}),
         ("warning", {"code": "model_pair", "message": f"The student ends its texts with another id {traces.HOSTILE}"}),
+        ("state", {"state": "succeeded", "reason": "Stopped early at step 120: accuracy reached 0.97, the target is 0.95."}),
         *[("warning", alarm)] * 2,  # told again by an attempt that did the step again
     ]  # fmt: skip
     items = [
