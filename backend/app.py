@@ -24,6 +24,7 @@ from backend.openapi import complete_document
 from backend.request_log import RequestLog
 from backend.routes import (
     access,
+    alerts,
     analyses,
     checkpoints,
     experiments,
@@ -103,6 +104,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         prompt_files,
         specs,
         analyses,
+        alerts,
         access,
         health,
     ):

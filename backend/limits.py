@@ -56,6 +56,8 @@ class Limits(Frozen):
     """Files of prompts that one API process takes in at the same time (503)."""
     prompt_files: Number = 1000
     """Uploaded files of prompts of a project (409)."""
+    webhooks: Number = 10
+    """Webhooks of a project (409)."""
     metric_keys: Number = 2000
     """Different metrics of a run; further ones are left out, and the run's history says so."""
     metric_name_characters: Annotated[int, Field(ge=1, le=250)] = 250

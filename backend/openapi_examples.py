@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from backend.access import ApiKey, CreatedKey, KeyCreate
+from backend.alerts import Alert, AlertRules, CreatedWebhook, Webhook, WebhookCreate
 from backend.analyses import Analysis
 from backend.estimates import Estimate, PhaseSeconds
 from backend.prompt_files import PromptFile, PromptLook
@@ -69,6 +70,14 @@ _ADDRESS = f"/api/v1/download/{_ID}"
 _SIGNATURE = f"?expires=1767324245&signature={'0' * 64}"
 _FLOPS = FlopLedger(rollout=1e12, teacher=2e12, student_forward=1e12, student_backward=2e12)
 
+_ALERT = Alert(
+    id=_ID, run_id=_ID, run_name=_RUN.name, rule="accuracy", severity="warning", step=40, time=_NOW, dismissed_at=None, dismissed_by=None,
+    message="Step 40: the full-length accuracy is 0.310, its best was 0.520 (limit 0.1 below).",
+)  # fmt: skip
+_WEBHOOK = Webhook(
+    id=_ID, name="Slack, #training", host="hooks.slack.com", created_by="local", created_at=_NOW, num_pending=0
+)
+
 REQUESTS: dict[str, Any] = {
     "create_experiment": ExperimentCreate(
         name=_EXPERIMENT.name, note="Where does accuracy fall?", base=_SPEC, variants=_ARMS, seeds=[0, 1]
@@ -82,6 +91,8 @@ REQUESTS: dict[str, Any] = {
     "retry_run": Retry(from_scratch=False),
     "clone_run": Clone(name="prefix 16", changes={"prefix.tokens": 16}),
     "patch_run": RunPatch(priority=10),
+    "put_alert_rules": AlertRules(accuracy_drop=0.05),
+    "create_webhook": WebhookCreate(name=_WEBHOOK.name, url="https://hooks.slack.com/services/T0/B0/X0"),
 }
 """By operation."""
 
@@ -108,6 +119,10 @@ RESPONSES: dict[str, Any] = {
     ),
     "upload_prompts": _PROMPT_FILE,
     "delete_prompt_file": _PROMPT_FILE,
+    "dismiss_alert": _ALERT.model_copy(update={"dismissed_at": _NOW, "dismissed_by": "local"}),
+    "put_alert_rules": AlertRules(accuracy_drop=0.05),
+    "create_webhook": CreatedWebhook(**_WEBHOOK.model_dump(), secret="whsec_…"),
+    "delete_webhook": _WEBHOOK,
     "revoke_key": _KEY.model_copy(update={"revoked_at": _NOW}),
     "cancel_run": _RUN.model_copy(update={"state": "cancelled", "queue_position": None, "finished_at": _NOW}),
     "pause_run": _RUN.model_copy(update={"state": "paused", "desired_state": "pause", "queue_position": None}),

@@ -48,6 +48,8 @@ _OPERATIONS: dict[Need, tuple[str, ...]] = {
         "get_analysis_schema",
         "list_analyses",
         "get_analysis",
+        "list_alerts",
+        "get_alert_rules",
         "list_workers",
         "get_figures",
     ),
@@ -61,6 +63,10 @@ _OPERATIONS: dict[Need, tuple[str, ...]] = {
         "patch_run",
         "pin_checkpoint",
         "unpin_checkpoint",
+        "dismiss_alert",
+        "put_alert_rules",
+        "list_webhooks",
+        "list_deliveries",
         "create_preflight",
         "look_at_prompts",
         "upload_prompts",
@@ -68,7 +74,7 @@ _OPERATIONS: dict[Need, tuple[str, ...]] = {
         "create_analysis",
         "cancel_analysis",
     ),
-    "admin": ("list_keys", "create_key", "revoke_key"),
+    "admin": ("list_keys", "create_key", "revoke_key", "create_webhook", "delete_webhook"),
 }
 _NEEDS = {operation: need for need, operations in _OPERATIONS.items() for operation in operations}
 

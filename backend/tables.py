@@ -108,6 +108,8 @@ class Run(Table):
     ready_at: Mapped[datetime | None]
     """When the engine of the present attempt said that its models are loaded."""
     finished_at: Mapped[datetime | None]
+    progressed_at: Mapped[datetime | None]
+    """When something of it was last recorded."""
     phase: Mapped[str] = mapped_column(String(16), default="")
     last_step: Mapped[int] = mapped_column(default=0)
     last_checkpoint_id: Mapped[str | None] = mapped_column(Id)

@@ -28,6 +28,7 @@ from backend.schemas import (
     RunSummary,
     Worker,
 )
+from dashboard.alert_calls import AlertCalls
 from dashboard.api_errors import ApiDown
 from dashboard.api_transport import Document as Document
 from dashboard.api_transport import error_of, reason_of
@@ -37,7 +38,7 @@ from engine.findings import Finding
 _PAGE_ITEMS = 200  # what the API gives at once, see backend/limits.py
 
 
-class ApiClient(PromptFileCalls):
+class ApiClient(AlertCalls, PromptFileCalls):
     """One per address and credential; safe to share between sessions. Every method raises ApiError."""
 
     def health(self) -> Health:

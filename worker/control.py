@@ -1,7 +1,7 @@
 """The control process, `python -m worker.control`: one per installation, guarded by a lease row.
 
 Each turn it takes runs back from dead workers, rings for work that nobody claimed, ends preflights that nobody took,
-checkpoints SQLite's write-ahead log and removes what dead attempts left on the disk.
+checkpoints SQLite's write-ahead log, sends alerts and removes what dead attempts left on the disk.
 """
 
 import logging
@@ -20,8 +20,10 @@ from backend.logs import set_up_logs
 from backend.queries import leases
 from backend.queries.analyses import take_back_analyses, unclaimed_analyses
 from backend.queries.claims import extend_leases, reap
+from backend.queries.raising import raise_standstills
 from backend.queries.wishes import settle_queued
 from backend.settings import Settings
+from worker.alert_sender import AlertSender
 from worker.garbage import GarbageCollector
 from worker.identity import ProcessIdentity, is_dead
 from worker.lease import DATABASE_OUTAGES
@@ -50,6 +52,7 @@ class Control:
         self._settings = WorkerSettings()
         self._clock_offset = time.time() - time.monotonic()
         self._garbage = GarbageCollector(self.database, settings.run_dir)
+        self._alert_sender = AlertSender(self.database, settings.signing_secret(), settings.webhook_networks)
         self._upload_garbage = UploadGarbage(self.database, settings.home)
 
     def turn(self) -> bool:
@@ -67,6 +70,7 @@ class Control:
         self._checkpoint_wal()
         self._garbage.turn()
         self._upload_garbage.turn()
+        self._alert_sender.turn()
         return True
 
     def close(self) -> None:
@@ -88,6 +92,7 @@ class Control:
             for run_id in reap(session, is_dead, **limits):
                 _log.warning("Run %s was taken back from a worker that is gone.", run_id)
             settle_queued(session)
+            raise_standstills(session)
 
     def _clock_jumped(self) -> bool:
         offset = time.time() - time.monotonic()

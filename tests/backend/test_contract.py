@@ -14,8 +14,11 @@ from typing import Any, Literal
 
 import httpx
 import pytest
+from sqlalchemy import select
 
+from backend.alert_records import Alert
 from backend.database import Database
+from backend.queries.raising import raise_ending
 from backend.settings import Settings
 from tests import databases
 from tests.access import TOKEN, key_of, with_key
@@ -69,12 +72,21 @@ def config(
             "analysis_id": client.post("/analyses", json={"run": base}).json()["id"],
             "key_id": client.post("/keys", json={"name": "ci"}).json()["id"],
             "prompt_file_id": _upload(client),
+            "webhook_id": client.post("/webhooks", json={"name": "w", "url": "https://example.org/"}).json()["id"],
+            "alert_id": _alert(database, run["id"]),
             "name": "model.safetensors",
         }
     lines = ["[parameters]", *(f'"path.{name}" = "{value}"' for name, value in ids.items()), ""]
     path = tmp_path / "schemathesis.toml"
     path.write_text("\n".join(lines) + (Path(__file__).parent / "schemathesis.toml").read_text())
     return path
+
+
+def _alert(database: Database, run_id: str) -> str:
+    """The id of an alert."""
+    with database.write() as session:
+        raise_ending(session, run_id, "failed", "1", "It broke.")
+        return session.scalars(select(Alert.id)).one()
 
 
 def _upload(client: httpx.Client) -> str:

@@ -8,6 +8,7 @@ import sys
 from datetime import timedelta
 from typing import Annotated, Any, Literal, get_args
 
+import fake_alerts
 import fake_analyses
 import fake_records as records
 import fake_traces as traces
@@ -346,9 +347,13 @@ def get_analysis(analysis_id: str) -> analyses.Analysis:
     return fake_analyses.analysis(analysis_id.removeprefix("a-"), records.spec_of("r-p8"))  # type: ignore[arg-type]
 
 
+busy.include_router(fake_alerts.router, prefix=_P)
+empty.add_api_route(_P + "/alert-rules", fake_alerts.rules, methods=["GET"])
 for path, kind in [
     ("/analyses", []),
     ("/prompt-files", []),
+    ("/webhooks", []),
+    ("/alerts", {"items": [], "num_open": 0, "next_cursor": None}),
     ("/experiments", []),
     ("/runs", {"items": [], "next_cursor": None}),
     ("/workers", []),

@@ -6,7 +6,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 APP = str(Path(__file__).parents[2] / "dashboard" / "app.py")
-VIEWS = ["home", "new_run", "runs", "inspect", "compare", "analyses", "checkpoints", "system", "help"]
+VIEWS = ["home", "new_run", "runs", "inspect", "compare", "analyses", "checkpoints", "alerts", "system", "help"]
 
 
 def opened(view: str, **query: str) -> AppTest:
@@ -40,6 +40,7 @@ def test_a_view_draws_without_a_fault(view: str) -> None:
         ("compare", "Nothing to compare yet"),
         ("analyses", "Nothing was asked yet"),
         ("checkpoints", "No checkpoints yet"),
+        ("alerts", "No open alert"),
         ("new_run", "Models and prompts"),
         ("system", "No worker"),
         ("help", "first L tokens"),
