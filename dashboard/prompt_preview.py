@@ -1,5 +1,6 @@
 """Prompts as student and teacher see them, side by side, with the tokens that differ marked."""
 
+import re
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import Any
@@ -8,6 +9,7 @@ import streamlit as st
 
 from dashboard import notices
 
+_SHA256 = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{56}\b")
 _TITLES = ("Student (both models are given this)", "Teacher's own")
 
 
@@ -18,7 +20,8 @@ def show(previews: Sequence[Mapping[str, Any]]) -> None:
         differing = differing_tokens(student, teacher) if teacher else ([False] * len(student), [])
         count = max(map(sum, differing))
         told = "the same tokens" if not count else f"{count} token{' differs' if count == 1 else 's differ'}, marked"
-        st.caption(notices.plain(f"{preview['place']} · {told if teacher else 'only the student'}"))
+        place = _SHA256.sub(r"\1…", preview["place"])
+        st.caption(notices.plain(f"{place} · {told if teacher else 'only the student'}"))
         for title, tokens, marks, column in zip(_TITLES, (student, teacher), differing, st.columns(2), strict=True):
             with column:
                 st.caption(title)

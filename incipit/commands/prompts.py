@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 if TYPE_CHECKING:
     from backend.prompt_files import PromptFile
@@ -70,11 +68,9 @@ def list_prompts(json: AsJson = False) -> None:
     if json:
         typer.echo(f"[{', '.join(one.model_dump_json() for one in found)}]")
         return
-    table = Table("file", "prompts", "size", "runs", box=None)
-    table.add_column("reference", no_wrap=True, min_width=71)
     for one in found:
-        table.add_row(one.name, str(one.num_rows), bytes_text(one.num_bytes), str(one.num_runs), one.reference)
-    Console().print(table)
+        reads = f", read by {one.num_runs} run{'' if one.num_runs == 1 else 's'}" if one.num_runs else ""
+        typer.echo(f"{one.reference}\n  {one.name}: {one.num_rows} prompts, {bytes_text(one.num_bytes)}{reads}")
 
 
 @app.command()

@@ -56,6 +56,8 @@ def test_a_run_trains_on_what_was_uploaded_and_on_nothing_else(
         finished, refused = (_worked(database, place) for _ in range(2))
         assert run_row(database, finished).state == "succeeded"
         assert run_row(database, refused).state == "failed"
+        told = [(one["run_id"], one["rule"]) for one in client.get("/api/v1/alerts").json()["items"]]
+        assert told == [(refused, "failed"), (finished, "finished")]
         assert "was changed on the disk since it was uploaded" in (run_row(database, refused).failure_message or "")
 
 
