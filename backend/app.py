@@ -16,6 +16,7 @@ from backend.event_stream import StreamPlaces
 from backend.guard import Guard
 from backend.health import version
 from backend.idempotency import InFlight
+from backend.incoming import UploadPlaces
 from backend.locked_route import LockedRoute
 from backend.migrate import require_head
 from backend.oidc import OidcVerifier
@@ -23,12 +24,14 @@ from backend.openapi import complete_document
 from backend.request_log import RequestLog
 from backend.routes import (
     access,
+    alerts,
     analyses,
     checkpoints,
     experiments,
     health,
     pins,
     playground,
+    prompt_files,
     rollouts,
     runs,
     specs,
@@ -63,6 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 app.state.in_flight = InFlight()
                 app.state.oidc = OidcVerifier(chosen) if chosen.oidc_issuer else None
                 app.state.stream_places = StreamPlaces(chosen.limits.streams, chosen.limits.streams_each)
+                app.state.upload_places = UploadPlaces(chosen.limits.uploads)
                 app.state.download_places = DownloadPlaces(chosen.limits.downloads)
                 collector = InstallationCollector(database, app.state.stream_places)
                 figures.register(collector)
@@ -98,9 +102,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         rollouts,
         checkpoints,
         pins,
+        prompt_files,
         specs,
         analyses,
         playground,
+        alerts,
         access,
         health,
     ):

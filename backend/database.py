@@ -69,6 +69,11 @@ def now_of(session: Session) -> datetime:
     return moment
 
 
+def now_in_sql(session: Session) -> Any:
+    """The same for a column of a statement, without asking first."""
+    return datetime.now(UTC) if session.get_bind().dialect.name == "sqlite" else func.clock_timestamp()
+
+
 def _sqlite_engine(url: str, checkpoints_wal: bool) -> Engine:
     engine = create_engine(
         url,

@@ -3,13 +3,14 @@
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Any, get_args
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
-from pydantic_core import InitErrorDetails
+from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
@@ -101,13 +102,20 @@ def _refusal_of(request: Request, error: RequestValidationError) -> Refusal:
     if any(one["loc"][0] == "body" for one in details):
         found = findings_in(error.body, route.body_field.field_info.annotation)
     beside = [
-        InitErrorDetails(type=one["type"], loc=tuple(one["loc"][1:]), input=one["input"], ctx=one.get("ctx", {}))
+        InitErrorDetails(type=_type_of(one), loc=tuple(one["loc"][1:]), input=one["input"], ctx=one.get("ctx", {}))
         for one in details
         if one["loc"][0] != "body"
     ]
     if beside:
         found += findings_of(ValidationError.from_exception_data("request", beside), None)
     return invalid(found)
+
+
+def _type_of(details: Mapping[str, Any]) -> str | PydanticCustomError:
+    """The kind of an error as pydantic takes it: those of our own validators are not among the kinds that it knows."""
+    kind: str = details["type"]
+    is_known = kind in get_args(core_schema.ErrorType)
+    return kind if is_known else PydanticCustomError(kind, "{said}", {**details.get("ctx", {}), "said": details["msg"]})
 
 
 def _sayable(text: str) -> str:

@@ -61,6 +61,7 @@ def estimate(spec: RunSpec, rates: Sequence[float]) -> Estimate:
     previews = [spec.preview_at(step) for step in shown]
     return Estimate(
         flops=flops,
+        is_most=_may_end_sooner(spec),
         full_length_flops=full,
         flops_at_fastest_growth=_total(longest[:num_steps], of_step) + rest if is_adaptive else None,
         saving=full.training / flops.training,
@@ -247,6 +248,12 @@ def _words_per_prompt(path: Path, column: str) -> list[int]:
     return words
 
 
+def _may_end_sooner(spec: RunSpec) -> bool:
+    watched = spec.sentinel
+    stops = isinstance(watched, WatchTail) and watched.action.kind == "stop"
+    return stops or spec.early_stopping.kind != "none"
+
+
 def _assumptions(spec: RunSpec, num_steps: int, rates: Sequence[float], *, is_adaptive: bool) -> list[str]:
     stated = [
         "No completion ends before its horizon; evaluation runs every completion to the full length.",
@@ -261,6 +268,8 @@ def _assumptions(spec: RunSpec, num_steps: int, rates: Sequence[float], *, is_ad
         )
     if isinstance(spec.sentinel, WatchTail) and spec.sentinel.action.kind != "warn":
         stated.append("The sentinel finds no drift: what it would do then changes the cost.")
+    if spec.early_stopping.kind != "none":
+        stated.append("Early stopping does not end the run: FLOPs and time are at most these.")
     if num_steps < spec.num_steps:
         stated.append(f"The FLOPs budget ends the run after step {num_steps} of {spec.num_steps}.")
     if rates:

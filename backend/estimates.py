@@ -14,6 +14,8 @@ class Estimate(Frozen):
 
     flops: FlopLedger
     """By phase, if no rollout ends before its horizon."""
+    is_most: bool = False
+    """Whether the run may end sooner, by early stopping or its sentinel, so that FLOPs and time are the most that it takes."""
     flops_at_fastest_growth: FlopLedger | None = None
     """The same if an adaptive prefix grows as fast as it may; None for the schedules that are known beforehand."""
     full_length_flops: FlopLedger

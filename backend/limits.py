@@ -52,6 +52,20 @@ class Limits(Frozen):
     """Questions of the playground that one person or key has in the queue (409)."""
     playground_kept: Number = 200
     """Questions of a project that stay with their answers; whoever asks one more removes the oldest that have ended."""
+    upload_bytes: Bytes = 200 * 1024 * 1024
+    """Bytes of a file of prompts that is uploaded (413)."""
+    upload_stored_bytes: Bytes = 2**30
+    """Bytes of its prompts as they are stored, which a packed file may exceed many times over (422)."""
+    upload_rows: Number = 1_000_000
+    """Prompts of an uploaded file (422)."""
+    upload_seconds: Seconds = 600.0
+    """Until an upload has arrived (503)."""
+    uploads: Number = 4
+    """Files of prompts that one API process takes in at the same time (503)."""
+    prompt_files: Number = 1000
+    """Uploaded files of prompts of a project (409)."""
+    webhooks: Number = 10
+    """Webhooks of a project (409)."""
     metric_keys: Number = 2000
     """Different metrics of a run; further ones are left out, and the run's history says so."""
     metric_name_characters: Annotated[int, Field(ge=1, le=250)] = 250

@@ -14,8 +14,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from backend.access import Principal
 from backend.error_answers import problem
+from backend.limits import Limits
 from backend.problems import Refusal
-from backend.request_bodies import checked
+from backend.request_bodies import TAKES_FILE, checked
 from backend.roles import need_of
 from backend.settings import Settings
 from backend.sign_in import principal_of
@@ -50,12 +51,13 @@ class LockedRoute(APIRoute):
             if not is_given_up:
                 await send(message)
 
+        seconds = _seconds_for(self.operation_id, settings.limits)
         answering = asyncio.create_task(super().handle(scope, receive, send_unless_given_up))
         beginning = asyncio.create_task(begun.wait())
         try:
             await asyncio.wait(
                 {answering, beginning},
-                timeout=settings.limits.request_seconds,
+                timeout=seconds,
                 return_when=asyncio.FIRST_COMPLETED,
             )
             if begun.is_set() or answering.done():
@@ -68,7 +70,7 @@ class LockedRoute(APIRoute):
             beginning.cancel()
         is_given_up = True
         answering.add_done_callback(_note_late_end)
-        await problem(scope, _too_late(settings.limits.request_seconds), {"Retry-After": "5"})(scope, receive, send)
+        await problem(scope, _too_late(seconds), {"Retry-After": "5"})(scope, receive, send)
 
 
 def locked_router(**options: Any) -> APIRouter:
@@ -99,6 +101,10 @@ def _authorized(request: Request, operation: str | None) -> Principal | None:
 def _check_address(request: Request) -> None:
     if b"%00" in request.scope.get("query_string", b"") or any(ord(one) < 32 for one in request.scope["path"]):
         raise Refusal(422, "The address holds NUL or another control character, which no name has; remove it.")
+
+
+def _seconds_for(operation: str | None, limits: Limits) -> float:
+    return limits.request_seconds + (limits.upload_seconds if operation in TAKES_FILE else 0.0)
 
 
 def _too_late(seconds: float) -> Refusal:

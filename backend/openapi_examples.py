@@ -6,15 +6,18 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from backend.access import ApiKey, CreatedKey, KeyCreate
+from backend.alerts import Alert, AlertRules, CreatedWebhook, Webhook, WebhookCreate
 from backend.analyses import Analysis
 from backend.estimates import Estimate, PhaseSeconds
 from backend.playground import CheckpointChoice, PlaygroundQuestion, QuestionCreate
+from backend.prompt_files import PromptFile, PromptLook
 from backend.routes.wishes import Cancel, Clone, Retry, RunPatch
 from backend.schemas import Checkpoint, CheckpointFile, Experiment, ExperimentCreate, Link, Preflight, Run, Variant
 from engine.analysis_spec import AnalysisSpec, TeacherPrefix
 from engine.findings import Finding
 from engine.flops import FlopLedger
 from engine.playground_spec import TeacherSpeaker
+from engine.prompt_map import PromptMap
 from engine.spec import RunSpec
 
 _NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -68,9 +71,22 @@ _CHECKPOINT = Checkpoint(
     manifest_sha256="0" * 64, accuracy=0.5, is_best=True, created_at=_NOW,
     files=[CheckpointFile(name="model.safetensors", num_bytes=449_000, sha256="0" * 64)],
 )  # fmt: skip
+_PROMPT_FILE = PromptFile(
+    id=_ID, name="questions.csv", reference=f"upload:{'0' * 64}", sha256="0" * 64, num_rows=1, num_bytes=40,
+    map=PromptMap(prompt="question", answer="result"), system_message=None, first=[{"prompt": "2+3=", "answer": "5"}], num_runs=0,
+    created_at=_NOW, created_by="local",
+)  # fmt: skip
 _ADDRESS = f"/api/v1/download/{_ID}"
 _SIGNATURE = f"?expires=1767324245&signature={'0' * 64}"
 _FLOPS = FlopLedger(rollout=1e12, teacher=2e12, student_forward=1e12, student_backward=2e12)
+
+_ALERT = Alert(
+    id=_ID, run_id=_ID, run_name=_RUN.name, rule="accuracy", severity="warning", step=40, time=_NOW, dismissed_at=None, dismissed_by=None,
+    message="Step 40: the full-length accuracy is 0.310, its best was 0.520 (limit 0.1 below).",
+)  # fmt: skip
+_WEBHOOK = Webhook(
+    id=_ID, name="Slack, #training", host="hooks.slack.com", created_by="local", created_at=_NOW, num_pending=0
+)
 
 REQUESTS: dict[str, Any] = {
     "create_experiment": ExperimentCreate(
@@ -87,6 +103,8 @@ REQUESTS: dict[str, Any] = {
     "retry_run": Retry(from_scratch=False),
     "clone_run": Clone(name="prefix 16", changes={"prefix.tokens": 16}),
     "patch_run": RunPatch(priority=10),
+    "put_alert_rules": AlertRules(accuracy_drop=0.05),
+    "create_webhook": WebhookCreate(name=_WEBHOOK.name, url="https://hooks.slack.com/services/T0/B0/X0"),
 }
 """By operation."""
 
@@ -111,6 +129,15 @@ RESPONSES: dict[str, Any] = {
     "validate_question": [Finding(field="speakers", message="speakers has 0 entries but needs 1; add some.")],
     "cancel_question": _ASKED.model_copy(update={"state": "cancelled", "queue_position": None, "finished_at": _NOW}),
     "create_key": CreatedKey(**_KEY.model_dump(), key="incipit_0123456789abcdef_…"),
+    "look_at_prompts": PromptLook(
+        columns=["question", "result"], first=[{"question": "2+3=", "result": "5"}], guess={"prompt": "question"}
+    ),
+    "upload_prompts": _PROMPT_FILE,
+    "delete_prompt_file": _PROMPT_FILE,
+    "dismiss_alert": _ALERT.model_copy(update={"dismissed_at": _NOW, "dismissed_by": "local"}),
+    "put_alert_rules": AlertRules(accuracy_drop=0.05),
+    "create_webhook": CreatedWebhook(**_WEBHOOK.model_dump(), secret="whsec_…"),
+    "delete_webhook": _WEBHOOK,
     "revoke_key": _KEY.model_copy(update={"revoked_at": _NOW}),
     "cancel_run": _RUN.model_copy(update={"state": "cancelled", "queue_position": None, "finished_at": _NOW}),
     "pause_run": _RUN.model_copy(update={"state": "paused", "desired_state": "pause", "queue_position": None}),

@@ -9,6 +9,8 @@ _PATTERNS = [
     (re.compile(r"(incipit_[0-9a-f]{16}_)[0-9a-f]{8,}"), r"\1…"),
     (re.compile(r"(signature(?:=|%3D))[^&\s\"'\\]+", re.IGNORECASE), r"\1…"),
     (re.compile(r"(\bbearer\s+)[\w.~+/=-]{16,}", re.IGNORECASE), r"\1…"),
+    (re.compile(r"\b(whsec_)[0-9a-f]{8,}"), r"\1…"),
+    (re.compile(r"(https://(?:hooks\.slack\.com|discord(?:app)?\.com/api/webhooks)/)[^\s\"'\\]+"), r"\1…"),
     (re.compile(r"\b(hf_)[A-Za-z0-9]{16,}"), r"\1…"),
     # JSON web tokens, as OpenID Connect providers make them; they begin with {" in base64.
     (re.compile(r"\b(eyJ)[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), r"\1…"),

@@ -1,4 +1,4 @@
-"""The JSON document in a request's body, or the refusal that says what is wrong with it."""
+"""The JSON document in a request's body, or the refusal that says what is wrong with it. Files pass unread."""
 
 import json
 import math
@@ -20,6 +20,9 @@ _SPECS = {
     "estimate_run": "",
     "validate_spec": "",
 }
+FILE_TYPE = "application/octet-stream"
+TAKES_FILE = frozenset({"look_at_prompts", "upload_prompts"})
+"""Operations whose body is a file, which they read themselves, piece by piece."""
 
 
 class CheckedRequest(Request):
@@ -38,11 +41,18 @@ class CheckedRequest(Request):
 
 
 async def checked(request: Request, limits: Limits, operation: str | None) -> Request:
-    """The request with its body read; Refusal (413, 415, 422) unless it is empty or a JSON document within the limits."""
+    """The request with its body read; Refusal (413, 415, 422) unless it is empty or a JSON document within the limits.
+
+    A file is left unread.
+    """
     if request.method in _SAFE_METHODS:
         return request
-    body = await _read(request, limits)
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if operation in TAKES_FILE:
+        if kind != FILE_TYPE:
+            raise Refusal(415, f"The request's content type is {kind[:100]!r}; send the file as it is, as {FILE_TYPE}.")
+        return request
+    body = await _read(request, limits)
     if kind != "application/json" and (body or kind):
         raise Refusal(415, f"The request's content type is {kind[:100]!r}; send JSON as application/json.")
     if not body:

@@ -236,7 +236,7 @@ class Preflight(Frozen):
     state: Literal["queued", "running", "done", "failed"]
     findings: list[Finding]
     facts: dict[str, object]
-    """What was found, such as parameter counts, context lengths, longest prompt."""
+    """What was found, such as parameter counts and context lengths; `previews` are the first prompts as tokens of both models."""
 
 
 class Problem(Frozen):

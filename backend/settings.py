@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -53,6 +53,9 @@ class Settings(BaseSettings):
     limits: Limits = Limits()
     """How much of everything is taken; each is a setting of its own, see docs/security.md."""
 
+    webhook_networks: tuple[str, ...] = ()
+    """Private networks that webhooks may lead into all the same (as JSON list), such as `10.1.0.0/16`."""
+
     oidc_issuer: str = ""
     """Issuer of an OpenID Connect provider whose tokens are accepted beside API keys; empty is none."""
     oidc_audience: str = ""
@@ -71,6 +74,17 @@ class Settings(BaseSettings):
                 f"host is {self.host!r}, which other machines can reach, but INCIPIT_LOCAL_TOKEN is for a stack on one "
                 "machine; unset it, or listen on 127.0.0.1."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _networks_are_networks(self) -> Self:
+        for network in self.webhook_networks:
+            try:
+                ip_network(network)
+            except ValueError:
+                raise ValueError(
+                    f"INCIPIT_WEBHOOK_NETWORKS names {network[:50]!r}, which is no network; write one such as 10.1.0.0/16."
+                ) from None
         return self
 
     @model_validator(mode="after")

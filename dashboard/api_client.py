@@ -28,16 +28,18 @@ from backend.schemas import (
     RunSummary,
     Worker,
 )
+from dashboard.alert_calls import AlertCalls
 from dashboard.api_errors import ApiDown
 from dashboard.api_transport import Document as Document
 from dashboard.api_transport import error_of, reason_of
 from dashboard.playground_calls import PlaygroundCalls
+from dashboard.prompt_file_calls import PromptFileCalls
 from engine.findings import Finding
 
 _PAGE_ITEMS = 200  # what the API gives at once, see backend/limits.py
 
 
-class ApiClient(PlaygroundCalls):
+class ApiClient(AlertCalls, PlaygroundCalls, PromptFileCalls):
     """One per address and credential; safe to share between sessions. Every method raises ApiError."""
 
     def health(self) -> Health:

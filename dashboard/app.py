@@ -4,7 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard import cached, notices, sign_in
+from dashboard import alert_notices, cached, notices, sign_in
 
 # A file, not an emoji or a Material icon: browsers would fetch those from the internet.
 _ICON = str(Path(__file__).parent / "incipit.svg")
@@ -22,6 +22,7 @@ page = st.navigation(
         st.Page("views/analyses.py", title="Analyses", icon=":material/biotech:", url_path="analyses"),
         st.Page("views/playground.py", title="Playground", icon=":material/forum:", url_path="playground"),
         st.Page("views/checkpoints.py", title="Checkpoints", icon=":material/save:", url_path="checkpoints"),
+        st.Page("views/alerts.py", title="Alerts", icon=":material/notifications:", url_path="alerts"),
         st.Page("views/system.py", title="System", icon=":material/dns:", url_path="system"),
         st.Page("views/help.py", title="Help", icon=":material/help:", url_path="help"),
     ],
@@ -37,4 +38,5 @@ else:
                 me = cached.me(cached.api())
             st.caption(notices.plain(f"{me.role} · {'all projects' if me.project_id == '*' else me.project_id}"))
             st.button("Sign out", icon=":material/logout:", type="tertiary", key="sign-out", on_click=sign_in.sign_out)
+    alert_notices.toasts(cached.api())
     page.run()

@@ -7,8 +7,10 @@ from typing import Any
 import streamlit as st
 
 from backend.access import Principal
+from backend.alerts import AlertPage
 from backend.estimates import Estimate
 from backend.playground import AnswerDetail, QuestionSummary
+from backend.prompt_files import PromptFile
 from backend.schemas import (
     Checkpoint,
     Evaluation,
@@ -133,6 +135,16 @@ def rollout(client: ApiClient, rollout_id: str) -> RolloutDetail:
 @st.cache_data(ttl=2, max_entries=64, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def checkpoints(client: ApiClient, run_id: str | None = None) -> list[Checkpoint]:
     return client.checkpoints(run_id=run_id)
+
+
+@st.cache_data(ttl=3, max_entries=32, show_spinner=False, hash_funcs=_BY_IDENTITY)
+def alerts(client: ApiClient, *, is_open: bool = True) -> AlertPage:
+    return client.alerts(is_open=is_open)
+
+
+@st.cache_data(ttl=2, max_entries=16, show_spinner=False, hash_funcs=_BY_IDENTITY)
+def prompt_files(client: ApiClient) -> list[PromptFile]:
+    return client.prompt_files()
 
 
 @st.cache_data(ttl=60, max_entries=16, show_spinner=False, hash_funcs=_BY_IDENTITY)

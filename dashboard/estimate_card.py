@@ -15,10 +15,11 @@ def show(estimate: Estimate, document: Mapping[str, Any]) -> None:
     with st.container(border=True):
         st.markdown("**Estimate**")
         against = f" · {times_text(estimate.saving)} less than at full length" if estimate.saving > 1.005 else ""
-        st.markdown(f"Training **{flops_text(estimate.flops.training)}**{against}")
+        most = "at most " if estimate.is_most else ""
+        st.markdown(f"Training **{most}{flops_text(estimate.flops.training)}**{against}")
         seconds = estimate.seconds
         known = (
-            f"Time **{range_text((seconds.low, seconds.high))}**, from earlier runs of these models"
+            f"Time **{most}{range_text((seconds.low, seconds.high))}**, from earlier runs of these models"
             if seconds
             else "Time not known yet: no earlier run of these models"
         )
@@ -43,7 +44,8 @@ def show_total(estimates: Sequence[Estimate], num_seeds: int) -> None:
     """All arms with all seeds: FLOPs, and time of one after the other where it is known for each."""
     with st.container(border=True):
         flops = num_seeds * sum(one.flops.training for one in estimates)
-        st.markdown(f"**{len(estimates) * num_seeds} runs**: training **{flops_text(flops)}**")
+        most = "at most " if any(one.is_most for one in estimates) else ""
+        st.markdown(f"**{len(estimates) * num_seeds} runs**: training **{most}{flops_text(flops)}**")
         known = [one.seconds for one in estimates if one.seconds is not None]
         if len(known) == len(estimates):
             low, high = (num_seeds * sum(getattr(one, end) for one in known) for end in ("low", "high"))

@@ -8,13 +8,13 @@ import pandas as pd
 import streamlit as st
 
 from backend.schemas import Preflight
-from dashboard import notices, rights
+from dashboard import notices, prompt_preview, rights
 from dashboard.api_client import ApiClient
 from engine.findings import Finding
 
 _POLL_SECONDS = 1.0
 _KEY = "preflight"
-_CHATS = {"student_chat": "Student (this is used)", "teacher_chat": "Teacher"}
+_PREVIEWS = "previews"
 
 
 def _print_of(document: Mapping[str, Any]) -> str:
@@ -56,22 +56,17 @@ def show_preflight(client: ApiClient, document: dict[str, Any], *, is_valid: boo
 
 
 def show_facts(facts: Mapping[str, Any]) -> None:
-    """A table of the facts, and the chats of both models side by side."""
-    chats = {name: str(value) for name, value in facts.items() if name in _CHATS}
+    """A table of the facts, and the first prompts as both models see them."""
     with st.expander("What the worker found", icon=":material/table:"):
         rows = [
             {"what": name.replace("_", " ").replace(" bytes", ""), "found": fact_in_words(name, value)}
             for name, value in facts.items()
-            if name not in _CHATS
+            if name != _PREVIEWS
         ]
         st.dataframe(pd.DataFrame(rows), hide_index=True, key="preflight-facts")
-    if chats:
-        with st.expander("The first prompt in the chat templates of both models", icon=":material/forum:"):
-            # As code: the text is of models and data, and is shown as it stands.
-            for name, column in zip(_CHATS, st.columns(2), strict=True):
-                with column:
-                    st.caption(_CHATS[name])
-                    st.code(chats.get(name, "(no chat template)"), language=None, wrap_lines=True)
+    if facts.get(_PREVIEWS):
+        with st.expander("The first prompts as both models see them", icon=":material/forum:"):
+            prompt_preview.show(facts[_PREVIEWS])
 
 
 def fact_in_words(name: str, value: Any) -> str:

@@ -51,3 +51,10 @@ def warnings(client: ApiClient, run: Run) -> None:
         with st.expander(f"All {len(told)} warnings", icon=":material/warning:"):
             columns = ["step", "about", "message", "advice"]
             st.dataframe(pd.DataFrame(told)[columns], hide_index=True, key="warnings")
+
+
+def ended_early(client: ApiClient, run: Run) -> None:
+    """Why a run succeeded before its last step: the last word of its history."""
+    moves = cached.events(client, run.id, kinds=("state",))
+    if moves:
+        st.info(notices.plain(str(moves[-1].payload.get("reason", ""))), icon=":material/flag:")

@@ -29,7 +29,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "num_steps", "warmup_phase", "prompts_per_step", "rollouts_per_prompt", "micro_batch_rollouts", "gradient_checkpointing",
         "sampling", "adapter", "optimizer", "training_flops_budget", "device", "precision",
     ),
-    "Evaluation and storage": ("evaluation", "sentinel", "health", "traces", "checkpoints"),
+    "Evaluation and storage": ("evaluation", "early_stopping", "sentinel", "health", "traces", "checkpoints"),
 }  # fmt: skip
 # Shown at once; the rest of a group waits under Advanced.
 _FIRST = frozenset(

@@ -10,7 +10,8 @@ from engine.findings import Finding
 from engine.frozen import Frozen
 from engine.language_model import LanguageModel, load_language_model
 from engine.objective_check import check_objective
-from engine.pairing import chats_side_by_side, pair_findings, shared_vocabulary, thinking_findings
+from engine.pairing import pair_findings, shared_vocabulary, thinking_findings
+from engine.prompt_preview import NUM_SHOWN, PromptPreview, prompt_previews
 from engine.setup import (
     RunData,
     choose_device,
@@ -32,6 +33,8 @@ class CheckResult(Frozen):
 
     findings: list[Finding]
     facts: Facts
+    previews: list[PromptPreview] = []
+    """The first training prompts as both models see them."""
 
 
 class _Found:
@@ -40,6 +43,7 @@ class _Found:
     def __init__(self) -> None:
         self.findings: list[Finding] = []
         self.facts: Facts = {}
+        self.previews: list[PromptPreview] = []
 
     @property
     def is_sound(self) -> bool:
@@ -75,7 +79,7 @@ def check(spec: RunSpec) -> CheckResult:
             found.facts |= {f"{name}_parameters": model.num_parameters, f"{name}_context_tokens": model.context_tokens}
     if student is not None and teacher is not None:
         _check_pair(spec, student, teacher, data, found)
-    return CheckResult(findings=found.findings, facts=found.facts)
+    return CheckResult(findings=found.findings, facts=found.facts, previews=found.previews)
 
 
 def _tell_of_data(data: RunData, found: _Found) -> None:
@@ -93,11 +97,9 @@ def _check_pair(
     found.findings.extend(thinking_findings(spec.prompts, student.tokenizer))
     if data is None:
         return
-    if spec.prompts.template == "chat":
-        prompt = data.train[0].row.prompt
-        chats, differing = chats_side_by_side(spec.prompts, student.tokenizer, teacher.tokenizer, prompt)
-        found.facts |= chats
-        found.findings.extend(differing)
+    rows = [prompt.row for prompt in data.train[:NUM_SHOWN]]
+    found.previews, differing = prompt_previews(spec, student.tokenizer, teacher.tokenizer, rows)
+    found.findings.extend(differing)
     fitting = found.attempt(lambda: fit_lengths(spec, data, student, teacher)) if found.is_sound else None
     if fitting is None or not found.is_sound:
         return

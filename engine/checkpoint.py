@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from engine.disk_space import mebibytes
+from engine.early_stopping import EarlyStoppingState
 from engine.errors import RunError, is_out_of_space
 from engine.flops import FlopLedger
 from engine.frozen import Frozen
@@ -41,6 +42,7 @@ class TrainerState(Frozen):
     prefix: PrefixState
     health: HealthState = HealthState()
     sentinel: SentinelState = SentinelState()
+    early_stopping: EarlyStoppingState = EarlyStoppingState()
     flops: FlopLedger = FlopLedger()
     """Useful FLOPs so far."""
     executed: FlopLedger = FlopLedger()

@@ -10,7 +10,8 @@ from engine.prompt_spec import PromptColumns, PromptReference
 from engine.scorers import FinalNumber, Scorer
 
 PrimaryMetric = Literal["accuracy", "exact", "reverse_kl", "forward_kl_on_teacher_texts", "avg_at_k"]
-_FALLING = ("reverse_kl", "forward_kl_on_teacher_texts")  # smaller is better
+FALLING = ("reverse_kl", "forward_kl_on_teacher_texts")
+"""Metrics of which smaller is better."""
 
 
 class AnswerSampling(Frozen):
@@ -53,6 +54,6 @@ class EvaluationSpec(PromptColumns):
     def score(self, metrics: Mapping[str, float | None]) -> tuple[float, float]:
         """What `best` means, larger is better: the primary metric, then the full-length reverse KL (or the accuracy)."""
         primary = metrics.get(self.primary_metric) or 0.0
-        if self.primary_metric in _FALLING:
+        if self.primary_metric in FALLING:
             return (-primary, metrics.get("accuracy") or 0.0)
         return (primary, -(metrics.get("reverse_kl") or 0.0))

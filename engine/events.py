@@ -1,7 +1,6 @@
 """What the engine tells the world: one JSON object a line in `events.jsonl`, append-only. It imports without torch.
 
-The recorder, the terminal progress and the tests read a run only through these. Units: tokens, nats, FLOPs, seconds
-(`time` is Unix time), bytes.
+Recorder, terminal and tests read a run only through these. Units: tokens, nats, FLOPs, seconds (`time` is Unix time), bytes.
 """
 
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ EVENT_VERSION = 1
 Phase = Literal["loading", "baseline", "warmup", "training", "report", "saving"]
 Subject = Literal["student", "base", "teacher"]
 Split = Literal["dev", "report"]
+EndReason = Literal["steps", "flops_budget", "sentinel", "early_stopping"]
 FailureKind = Literal[
     "bad_spec", "bad_model", "bad_data", "bad_checkpoint", "oom_host", "gpu_error", "nan_loss", "disk_full", "internal"
 ]
@@ -248,12 +248,13 @@ class Failed(EventBase):
 
 
 class Finished(EventBase):
-    """All steps are done, the FLOPs budget is used up or the sentinel ended it; the last checkpoint is committed."""
+    """All steps are done, or something ended the run before; the last checkpoint is committed."""
 
     kind: Literal["finished"] = "finished"
     step: int
     best_step: int
-    reason: Literal["steps", "flops_budget", "sentinel"]
+    reason: EndReason
+    detail: str = ""  # of early stopping, the sentence that says why
     seconds: float
     """Wall seconds of this attempt."""
     training_seconds: float

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from engine.baselines import BaselineCache
 from engine.checkpoint import load_weights
+from engine.early_stopping import StopByEvaluation, after_evaluation
 from engine.evaluate import EncodedPrompt, Evaluation, Evaluator, generation_flops
 from engine.events import Evaluated, Split, Subject, TracesWritten
 from engine.flops import FlopLedger
@@ -61,6 +62,10 @@ def evaluate_student(run: Run) -> None:
     if last >= 0:  # a warm-up says nothing about the prefix
         signals = PrefixSignals(step=last, score=score[0])
         run.change_state(prefix=run.spec.prefix.advance(run.state.prefix, signals))
+        rule = run.spec.early_stopping
+        if isinstance(rule, StopByEvaluation):  # before the checkpoint of a new best, which keeps it
+            state = after_evaluation(rule, run.state.early_stopping, run.state.step, evaluation.metrics)
+            run.change_state(early_stopping=state)
     run.accuracies[run.state.step] = evaluation.metrics["accuracy"]
     run.scores[run.state.step] = score
     before = run.state

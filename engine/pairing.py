@@ -1,4 +1,4 @@
-"""What student and teacher share: token ids, ends of text, and how their chat templates differ."""
+"""What student and teacher share: token ids and ends of text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
-from engine.chat_template import TemplateFailed, chat_template, knows_thinking, rendered_chats
+from engine.chat_template import knows_thinking
 from engine.findings import Finding
 from engine.prompt_spec import PromptSpec
 from engine.vocabularies import differing_ids
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from engine.language_model import LanguageModel
 
 _MAX_NAMED = 3  # differing ids that a message names
-_MAX_SHOWN = 4000  # characters of a rendered chat
 
 
 def pair_findings(student: LanguageModel, teacher: LanguageModel) -> list[Finding]:
@@ -84,27 +83,3 @@ def thinking_findings(spec: PromptSpec, tokenizer: PreTrainedTokenizerBase) -> l
         "so that it changes nothing; leave it empty."
     )
     return [Finding(field="prompts.enable_thinking", message=message, severity="warning")]
-
-
-def chats_side_by_side(
-    spec: PromptSpec, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, prompt: str
-) -> tuple[dict[str, str], list[Finding]]:
-    """One prompt in the chat frames of both models, as `student_chat` and `teacher_chat`, and a warning when they differ.
-
-    The student's frame is the one that is used: the teacher scores the student's own tokens.
-    """
-    chats: dict[str, str] = {}
-    for name, tokenizer in (("student", student), ("teacher", teacher)):
-        try:
-            if chat_template(tokenizer) is not None:
-                (chats[f"{name}_chat"],) = rendered_chats(tokenizer, spec, [prompt])
-        except TemplateFailed as error:
-            chats[f"{name}_chat"] = f"(the template fails: {error})"
-    found: list[Finding] = []
-    if len(chats) == 2 and chats["student_chat"] != chats["teacher_chat"]:
-        message = (
-            "prompts.template is 'chat' and the teacher's chat template differs from the student's, whose frame both models see; "
-            "compare the two in the facts of this check."
-        )
-        found = [Finding(field="prompts.template", message=message, severity="warning")]
-    return {name: text[:_MAX_SHOWN] for name, text in chats.items()}, found

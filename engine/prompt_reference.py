@@ -1,4 +1,4 @@
-"""What a reference to prompts stands for: a file, a data set of the hub, or tasks that reasoning-gym makes. Light."""
+"""What a reference to prompts stands for: a file, an upload, a data set of the hub, or tasks of reasoning-gym. Light."""
 
 import re
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from typing import TypeVar
 from urllib.parse import parse_qsl, quote
 
 from engine.locations import resolve
+from engine.uploaded_prompts import SCHEME, is_sha256
 
 T = TypeVar("T")
 
@@ -23,6 +24,13 @@ class PromptFile:
     """A file on the worker: `.parquet`, `.csv`, and anything else as JSON lines."""
 
     reference: str
+
+
+@dataclass(frozen=True)
+class UploadedPrompts:
+    """Prompts that were uploaded to this installation, see engine/uploaded_prompts.py."""
+
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -72,13 +80,17 @@ def ready_tasks() -> list[str]:
     return sorted(path.stem for path in Path(resolve("builtin:tasks")).glob("*.json"))
 
 
-def parsed_reference(reference: str) -> PromptFile | HubDataset | GymTasks | ReadyTask:
+def parsed_reference(reference: str) -> PromptFile | UploadedPrompts | HubDataset | GymTasks | ReadyTask:
     """What `reference` stands for; ValueError with the second half of a sentence when it cannot be understood.
 
     `hf:org/name@revision?split=test&subset=main`, `reasoning_gym:chain_sum?size=500&seed=1` and
-    `task:math500?folder=data/math500`, all behind the name optional; everything else is a path.
+    `task:math500?folder=data/math500`, all behind the name optional; `upload:` and a sha256; everything else is a path.
     """
     scheme, _, rest = reference.partition(":")
+    if scheme == SCHEME:
+        if not is_sha256(rest):
+            raise ValueError(f"{rest[:80]!r} is no sha256; take the reference from the list of uploads.")
+        return UploadedPrompts(rest)
     if scheme not in ("hf", "reasoning_gym", "task"):
         return PromptFile(reference)
     name, _, query = rest.partition("?")

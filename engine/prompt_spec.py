@@ -18,7 +18,7 @@ def _understood(reference: str) -> str:
 
 
 PromptReference = Annotated[Reference, AfterValidator(_understood)]
-"""Where prompts are read: a path, `hf:…` or `reasoning_gym:…`; see engine/prompt_reference.py."""
+"""Where prompts are read: a path, `upload:…`, `hf:…` or `reasoning_gym:…`; see engine/prompt_reference.py."""
 Column = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f]+$")]
 
 
@@ -37,7 +37,8 @@ class PromptSpec(PromptColumns):
     """The prompts that the student answers during training."""
 
     path: PromptReference
-    """JSON lines, `.csv` or `.parquet`; `hf:org/name@revision?split=train&subset=main`; `reasoning_gym:chain_sum?size=1000&seed=0`."""
+    """JSON lines, `.csv` or `.parquet`; `upload:` and a sha256; `hf:org/name@revision?split=train&subset=main`;
+    `reasoning_gym:chain_sum?size=1000&seed=0`."""
     template: Literal["plain", "chat"] = "plain"
     """`plain` sends the prompt as it is; `chat` wraps it as a user message in the student's chat template."""
     system_message: Annotated[str, Field(min_length=1, max_length=20_000)] | None = None

@@ -12,8 +12,9 @@ from engine.errors import RunError
 from engine.findings import Finding
 from engine.locations import resolve
 from engine.prompt_files import FileRow, MissingColumn, UnreadableFile, file_rows
-from engine.prompt_reference import GymTasks, HubDataset, ReadyTask, parsed_reference
+from engine.prompt_reference import GymTasks, HubDataset, ReadyTask, UploadedPrompts, parsed_reference
 from engine.prompt_spec import PromptColumns
+from engine.uploaded_prompts import verified_upload
 
 _MAX_REPORTED = 5  # findings per file; the rest are counted
 
@@ -126,6 +127,8 @@ def _rows(reference: str, field: str, columns: PromptColumns, need_answer: bool)
         from engine.prompt_hub import hub_files
 
         paths = [(path.name, file_rows(path, wanted, needed)) for path in hub_files(source).paths]
+    elif isinstance(source, UploadedPrompts):
+        paths = [(reference, file_rows(verified_upload(source.sha256), wanted, needed))]
     else:
         paths = [(reference, file_rows(_file(reference, field), wanted, needed))]
     for name, rows in paths:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from engine.checkpoint import TrainerState
 from engine.checkpoint_shelf import CheckpointShelf
 from engine.collect import collect_rollouts
 from engine.control import Control
-from engine.events import Phase, PhaseChanged, Split, StepDone
+from engine.events import EndReason, Phase, PhaseChanged, Split, StepDone
 from engine.journal import Journal
 from engine.language_model import LanguageModel
 from engine.loss_region import nothing_supervised
@@ -66,14 +65,16 @@ class Run:
 
     @property
     def is_trained(self) -> bool:
-        """Whether all steps are done, the FLOPs budget is used up or the sentinel has ended the run."""
+        """Whether all steps are done, or something has ended the run before."""
         return self.end_reason is not None
 
     @property
-    def end_reason(self) -> Literal["steps", "flops_budget", "sentinel"] | None:
+    def end_reason(self) -> EndReason | None:
         """Why training is over; None while it goes on."""
         if self.state.step >= self.spec.num_steps:
             return "steps"
+        if self.state.early_stopping.reason:
+            return "early_stopping"
         return "sentinel" if self.state.sentinel.is_stopped else "flops_budget" if self.is_over_budget else None
 
     @property

@@ -12,6 +12,7 @@ from engine.adapter_spec import Adapter, NoAdapter
 from engine.anchoring import Anchoring, NoAnchoring
 from engine.completion_spec import CompletionSource, StudentCompletions
 from engine.divergences import ReverseKL
+from engine.early_stopping import EarlyStopping, NoEarlyStopping
 from engine.evaluation_spec import EvaluationSpec
 from engine.frozen import Count, Frozen
 from engine.health_spec import HealthSpec
@@ -125,6 +126,8 @@ class RunSpec(Frozen):
     """What is measured at full length, and how often."""
     sentinel: Sentinel = NoSentinel()
     """Whether a few whole texts are watched while a prefix is trained, and what is done when their tail drifts."""
+    early_stopping: EarlyStopping = NoEarlyStopping()
+    """Whether training ends before num_steps when its evaluation no longer improves; schedules still go by num_steps."""
     health: HealthSpec = HealthSpec()
     """When the run warns that it is going wrong."""
     traces: TraceSpec = TraceSpec()

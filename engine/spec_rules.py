@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from engine.anchoring import NoAnchoring
 from engine.completion_spec import DataCompletions, StudentCompletions, TeacherPrefix
+from engine.early_stopping import StopByEvaluation
 from engine.findings import misfit
 from engine.loss_region import SuffixRegion, WindowRegion
 from engine.optimizer_spec import ConstantWithDecay
@@ -114,20 +115,24 @@ def _loss_region_is_within_the_rollouts(spec: RunSpec) -> None:
         )
 
 
-def _the_primary_metric_is_measured(spec: RunSpec) -> None:
-    evaluation = spec.evaluation
-    if evaluation.primary_metric == "avg_at_k" and not evaluation.samples_per_prompt:
-        raise misfit(
-            "evaluation.samples_per_prompt",
-            "evaluation.samples_per_prompt is 0 but evaluation.primary_metric is avg_at_k, which needs samples; "
-            "set samples_per_prompt to 1 or more, or choose another metric.",
-        )
-    if evaluation.primary_metric == "forward_kl_on_teacher_texts" and not evaluation.num_teacher_texts:
-        raise misfit(
-            "evaluation.num_teacher_texts",
-            "evaluation.num_teacher_texts is 0 but evaluation.primary_metric is forward_kl_on_teacher_texts; "
-            "set num_teacher_texts to 1 or more, or choose another metric.",
-        )
+def _the_metrics_that_decide_are_measured(spec: RunSpec) -> None:
+    evaluation, rule = spec.evaluation, spec.early_stopping
+    decides = {"evaluation.primary_metric": str(evaluation.primary_metric)}
+    if isinstance(rule, StopByEvaluation):
+        decides["early_stopping.metric"] = rule.metric
+    for field, metric in decides.items():
+        if metric == "avg_at_k" and not evaluation.samples_per_prompt:
+            raise misfit(
+                "evaluation.samples_per_prompt",
+                f"evaluation.samples_per_prompt is 0 but {field} is avg_at_k, which needs samples; "
+                "set samples_per_prompt to 1 or more, or choose another metric.",
+            )
+        if metric == "forward_kl_on_teacher_texts" and not evaluation.num_teacher_texts:
+            raise misfit(
+                "evaluation.num_teacher_texts",
+                f"evaluation.num_teacher_texts is 0 but {field} is forward_kl_on_teacher_texts; "
+                "set num_teacher_texts to 1 or more, or choose another metric.",
+            )
 
 
 def _a_teacher_prefix_leaves_tokens_to_the_student(spec: RunSpec) -> None:
@@ -253,7 +258,7 @@ RULES: list[Callable[[RunSpec], None]] = [
     _only_one_decay_is_set,
     _anchoring_has_something_to_anchor,
     _loss_region_is_within_the_rollouts,
-    _the_primary_metric_is_measured,
+    _the_metrics_that_decide_are_measured,
     _a_teacher_prefix_leaves_tokens_to_the_student,
     _data_has_one_completion_for_each_prompt,
     _a_probe_has_candidates_to_choose_from,

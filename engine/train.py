@@ -55,6 +55,7 @@ def train(
         step=run.state.step,
         best_step=run.state.best_step,
         reason=run.end_reason,
+        detail=run.state.early_stopping.reason if run.end_reason == "early_stopping" else "",
         seconds=time.monotonic() - began,
         training_seconds=run.state.training_seconds,
     )

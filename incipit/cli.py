@@ -2,7 +2,21 @@
 
 import typer
 
-from incipit.commands import analyze, ask, checkpoints, demo, doctor, evaluate, keys, models, runs, study, train, up
+from incipit.commands import (
+    analyze,
+    ask,
+    checkpoints,
+    demo,
+    doctor,
+    evaluate,
+    keys,
+    models,
+    prompts,
+    runs,
+    study,
+    train,
+    up,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,4 +35,5 @@ app.command()(doctor.doctor)
 app.add_typer(runs.app, name="runs")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(models.app, name="models")
+app.add_typer(prompts.app, name="prompts")
 app.add_typer(keys.app, name="keys")

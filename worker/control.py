@@ -1,7 +1,7 @@
 """The control process, `python -m worker.control`: one per installation, guarded by a lease row.
 
 Each turn it takes runs back from dead workers, rings for work that nobody claimed, ends preflights that nobody took,
-checkpoints SQLite's write-ahead log and removes what dead attempts left on the disk.
+checkpoints SQLite's write-ahead log, sends alerts and removes what dead attempts left on the disk.
 """
 
 import logging
@@ -20,13 +20,16 @@ from backend.logs import set_up_logs
 from backend.queries import leases
 from backend.queries.analyses import take_back_analyses, unclaimed_analyses
 from backend.queries.claims import extend_leases, reap
+from backend.queries.raising import raise_standstills
 from backend.queries.wishes import settle_queued
 from backend.settings import Settings
+from worker.alert_sender import AlertSender
 from worker.garbage import GarbageCollector
 from worker.identity import ProcessIdentity, is_dead
 from worker.lease import DATABASE_OUTAGES
 from worker.schema import OtherSchema, refuse_other_schema
 from worker.settings import WorkerSettings, give_up, sentences_of
+from worker.upload_garbage import UploadGarbage
 
 TURN_SECONDS = 10.0
 _RING_AGAIN_SECONDS = 60.0
@@ -49,6 +52,8 @@ class Control:
         self._settings = WorkerSettings()
         self._clock_offset = time.time() - time.monotonic()
         self._garbage = GarbageCollector(self.database, settings.run_dir)
+        self._alert_sender = AlertSender(self.database, settings.signing_secret(), settings.webhook_networks)
+        self._upload_garbage = UploadGarbage(self.database, settings.home)
 
     def turn(self) -> bool:
         """Do what is due; False when another process is in control."""
@@ -64,6 +69,8 @@ class Control:
         self._ring_again()
         self._checkpoint_wal()
         self._garbage.turn()
+        self._upload_garbage.turn()
+        self._alert_sender.turn()
         return True
 
     def close(self) -> None:
@@ -85,6 +92,7 @@ class Control:
             for run_id in reap(session, is_dead, **limits):
                 _log.warning("Run %s was taken back from a worker that is gone.", run_id)
             settle_queued(session)
+            raise_standstills(session)
 
     def _clock_jumped(self) -> bool:
         offset = time.time() - time.monotonic()

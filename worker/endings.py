@@ -72,14 +72,15 @@ def ending_of(
 _WHY = {
     "steps": "all steps are done",
     "flops_budget": "the FLOPs budget is used up",
+    "early_stopping": "its evaluation no longer improved",
     "sentinel": "its sentinel found the tail of the texts drifting",
 }
 
 
 def finished(event: Finished, exit_code: int | None = None) -> Ending:
     """The engine is done with it."""
-    why = _WHY[event.reason]
-    return Ending("succeeded", f"Finished at step {event.step}: {why}.", exit_code)
+    told = event.detail or f"Finished at step {event.step}: {_WHY[event.reason]}."
+    return Ending("succeeded", told, exit_code)
 
 
 def stalled(seconds: float) -> Ending:

@@ -27,6 +27,7 @@ class _Answer(BaseModel):
 
     findings: list[Finding]
     facts: dict[str, int | float | str | None]
+    previews: list[dict[str, object]] = []
 
 
 def answer(claim: PreflightClaim, slots: list[Slot], place: Workplace) -> None:
@@ -61,7 +62,7 @@ def _check(claim: PreflightClaim, slot: Slot, place: Workplace) -> tuple[list[Fi
         _log.error("engine check: exit %s\n%s", checked.returncode, checked.stderr.decode(errors="replace")[-4000:])
         return _no_answer(f"ended with exit code {checked.returncode} and no answer; see the worker's log"), {}, False
     facts, warnings = estimated_facts(claim.spec, result.facts)
-    return [*result.findings, *warnings], dict(facts), True
+    return [*result.findings, *warnings], {**facts, "previews": result.previews}, True
 
 
 def _no_answer(what_happened: str) -> list[Finding]:

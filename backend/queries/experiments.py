@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from backend.access import LOCAL, Principal
 from backend.expansion import PlannedRun
 from backend.ids import new_id
+from backend.queries.prompt_files import note_uses
 from backend.records import Event
 from backend.run_states import ACTIVE_STATES
 from backend.schemas import Experiment
@@ -49,7 +50,7 @@ def create_experiment(
 
 
 def add_runs(session: Session, experiment_id: str, planned: list[PlannedRun], *, owner: Principal = LOCAL) -> list[str]:
-    """Queue runs of an experiment, in its project; their ids."""
+    """Queue runs of an experiment, in its project; their ids. Refusal (422) when a spec names an upload that is not there."""
     now = datetime.now(UTC)
     project = session.execute(select(ExperimentRow.project_id).where(ExperimentRow.id == experiment_id)).scalar_one()
     origin = {"project_id": project, "created_by": owner.id, "created_at": now}
@@ -58,6 +59,7 @@ def add_runs(session: Session, experiment_id: str, planned: list[PlannedRun], *,
     payload = {"state": "queued", "reason": "Submitted.", "actor": "person"}
     first = {"seq": 1, "time": now, "kind": "state", "fence": 0, "payload": payload}
     session.execute(insert(Event), [first | {"run_id": row["id"]} for row in rows])
+    note_uses(session, project, [(str(row["id"]), run.spec) for row, run in zip(rows, planned, strict=True)])
     return [str(row["id"]) for row in rows]
 
 

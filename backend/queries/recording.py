@@ -13,11 +13,12 @@ from typing import Any
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
-from backend.database import now_of
+from backend.database import now_in_sql, now_of
 from backend.limits import Limits
 from backend.queries.claims import LeaseLost, hold
 from backend.queries.metric_rows import upsert, write_metrics, write_steps
 from backend.queries.metrics import remove_highlights
+from backend.queries.raising import raise_evaluation, raise_warning
 from backend.queries.recording_limits import RecordingLimits
 from backend.queries.retention import mark_best
 from backend.queries.transitions import TransitionRejected, add_event, transition
@@ -35,6 +36,7 @@ from engine.events import (
     StepDone,
     TailMeasured,
     TracesWritten,
+    Warned,
 )
 from engine.manifest import ManifestFile
 
@@ -71,7 +73,8 @@ def record(session: Session, batch: AttemptEvents, limits: Limits) -> None:
     steps = [event for event in batch.events if isinstance(event, StepDone)]
     # Between evaluations and checkpoints a batch has nothing but steps: the run's row is written once then, not twice.
     has_only_steps = bool(steps) and len(steps) == len(batch.events)
-    hold(session, batch.run_id, batch.holder, **(_columns_after(steps) if has_only_steps else {}))
+    columns = _columns_after(steps) if has_only_steps else {}
+    hold(session, batch.run_id, batch.holder, progressed_at=now_in_sql(session), **columns)
     moved = session.execute(
         update(Attempt)
         .where(
@@ -100,6 +103,10 @@ def _add_events(session: Session, batch: AttemptEvents, watch: RecordingLimits) 
         columns |= _rows_of(session, batch, event, watch)
         if not isinstance(event, StepDone):
             _add_to_history(session, batch, event)
+        if isinstance(event, Warned):
+            raise_warning(session, batch.run_id, event)
+        elif isinstance(event, Evaluated) and event.subject == "student" and event.split == "dev":
+            raise_evaluation(session, batch.run_id, event)
     if any(isinstance(event, StepDone | Started) for event in batch.events):
         columns["training_seconds"] = _training_seconds(session, batch.run_id)
     if columns:

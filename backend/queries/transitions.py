@@ -17,6 +17,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from backend.database import now_of
+from backend.queries.raising import raise_ending
 from backend.records import Event
 from backend.run_states import ACTIVE_STATES, ENDED_STATES, HELD_STATES, RunState
 from backend.tables import Run
@@ -74,14 +75,17 @@ def transition(
         statement = statement.where(Run.fence == fence)
     values: dict[str, Any] = {"state": to, "row_version": Run.row_version + 1, **_columns_of(to, now), **columns}
     moved = session.execute(
-        statement.values(values).returning(Run.fence).execution_options(synchronize_session=False)
-    ).scalar_one_or_none()
+        statement.values(values).returning(Run.fence, Run.row_version).execution_options(synchronize_session=False)
+    ).one_or_none()
     if moved is None:
         holder = "" if fence is None else f" with fence {fence}"
         raise TransitionRejected(f"Run {run_id} cannot become {to} by {actor}{holder}.")
     payload = {"state": to, "reason": reason, "actor": actor}
-    add_event(session, run_id, "state", payload, fence=moved, time=now)
-    return moved
+    fence_now, version = moved
+    add_event(session, run_id, "state", payload, fence=fence_now, time=now)
+    if to in ("succeeded", "failed"):
+        raise_ending(session, run_id, "finished" if to == "succeeded" else "failed", str(version), reason)
+    return int(fence_now)
 
 
 def _columns_of(to: RunState, now: datetime) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from backend.dependencies import Bell, Caller, Creation, Id, Reading, Store, err
 from backend.locked_route import locked_router
 from backend.problems import not_found
 from backend.queries import analyses as queries
+from backend.queries.prompt_files import require_uploads
 from engine.analysis_spec import AnalysisSpec
 
 _Page = Annotated[int, page_size(50)]
@@ -34,6 +35,7 @@ def create_analysis(body: AnalysisSpec, once: Creation, caller: Caller, doorbell
     queued: list[str] = []
 
     def create(session: Session) -> tuple[Analysis, str]:
+        require_uploads(session, caller.home_project, [body.run])
         created = queries.create_analysis(session, body, owner=caller)
         queued.append(created.id)
         return created, f"/api/v1/analyses/{created.id}"

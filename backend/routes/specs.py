@@ -12,6 +12,7 @@ from backend.locked_route import locked_router
 from backend.presets import presets
 from backend.problems import findings_in, not_found
 from backend.queries import preflights as queries
+from backend.queries.prompt_files import require_uploads
 from backend.queries.runs import training_rates
 from backend.schemas import Preflight, Preset
 from engine.findings import Finding
@@ -57,6 +58,7 @@ def create_preflight(body: RunSpec, once: Creation, caller: Caller, doorbell: Be
     queued: list[str] = []
 
     def create(session: Session) -> tuple[Preflight, str]:
+        require_uploads(session, caller.home_project, [body])
         created = queries.create_preflight(session, body, owner=caller)
         queued.append(created.id)
         return created, f"/api/v1/preflights/{created.id}"

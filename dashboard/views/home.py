@@ -4,7 +4,7 @@ import streamlit as st
 
 from backend.run_states import ENDED_STATES
 from backend.schemas import RunSummary
-from dashboard import cached, notices
+from dashboard import alert_notices, cached, notices
 from dashboard.api_client import ApiClient
 from dashboard.api_errors import ApiError
 from dashboard.frames import accuracy_of
@@ -73,6 +73,8 @@ def at_work(client: ApiClient) -> None:
     if not runs:
         first_visit()
         return
+    with notices.problems_shown():
+        alert_notices.strip(client)
     active = [run for run in runs if run.state not in ENDED_STATES]
     ended = sorted(
         (run for run in runs if run.state in ENDED_STATES),

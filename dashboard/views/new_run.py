@@ -9,7 +9,7 @@ import streamlit as st
 
 from backend.expansion import with_changes
 from backend.schemas import Preset, Variant
-from dashboard import address, cached, estimate_card, notices, rights, sign_in
+from dashboard import address, cached, estimate_card, notices, prompt_uploads, rights, sign_in
 from dashboard.api_client import ApiClient
 from dashboard.api_errors import Invalid
 from dashboard.commands import curl_command, train_command
@@ -106,6 +106,16 @@ def choose_start(presets: list[Preset]) -> None:
         st.rerun()
     if chosen is not None:
         st.caption(notices.plain(by_name[chosen].description))
+
+
+def choose_prompts(client: ApiClient) -> None:
+    """Uploaded prompts: a choice goes into what is being edited."""
+    changes = prompt_uploads.show(client)
+    if changes:
+        state = st.session_state["form"]
+        document = with_changes(state.get("draft", state["seed"]), changes)
+        load(document, state["source"], state["arms"], state["title"], state["preset"])
+        st.rerun()
 
 
 def import_export() -> None:
@@ -238,6 +248,7 @@ with notices.problems_shown():
     fields = form_fields(cached.spec_schema(client))
     load_asked(client, presets)
     choose_start(presets)
+    choose_prompts(client)
     state = st.session_state["form"]
     main, side = st.columns([5, 3], gap="large")
     with main:

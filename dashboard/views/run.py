@@ -51,7 +51,7 @@ def header(client: ApiClient, run: Run) -> None:
         )
 
 
-def progress(run: Run) -> None:
+def progress(client: ApiClient, run: Run) -> None:
     done = min(run.step / run.num_steps, 1.0) if run.num_steps else 0.0
     took = seconds_text(elapsed_seconds(run.started_at, run.finished_at))
     if run.state == "queued":
@@ -69,6 +69,8 @@ def progress(run: Run) -> None:
         st.progress(done, text=f"Paused at step {run.step:,} of {run.num_steps:,}; it goes on when it is resumed.")
     else:
         st.caption(f"{run.step:,} of {run.num_steps:,} steps in {took}, attempt {run.attempt}.")
+        if run.state == "succeeded" and run.step < run.num_steps:
+            run_warnings.ended_early(client, run)
 
 
 def pace(state: RunState) -> int | None:
@@ -84,7 +86,7 @@ def live(run_id: str, drawn_every: int | None) -> None:
     with notices.problems_shown():
         run = cached.run(client, run_id)
         header(client, run)
-        progress(run)
+        progress(client, run)
         run_warnings.warnings(client, run)
         run_panels.figures(client, run)
         panel = st.segmented_control(

@@ -14,8 +14,11 @@ from typing import Any, Literal
 
 import httpx
 import pytest
+from sqlalchemy import select
 
+from backend.alert_records import Alert
 from backend.database import Database
+from backend.queries.raising import raise_ending
 from backend.settings import Settings
 from tests import databases
 from tests.access import TOKEN, key_of, with_key
@@ -70,6 +73,9 @@ def config(
             "question_id": client.post("/playground/questions", json=_question(run["id"])).json()["id"],
             "row": "0",
             "key_id": client.post("/keys", json={"name": "ci"}).json()["id"],
+            "prompt_file_id": _upload(client),
+            "webhook_id": client.post("/webhooks", json={"name": "w", "url": "https://example.org/"}).json()["id"],
+            "alert_id": _alert(database, run["id"]),
             "name": "model.safetensors",
         }
     lines = ["[parameters]", *(f'"path.{name}" = "{value}"' for name, value in ids.items()), ""]
@@ -80,6 +86,20 @@ def config(
 
 def _question(run_id: str) -> dict[str, Any]:
     return {"run_id": run_id, "prompt": "k3", "speakers": [{"kind": "base"}]}
+
+
+def _alert(database: Database, run_id: str) -> str:
+    """The id of an alert."""
+    with database.write() as session:
+        raise_ending(session, run_id, "failed", "1", "It broke.")
+        return session.scalars(select(Alert.id)).one()
+
+
+def _upload(client: httpx.Client) -> str:
+    """The id of an uploaded file of prompts."""
+    file, kind = b'{"q": "2+3="}', {"Content-Type": "application/octet-stream"}
+    made = client.post("/prompt-files", params={"name": "p.jsonl", "prompt": "q"}, content=file, headers=kind)
+    return str(made.json()["id"])
 
 
 def assert_contract_is_kept(api: ApiProcess, credential: str, config: Path, *options: str) -> None:

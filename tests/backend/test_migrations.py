@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 import backend.access_records
+import backend.alert_records
 import backend.records  # noqa: F401  # their tables belong to the metadata
 from backend import migrate
 from backend.database import Database, now_of

@@ -157,6 +157,14 @@ def test_a_budget_ends_the_estimate_where_it_ends_the_run(base: Document) -> Non
     assert "The FLOPs budget ends the run after step 20 of 40." in half.assumptions
 
 
+def test_a_run_that_may_end_sooner_has_an_estimate_of_the_most(base: Document) -> None:
+    whole = estimate(RunSpec.model_validate(base), [])
+    may_end = estimate(RunSpec.model_validate(base | {"early_stopping": {"kind": "evaluation"}}), [])
+    assert (whole.is_most, may_end.is_most) == (False, True)
+    assert may_end.flops == whole.flops
+    assert "Early stopping does not end the run: FLOPs and time are at most these." in may_end.assumptions
+
+
 def test_horizons_are_previewed_at_200_steps_of_a_long_run(base: Document) -> None:
     long = base | {"num_steps": 10_000, "prefix": {"kind": "linear", "start_tokens": 4, "increment_tokens": 0.01}}
     found = estimate(RunSpec.model_validate(long), [])

@@ -8,6 +8,7 @@ import sys
 from datetime import timedelta
 from typing import Annotated, Any, Literal, get_args
 
+import fake_alerts
 import fake_analyses
 import fake_playground
 import fake_records as records
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 
 from backend import analyses, estimates, schemas
 from backend.access import Principal, Role
+from backend.prompt_files import PromptFile, PromptLook
 from backend.routes.wishes import RunPatch
 from engine.analysis_spec import AnalysisSpec
 from engine.findings import Finding, findings_of
@@ -142,6 +144,7 @@ def events(after_seq: int = 0, kind: Annotated[list[str] | None, Query()] = None
         ("estimated", records.ESTIMATED), ("evaluation", {"subject": "base", "step": 0}),
         ("evaluation", {"subject": "student", "step": 40, "executed": records.EXECUTED.model_dump()}),
         ("warning", {"code": "model_pair", "message": f"The student ends its texts with another id {traces.HOSTILE}"}),
+        ("state", {"state": "succeeded", "reason": "Stopped early at step 120: accuracy reached 0.97, the target is 0.95."}),
         *[("warning", alarm)] * 2,  # told again by an attempt that did the step again
     ]  # fmt: skip
     items = [
@@ -282,6 +285,26 @@ def presets() -> list[schemas.Preset]:
     ]
 
 
+@busy.get(_P + "/prompt-files")
+def prompt_files() -> list[PromptFile]:
+    return [records.PROMPT_FILE]
+
+
+@busy.post(_P + "/prompt-looks")
+def look() -> PromptLook:
+    return PromptLook(
+        columns=["question", "result"], first=[{"question": "2+3=", "result": "5"}], guess={"prompt": "question"}
+    )
+
+
+@busy.post(_P + "/prompt-files", status_code=201)
+def upload(name: str) -> PromptFile:
+    if name.startswith("bad"):
+        said = 'Line 17: column "question" is missing; found "q", "a"; choose the prompt column among them.'
+        raise _Problem(422, said, [Finding(field="file", message=said)])
+    return records.PROMPT_FILE
+
+
 @busy.get(_P + "/me")
 @empty.get(_P + "/me")
 def me(request: Request) -> Principal:
@@ -326,9 +349,14 @@ def get_analysis(analysis_id: str) -> analyses.Analysis:
 
 
 busy.include_router(fake_playground.router)
+busy.include_router(fake_alerts.router, prefix=_P)
+empty.add_api_route(_P + "/alert-rules", fake_alerts.rules, methods=["GET"])
 for path, kind in [
     ("/analyses", []),
     ("/playground/questions", []),
+    ("/prompt-files", []),
+    ("/webhooks", []),
+    ("/alerts", {"items": [], "num_open": 0, "next_cursor": None}),
     ("/experiments", []),
     ("/runs", {"items": [], "next_cursor": None}),
     ("/workers", []),

@@ -7,11 +7,19 @@ from typing import Any
 import numpy as np
 
 from backend import schemas
+from backend.prompt_files import PromptFile
 from engine.flops import FlopLedger
+from engine.prompt_map import PromptMap
 from engine.spec import RunSpec
 
 NOW = datetime.now(UTC)
 FULL_LENGTH = 216
+
+PROMPT_FILE = PromptFile(
+    id="f-1", name="questions.csv", reference=f"upload:{'a' * 64}", sha256="a" * 64, num_rows=2, num_bytes=60,
+    map=PromptMap(prompt="question", answer="result"), system_message="Be brief.", first=[{"prompt": "2+3=", "answer": "5"}],
+    num_runs=1, created_at=NOW, created_by="local",
+)  # fmt: skip
 
 BASE: dict[str, Any] = {
     "name": "plan student",

@@ -1,4 +1,4 @@
-"""Facts of a preflight: figures with their units, and chats of models as the text that they are."""
+"""Facts of a preflight: figures with their units, and prompts of both models as the tokens that they are."""
 
 from streamlit.testing.v1 import AppTest
 
@@ -21,13 +21,22 @@ def test_figures_have_their_units() -> None:
     ]  # fmt: skip
 
 
-def test_chats_of_both_models_are_shown_as_code() -> None:
-    def page(chat: str) -> None:
+def test_prompts_are_shown_as_tokens_with_the_differing_ones_marked() -> None:
+    def page(token: str) -> None:
         from dashboard.preflight_check import show_facts
 
-        show_facts({"device": "cpu", "student_chat": chat})
+        rows = [
+            {"place": "line 1", "student": ["<s>", " What", token], "teacher": ["<t>", " What", token], "problem": ""},
+            {"place": "line 2", "student": ["a", "b"], "teacher": [], "problem": "its template fails: no"},
+        ]
+        show_facts({"device": "cpu", "previews": rows})
 
     drawn = AppTest.from_function(page, args=(HOSTILE,)).run(timeout=30)
     assert not drawn.exception
-    assert [block.value for block in drawn.code] == [HOSTILE, "(no chat template)"]
-    assert all(HOSTILE not in block.value for block in drawn.markdown)
+    told = [block.value for block in drawn.markdown]
+    assert told[0].startswith(":orange-background[\\<s\\>] What\\<img src=x")
+    assert told[1].startswith(":orange-background[\\<t\\>] What")
+    assert told[2] == "a b"
+    assert "its template fails" in told[3]
+    assert all(HOSTILE not in one for one in told)
+    assert "1 token differs" in drawn.caption[0].value

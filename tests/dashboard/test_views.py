@@ -6,7 +6,19 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 APP = str(Path(__file__).parents[2] / "dashboard" / "app.py")
-VIEWS = ["home", "new_run", "runs", "inspect", "compare", "analyses", "playground", "checkpoints", "system", "help"]
+VIEWS = [
+    "home",
+    "new_run",
+    "runs",
+    "inspect",
+    "compare",
+    "analyses",
+    "playground",
+    "checkpoints",
+    "alerts",
+    "system",
+    "help",
+]
 
 
 def opened(view: str, **query: str) -> AppTest:
@@ -41,6 +53,7 @@ def test_a_view_draws_without_a_fault(view: str) -> None:
         ("analyses", "Nothing was asked yet"),
         ("playground", "Nobody to ask yet"),
         ("checkpoints", "No checkpoints yet"),
+        ("alerts", "No open alert"),
         ("new_run", "Models and prompts"),
         ("system", "No worker"),
         ("help", "first L tokens"),

@@ -128,8 +128,11 @@ def test_a_token_in_the_middle_that_one_model_lacks_is_a_different_vocabulary(tm
 
 def test_chats_of_both_models_stand_side_by_side(tmp_path: Path) -> None:
     result = chat_check(tmp_path, FRAME, OTHER_FRAME)
-    assert result.facts["student_chat"] == "m0 k3 k2 c2 c3 c3 5 N14 | m1"
-    assert result.facts["teacher_chat"] == "m2 k3 k2 c2 c3 c3 5 N14 | m3"
+    preview, *others = result.previews
+    assert preview.student == ["m0", "k3", "k2", "c2", "c3", "c3", "5", "N14", "|", "m1"]
+    assert preview.teacher == ["m2", *preview.student[1:-1], "m3"]
+    assert preview.place == "line 1 of 'builtin:tiny/data/train.jsonl'"
+    assert len(others) == 2
     (finding,) = result.findings
     assert (finding.field, finding.severity) == ("prompts.template", "warning")
     assert "the teacher's chat template differs from the student's" in finding.message
@@ -137,7 +140,8 @@ def test_chats_of_both_models_stand_side_by_side(tmp_path: Path) -> None:
 
 def test_a_teacher_whose_template_fails_does_not_stop_the_check(tmp_path: Path) -> None:
     result = chat_check(tmp_path, FRAME, "{{ raise_exception('not me') }}")
-    assert result.facts["teacher_chat"] == "(the template fails: not me)"
+    assert result.previews[0].teacher == []
+    assert result.previews[0].problem == "its template fails: not me"
     assert "trial_first_loss" in result.facts
 
 

@@ -2,11 +2,11 @@
 
 import signal
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import pytest
 
-from engine.events import Failed, FailureKind, Finished
+from engine.events import EndReason, Failed, FailureKind, Finished
 from engine.exit_codes import OF_FAILURE, STOPPED
 from worker.endings import ending_of, failed, finished
 from worker.memory_kills import num_memory_kills
@@ -15,9 +15,15 @@ _ALIVE = {"wish": "run", "is_shutdown": False, "log_tail": ""}
 
 
 @pytest.mark.parametrize(
-    ("reason", "words"), [("steps", "all steps"), ("flops_budget", "FLOPs budget"), ("sentinel", "tail")]
+    ("reason", "words"),
+    [
+        ("steps", "all steps"),
+        ("flops_budget", "FLOPs budget"),
+        ("sentinel", "tail"),
+        ("early_stopping", "no longer improved"),
+    ],
 )
-def test_a_finished_run_succeeds_and_says_why(reason: Literal["steps", "flops_budget", "sentinel"], words: str) -> None:
+def test_a_finished_run_succeeds_and_says_why(reason: EndReason, words: str) -> None:
     event = Finished(time=0.0, step=7, best_step=5, reason=reason, seconds=1.0, training_seconds=1.0)
     ending = finished(event, 0)
     assert ending.state == "succeeded"

@@ -1,0 +1,71 @@
+"""Alerts in the dashboard: a toast for each that is new in this session, a list, rules and webhooks."""
+
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+APP = str(Path(__file__).parents[2] / "dashboard" / "app.py")
+
+
+def opened(view: str) -> AppTest:
+    return AppTest.from_file(APP, default_timeout=60).run().switch_page(f"views/{view}.py").run()
+
+
+@pytest.mark.usefixtures("scene")
+def test_what_is_raised_while_a_page_is_open_is_a_toast_once() -> None:
+    app = opened("help")
+    assert not app.toast, "alerts from before the session are in the list"
+    app.session_state["alerts-seen"] = "a-1"
+    app.run()
+    assert [one.icon for one in app.toast] == [":material/warning:", ":material/error:"]
+    assert "full-length accuracy is 0" in app.toast[0].value
+    assert not app.run().toast
+
+
+@pytest.mark.usefixtures("scene")
+def test_the_list_names_runs_and_says_what_happened() -> None:
+    app = opened("alerts")
+    assert not app.exception
+    told = "\n".join(str(one.value) for one in app.markdown)
+    assert "memory ran out" in told
+    assert "all steps are done" in told
+    home = "\n".join(str(one.value) for one in opened("home").markdown)
+    assert "memory ran out" in home, "Home shows the newest bad news"
+
+
+@pytest.mark.usefixtures("scene")
+def test_an_alert_can_be_dismissed_and_rules_saved() -> None:
+    app = opened("alerts")
+    app.number_input(key="alert-rules-accuracy_drop").set_value(0.05)
+    app.button(key="save-rules").click().run()
+    assert not app.exception
+    assert app.success[0].value.startswith("The rules are saved")
+    app.button(key="dismiss-a-1").click().run()
+    assert not app.exception
+    assert "dismiss-a-1" not in [one.key for one in app.button]
+
+
+@pytest.mark.usefixtures("scene")
+def test_a_webhooks_secret_is_shown_once() -> None:
+    app = opened("alerts")
+    (table,) = [one.value for one in app.dataframe if "attempts" in one.value]
+    assert list(table["state"]) == ["pending", "sent"]
+    app.text_input(key="webhook-name").set_value("mine")
+    app.text_input(key="webhook-url").set_value("http://example.org")
+    app.button[-1].click().run()
+    assert "only https is taken" in app.error[0].value
+    app.text_input(key="webhook-url").set_value("https://example.org/x")
+    app.button[-1].click().run()
+    assert not app.exception
+    assert [one.value for one in app.code] == ["whsec_of_the_tests"]
+    assert not app.run().code
+
+
+@pytest.mark.usefixtures("scene")
+def test_a_viewer_sees_alerts_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INCIPIT_LOCAL_TOKEN", "of-a-viewer")
+    app = opened("alerts")
+    assert not app.exception
+    assert all(one.disabled for one in app.button if one.key and one.key.startswith(("dismiss", "save")))
+    assert "Operators see where alerts are sent." in [one.value for one in app.caption]
