@@ -25,6 +25,7 @@ from backend.routes import (
     access,
     analyses,
     checkpoints,
+    divergence,
     experiments,
     health,
     pins,
@@ -43,6 +44,10 @@ tokens only.
 Every error is a `Problem` (RFC 9457). State-changing requests carry `application/json`; those that
 make something take an `Idempotency-Key`. Times are UTC; units: tokens,
 nats, FLOPs, seconds, bytes."""
+
+_MODULES = (
+    experiments, runs, streams, wishes, rollouts, divergence, checkpoints, pins, specs, analyses, access, health,
+)  # fmt: skip
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -89,7 +94,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.router.route_class = LockedRoute
     answer_errors(app)
     api = APIRouter(prefix="/api/v1")
-    for module in (experiments, runs, streams, wishes, rollouts, checkpoints, pins, specs, analyses, access, health):
+    for module in _MODULES:
         api.include_router(module.router)
     app.include_router(api)
     app.include_router(checkpoints.signed_router, prefix="/api/v1")

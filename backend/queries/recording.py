@@ -20,8 +20,9 @@ from backend.queries.metric_rows import upsert, write_metrics, write_steps
 from backend.queries.metrics import remove_highlights
 from backend.queries.recording_limits import RecordingLimits
 from backend.queries.retention import mark_best
+from backend.queries.step_profiles import write_profile
 from backend.queries.transitions import TransitionRejected, add_event, transition
-from backend.records import Attempt, Checkpoint, Evaluation, Metric, PositionCurve, Rollout
+from backend.records import Attempt, Checkpoint, Evaluation, Metric, PositionCurve, Rollout, StepProfile
 from backend.tables import Run
 from engine.events import (
     CheckpointRemoved,
@@ -40,7 +41,7 @@ from engine.manifest import ManifestFile
 
 # What the history leaves out of an event, because it is in rows of its own.
 _NOT_IN_HISTORY = {"event_version", "time", "kind", "rollouts", "position_reverse_kl", "position_p90",
-                   "position_teacher_entropy", "position_count", "verdicts"}  # fmt: skip
+                   "position_teacher_entropy", "position_count", "verdicts", "profile"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def _rows_of(session: Session, batch: AttemptEvents, event: RunEvent, watch: Rec
 
 def _start(session: Session, batch: AttemptEvents, event: Started) -> dict[str, Any]:
     first_gone = event.resumed_from_step + 1
-    for table in (Metric, Evaluation, PositionCurve, Rollout):
+    for table in (Metric, Evaluation, PositionCurve, Rollout, StepProfile):
         session.execute(delete(table).where(table.run_id == batch.run_id, table.step >= first_gone))
     remove_highlights(session, batch.run_id, first_gone)
     _remove_checkpoints(session, batch, Checkpoint.fence < batch.fence, Checkpoint.step >= first_gone)
@@ -234,6 +235,8 @@ def _add_rollouts(session: Session, batch: AttemptEvents, event: TracesWritten, 
         for rollout in rollouts
     )
     session.flush()
+    if rollouts and event.profile is not None:
+        write_profile(session, batch.run_id, batch.fence, event, event.profile)
 
 
 def _add_checkpoint(session: Session, batch: AttemptEvents, event: CheckpointSaved) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 
 from backend.database import Database
 from backend.queries.claims import Claim, LeaseLost, reap
-from backend.records import Attempt, Checkpoint, Evaluation, Event, Metric, PositionCurve, Rollout
+from backend.records import Attempt, Checkpoint, Evaluation, Event, Metric, PositionCurve, Rollout, StepProfile
 from engine.events import (
     CheckpointRemoved,
     Finished,
@@ -86,6 +86,9 @@ def test_an_event_becomes_the_rows_that_readers_ask_for(database: Database, clai
             ("training", 1, "train", [1.0, 0.5]), ("training", 2, "train", [1.0, 0.5]),
         ]  # fmt: skip
         assert session.scalars(select(Rollout.completion)).all() == ["m3 1+1"]
+        profile = session.scalars(select(StepProfile)).one()
+        assert (profile.step, profile.fence, profile.subject, profile.num_tokens) == (2, 1, "student", 2)
+        assert (profile.grid["mean"]["reverse_kl"], profile.token_types) == ([0.1, 0.1], [[5, "m3", 2, 0.2]])
         checkpoint = session.scalars(select(Checkpoint)).one()
         assert (checkpoint.step, checkpoint.is_best, checkpoint.removed_at) == (2, True, None)
         assert [file["name"] for file in checkpoint.files] == [
@@ -93,6 +96,8 @@ def test_an_event_becomes_the_rows_that_readers_ask_for(database: Database, clai
             "tokenizer.json",
             "trainer/state.json",
         ]
+        history = session.scalars(select(Event.payload).where(Event.kind == "traces")).one()
+        assert set(history) == {"step", "subject", "horizon", "path", "top_k"}
         kinds = session.scalars(select(Event.kind).order_by(Event.seq)).all()
         assert kinds == [
             "state",
@@ -201,7 +206,7 @@ def test_a_resumed_attempt_replaces_what_came_after_its_checkpoint(
             select(Metric.step, Metric.value).where(Metric.key == "loss").order_by(Metric.step)
         ).all()
         assert [tuple(row) for row in rows] == [(1, 0.9), (2, 0.2)]
-        for table in (Evaluation, Rollout):
+        for table in (Evaluation, Rollout, StepProfile):
             assert session.scalar(select(func.count()).select_from(table)) == 0
         assert session.scalars(select(Checkpoint.step).where(Checkpoint.removed_at.is_(None))).all() == [1]
     run = run_row(database, claimed.run_id)

@@ -1,0 +1,34 @@
+"""What the traced rollouts of a step say together, in one row a step."""
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import postgresql
+
+revision = "0010"
+down_revision = "0008"
+branch_labels = None
+depends_on = None
+
+_JSON = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
+
+
+def upgrade() -> None:
+    op.create_table(
+        "step_profiles",
+        sa.Column("run_id", sa.String(36), nullable=False),
+        sa.Column("step", sa.Integer(), nullable=False),
+        sa.Column("fence", sa.BigInteger(), nullable=False),
+        sa.Column("subject", sa.String(16), nullable=False),
+        sa.Column("horizon", sa.Integer(), nullable=False),
+        sa.Column("num_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("reverse_kl", sa.Double(), nullable=False),
+        sa.Column("grid", _JSON, nullable=False),
+        sa.Column("profile", _JSON, nullable=False),
+        sa.Column("token_types", _JSON, nullable=False),
+        sa.ForeignKeyConstraint(["run_id"], ["runs.id"], name=op.f("fk_step_profiles_run_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("run_id", "step", name=op.f("pk_step_profiles")),
+    )
+
+
+def downgrade() -> None:
+    op.drop_table("step_profiles")
