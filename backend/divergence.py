@@ -90,6 +90,8 @@ class AidCurve(Frozen):
     subject: Literal["student", "base", "teacher"]
     horizon: int
     num_rollouts: int
+    nats_per_rollout: float
+    """Reverse KL, summed over a rollout, on average."""
     n: list[int]
     """Rollouts that reach the bin."""
     reverse_kl: list[float]

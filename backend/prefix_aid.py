@@ -52,6 +52,7 @@ def _curve(one: AidProfile) -> AidCurve:
         subject=one.subject,
         horizon=one.horizon,
         num_rollouts=profile.num_rollouts,
+        nats_per_rollout=profile.reverse_kl / profile.num_rollouts,
         n=profile.rollouts,
         reverse_kl=values["reverse_kl"].mean,
         teacher_entropy=values["teacher_entropy"].mean,
@@ -76,9 +77,10 @@ def _sentences(curves: Sequence[AidCurve], width: int, weak_from: int | None, le
     said = []
     if first.cumulative_share[-1] > 0:
         half, most = (_tokens_that_hold(first, share, width) for share in (0.5, 0.9))
+        begin = "" if half == most else f"half of it lies in the {_first(half)} and "
         said.append(
-            f"At step {first.step} half of the reverse KL lies in the first {half:,} tokens and 90 % in the first {most:,}, "
-            f"of {length:,} that a completion may have ({first.num_rollouts} rollouts)."
+            f"At step {first.step} a rollout holds {first.nats_per_rollout:.3g} nats of reverse KL on average: {begin}90 % lies in the "
+            f"{_first(most)} of {length:,} that a completion may have ({first.num_rollouts} rollouts)."
         )
     if weak_from is not None:
         said.append(
@@ -87,10 +89,14 @@ def _sentences(curves: Sequence[AidCurve], width: int, weak_from: int | None, le
     if last.horizon < length and last.cumulative_share[-1] > 0:
         inside = _share_inside(last, width)
         said.append(
-            f"The prefix of {last.horizon:,} tokens holds {100 * inside:.0f} % of the reverse KL of step {last.step}; "
-            f"the rest lies behind it and was not trained at that step."
+            f"The prefix of {last.horizon:,} tokens holds {100 * inside:.0f} % of the {last.nats_per_rollout:.3g} nats of step "
+            f"{last.step}; the rest lies behind it and was not trained at that step."
         )
     return said
+
+
+def _first(number: int) -> str:
+    return "first token" if number == 1 else f"first {number:,} tokens"
 
 
 def _tokens_that_hold(curve: AidCurve, share: float, width: int) -> int:

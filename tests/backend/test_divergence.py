@@ -117,7 +117,9 @@ def test_the_prefix_aid_says_where_the_divergence_lies(client: TestClient, trace
     shares = [sum(sums[: at + 1]) / sum(sums) for at in range(100)]
     assert first["cumulative_share"] == pytest.approx(shares)
     half, most = (1 + next(at for at, share in enumerate(shares) if share >= wanted) for wanted in (0.5, 0.9))
-    assert f"half of the reverse KL lies in the first {half} tokens and 90 % in the first {most}" in aid["sentences"][0]
+    said = aid["sentences"][0]
+    assert said.startswith("At step 0 a rollout holds 0.25 nats of reverse KL on average: half of it lies in the first")
+    assert f"in the first {half} tokens and 90 % lies in the first {most} tokens of 130" in said
     assert aid["weak_from"] == 2  # windows of six: 1 + … + 1/6 falls under its half behind 1/2 + … + 1/7
     assert f"The prefix of 48 tokens holds {100 * shares[47]:.0f} %" in aid["sentences"][-1]
     assert len(_ask(client, traced, "prefix-aid", step=0)["curves"]) == 1

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Annotated, Any, Literal, get_args
 
 import fake_analyses
+import fake_divergence
 import fake_records as records
 import fake_traces as traces
 import uvicorn
@@ -179,6 +180,7 @@ def rollout(rollout_id: str) -> schemas.RolloutDetail:
     return traces.rollout(_known(run_id), int(step), int(row))
 
 
+busy.include_router(fake_divergence.router)
 _pinned: set[str] = set()
 
 
