@@ -29,6 +29,7 @@ from backend.routes import (
     experiments,
     health,
     pins,
+    resources,
     rollouts,
     runs,
     specs,
@@ -46,7 +47,7 @@ make something take an `Idempotency-Key`. Times are UTC; units: tokens,
 nats, FLOPs, seconds, bytes."""
 
 _MODULES = (
-    experiments, runs, streams, wishes, rollouts, divergence, checkpoints, pins, specs, analyses, access, health,
+    experiments, runs, streams, wishes, rollouts, divergence, resources, checkpoints, pins, specs, analyses, access, health,
 )  # fmt: skip
 
 

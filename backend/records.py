@@ -176,6 +176,25 @@ class StepProfile(Table):
     """Of each token type: id, text, count, summed reverse KL in nats."""
 
 
+class ResourceSample(Table):
+    """What an attempt's engine used at a moment, see backend.resources.ResourceFigures; at most 720 of a run."""
+
+    __tablename__ = "resource_samples"
+
+    run_id: Mapped[str] = mapped_column(Id, ForeignKey(_RUN, ondelete="CASCADE"), primary_key=True)
+    fence: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    """Counted within the attempt."""
+    time: Mapped[datetime]
+    cpu_percent: Mapped[float | None]
+    rss_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    memory_available_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    gpu_percent: Mapped[float | None]
+    gpu_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    gpu_memory_total_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    disk_free_bytes: Mapped[int | None] = mapped_column(BigInteger)
+
+
 class Checkpoint(Table):
     """A committed checkpoint. The row is the commitment: a folder without one does not exist for readers."""
 

@@ -36,6 +36,7 @@ _OPERATIONS: dict[Need, tuple[str, ...]] = {
         "get_divergence_positions",
         "get_divergence_tokens",
         "get_prefix_aid",
+        "get_run_resources",
         "list_checkpoints",
         "get_checkpoint",
         "get_checkpoint_file",

@@ -34,7 +34,7 @@ from backend.schemas import (
     Worker,
 )
 from dashboard.api_errors import ApiDown, ApiError, Conflict, Forbidden, Invalid, NotFound, ServerFault, SignedOut
-from dashboard.divergence_calls import DivergenceCalls
+from dashboard.run_calls import RunCalls
 from engine.findings import Finding
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ _TRIES = 2
 _PAGE_ITEMS = 200  # what the API gives at once, see backend/limits.py
 
 
-class ApiClient(DivergenceCalls):
+class ApiClient(RunCalls):
     """One per address and credential; safe to share between sessions. Every method raises ApiError."""
 
     def __init__(self, base_url: str, *, token: str | None = None, public_url: str | None = None) -> None:

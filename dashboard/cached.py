@@ -9,6 +9,7 @@ import streamlit as st
 from backend.access import Principal
 from backend.divergence import DivergenceGrid, DivergentTokens, PositionQuantiles, PrefixAid
 from backend.estimates import Estimate
+from backend.resources import RunResources
 from backend.schemas import (
     Checkpoint,
     Evaluation,
@@ -149,6 +150,11 @@ def divergent_tokens(client: ApiClient, run_id: str, step: int | None) -> Diverg
 @st.cache_data(ttl=5, max_entries=32, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def prefix_aid(client: ApiClient, run_id: str, step: int) -> PrefixAid:
     return client.prefix_aid(run_id, step)
+
+
+@st.cache_data(ttl=2, max_entries=32, show_spinner=False, hash_funcs=_BY_IDENTITY)
+def run_resources(client: ApiClient, run_id: str) -> RunResources:
+    return client.run_resources(run_id)
 
 
 @st.cache_data(ttl=2, max_entries=64, show_spinner=False, hash_funcs=_BY_IDENTITY)

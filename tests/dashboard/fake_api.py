@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 import fake_analyses
 import fake_divergence
 import fake_records as records
+import fake_resources
 import fake_traces as traces
 import uvicorn
 from fastapi import FastAPI, Query, Request
@@ -181,6 +182,7 @@ def rollout(rollout_id: str) -> schemas.RolloutDetail:
 
 
 busy.include_router(fake_divergence.router)
+busy.include_router(fake_resources.router)
 _pinned: set[str] = set()
 
 

@@ -1,4 +1,4 @@
-"""What the traced rollouts of a step say together, in one row a step."""
+"""What the traced rollouts of a step say together, in one row a step; samples of what engines use."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -28,7 +28,24 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["run_id"], ["runs.id"], name=op.f("fk_step_profiles_run_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("run_id", "step", name=op.f("pk_step_profiles")),
     )
+    op.create_table(
+        "resource_samples",
+        sa.Column("run_id", sa.String(36), nullable=False),
+        sa.Column("fence", sa.BigInteger(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("time", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("cpu_percent", sa.Double(), nullable=True),
+        sa.Column("rss_bytes", sa.BigInteger(), nullable=True),
+        sa.Column("memory_available_bytes", sa.BigInteger(), nullable=True),
+        sa.Column("gpu_percent", sa.Double(), nullable=True),
+        sa.Column("gpu_memory_bytes", sa.BigInteger(), nullable=True),
+        sa.Column("gpu_memory_total_bytes", sa.BigInteger(), nullable=True),
+        sa.Column("disk_free_bytes", sa.BigInteger(), nullable=True),
+        sa.ForeignKeyConstraint(["run_id"], ["runs.id"], name=op.f("fk_resource_samples_run_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("run_id", "fence", "number", name=op.f("pk_resource_samples")),
+    )
 
 
 def downgrade() -> None:
+    op.drop_table("resource_samples")
     op.drop_table("step_profiles")

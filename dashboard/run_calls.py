@@ -1,15 +1,16 @@
-"""What the API says of a run's traced rollouts taken together."""
+"""What the API says of one run: its traced rollouts taken together, and what it ran on."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from backend.divergence import DivergenceGrid, DivergentTokens, PositionQuantiles, PrefixAid
+from backend.resources import RunResources
 from engine.trace_profile import TraceMetric
 
 T = TypeVar("T")
 
 
-class DivergenceCalls:
+class RunCalls:
     """A part of ApiClient."""
 
     def _get(self, path: str, kind: type[T], wanted: Mapping[str, Any] | None = None) -> T:
@@ -32,3 +33,7 @@ class DivergenceCalls:
     def prefix_aid(self, run_id: str, step: int) -> PrefixAid:
         """Figures for the choice of a prefix: of the first traced step and of this one."""
         return self._get(f"/api/v1/runs/{run_id}/prefix-aid", PrefixAid, {"step": step})
+
+    def run_resources(self, run_id: str) -> RunResources:
+        """Where the run's attempts ran, and samples of what they used."""
+        return self._get(f"/api/v1/runs/{run_id}/resources", RunResources)
