@@ -102,6 +102,10 @@ class Evaluation(Table):
     metrics: Mapped[dict[str, Any]]
     training_flops: Mapped[float]
     training_seconds: Mapped[float]
+    sampled_tokens: Mapped[float | None]
+    """Completion tokens of all steps so far, whoever wrote them; None where steps do not count them."""
+    trained_tokens: Mapped[float | None]
+    """Those of them that carried loss."""
     is_best: Mapped[bool]
     verdicts: Mapped[Verdicts | None] = mapped_column(RecordColumn(Verdicts))
 

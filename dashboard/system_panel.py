@@ -148,7 +148,7 @@ def step_time_chart(frame: pd.DataFrame) -> alt.Chart:
             color=alt.Color("part:N", title=None, sort=list(_PARTS.values()), legend=alt.Legend(orient="bottom")),
             tooltip=["step:Q", "part:N", alt.Tooltip("seconds:Q", format=".3~g")],
         )
-        .properties(height=190)
+        .properties(height=240)
     )
     return chart
 

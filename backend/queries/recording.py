@@ -198,7 +198,9 @@ def _add_evaluation(session: Session, batch: AttemptEvents, event: Evaluated) ->
     key = {"run_id": batch.run_id, "step": event.step, "fence": batch.fence, "split": event.split}
     evaluation = {"subject": event.subject, "num_prompts": event.num_prompts, "horizon": event.horizon,
                   "metrics": event.metrics, "training_flops": event.flops.training, "is_best": event.is_best,
-                  "training_seconds": _training_seconds(session, batch.run_id), "verdicts": event.verdicts}  # fmt: skip
+                  "training_seconds": _training_seconds(session, batch.run_id), "verdicts": event.verdicts,
+                  "sampled_tokens": _sum_until(session, batch.run_id, "rollout_tokens", event.step),
+                  "trained_tokens": _sum_until(session, batch.run_id, "supervised_tokens", event.step)}  # fmt: skip
     if event.is_best:
         same = (Evaluation.run_id == batch.run_id, Evaluation.subject == event.subject, Evaluation.split == event.split)
         session.execute(update(Evaluation).where(*same).values(is_best=False))
@@ -280,3 +282,9 @@ def _training_seconds(session: Session, run_id: str) -> float:
     session.flush()
     total = select(func.sum(Metric.value)).where(Metric.run_id == run_id, Metric.key == "seconds.total")
     return float(session.execute(total).scalar_one() or 0.0)
+
+
+def _sum_until(session: Session, run_id: str, key: str, step: int) -> float | None:
+    """The sum of a metric up to a step; None where no step has it."""
+    of_key = (Metric.run_id == run_id, Metric.key == key, Metric.step <= step)
+    return session.execute(select(func.sum(Metric.value)).where(*of_key)).scalar_one()

@@ -75,11 +75,15 @@ def accuracy_section(runs: list[tuple[Run, list[Evaluation]]]) -> None:
         required=True,
         format_func=lambda one: charts.X_TITLES[one],
         key="x",
+        bind="query-params",
         label_visibility="collapsed",
     )
     points = curve_points(runs)
     if points.empty:
         st.caption("No student has been evaluated yet.")
+        return
+    if points[x].isna().all():
+        st.caption(f"These runs did not count {charts.X_TITLES[x].lower()}; choose another cost.")
         return
     seeds, front = seed_curves(points), pareto_front(points, x)
     st.altair_chart(

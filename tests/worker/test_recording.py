@@ -13,6 +13,7 @@ from engine.events import (
     CheckpointRemoved,
     Finished,
     PhaseChanged,
+    StepDone,
     TailMeasured,
 )
 from engine.flops import FlopLedger
@@ -54,9 +55,16 @@ def _claimed_again(database: Database, lost: Claim) -> Claim:
     return claim(database)
 
 
+def counted_steps() -> list[StepDone]:
+    """Two steps that tell how many tokens they sampled and trained on."""
+    tokens = {"rollout_tokens": 12.0, "supervised_tokens": 6.0}
+    steps = [step_event(1, 0.75), step_event(2, 0.5)]
+    return [step.model_copy(update={"metrics": step.metrics | tokens}) for step in steps]
+
+
 def test_an_event_becomes_the_rows_that_readers_ask_for(database: Database, claimed: Claim, run_folder: Path) -> None:
     events = [
-        *start_events(1), PhaseChanged(time=TIME, phase="training"), step_event(1, 0.75), step_event(2, 0.5),
+        *start_events(1), PhaseChanged(time=TIME, phase="training"), *counted_steps(),
         evaluation_event(2, 0.5, is_best=True), traces_event(2), checkpoint_event(run_folder, 1, 2, is_best=True),
         evaluation_event(2, 0.4, is_best=True, split="report"),
     ]  # fmt: skip
@@ -73,7 +81,7 @@ def test_an_event_becomes_the_rows_that_readers_ask_for(database: Database, clai
         assert losses == [0.75, 0.5]
         assert session.scalars(select(Metric.value).where(Metric.key == "grad_norm")).all() == [None, None]
         assert set(session.scalars(select(Metric.key))) == {
-            "loss", "grad_norm", "horizon", "training_flops", "executed_flops", "seconds.total",
+            "loss", "grad_norm", "horizon", "training_flops", "executed_flops", "seconds.total", "rollout_tokens", "supervised_tokens",
         }  # fmt: skip
         evaluations = session.scalars(select(Evaluation).order_by(Evaluation.split)).all()
         assert [(e.split, e.is_best, e.training_seconds) for e in evaluations] == [
@@ -81,6 +89,7 @@ def test_an_event_becomes_the_rows_that_readers_ask_for(database: Database, clai
             ("report", True, 4.0),
         ]
         assert [e.verdicts for e in evaluations] == [VERDICTS, VERDICTS]
+        assert [(e.sampled_tokens, e.trained_tokens) for e in evaluations] == [(24.0, 12.0)] * 2
         curves = session.scalars(select(PositionCurve).order_by(PositionCurve.source, PositionCurve.step)).all()
         assert [(c.source, c.step, c.split, c.mean) for c in curves][-2:] == [
             ("training", 1, "train", [1.0, 0.5]), ("training", 2, "train", [1.0, 0.5]),

@@ -1,4 +1,4 @@
-"""What the traced rollouts of a step say together, in one row a step; samples of what engines use."""
+"""What the traced rollouts of a step say together, in one row a step; samples of what engines use; tokens as a cost."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,6 +10,7 @@ branch_labels = None
 depends_on = None
 
 _JSON = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
+_TOKENS = {"sampled_tokens": "rollout_tokens", "trained_tokens": "supervised_tokens"}
 
 
 def upgrade() -> None:
@@ -44,8 +45,17 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["run_id"], ["runs.id"], name=op.f("fk_resource_samples_run_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("run_id", "fence", "number", name=op.f("pk_resource_samples")),
     )
+    for name, key in _TOKENS.items():
+        op.add_column("evaluations", sa.Column(name, sa.Double(), nullable=True))
+        op.execute(
+            f"UPDATE evaluations SET {name} = (SELECT sum(value) FROM metrics WHERE metrics.run_id = evaluations.run_id "
+            f"AND metrics.key = '{key}' AND metrics.step <= evaluations.step)"
+        )
 
 
 def downgrade() -> None:
+    with op.batch_alter_table("evaluations") as table:
+        for name in _TOKENS:
+            table.drop_column(name)
     op.drop_table("resource_samples")
     op.drop_table("step_profiles")
