@@ -34,6 +34,7 @@ from backend.routes import (
     runs,
     specs,
     streams,
+    views,
     wishes,
 )
 from backend.settings import Settings
@@ -47,7 +48,7 @@ make something take an `Idempotency-Key`. Times are UTC; units: tokens,
 nats, FLOPs, seconds, bytes."""
 
 _MODULES = (
-    experiments, runs, streams, wishes, rollouts, divergence, resources, checkpoints, pins, specs, analyses, access, health,
+    experiments, runs, streams, wishes, rollouts, divergence, resources, checkpoints, pins, specs, analyses, views, access, health,
 )  # fmt: skip
 
 

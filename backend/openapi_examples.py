@@ -9,6 +9,7 @@ from backend.access import ApiKey, CreatedKey, KeyCreate
 from backend.analyses import Analysis
 from backend.estimates import Estimate, PhaseSeconds
 from backend.routes.wishes import Cancel, Clone, Retry, RunPatch
+from backend.saved_views import SavedView, SavedViewWrite
 from backend.schemas import Checkpoint, CheckpointFile, Experiment, ExperimentCreate, Link, Preflight, Run, Variant
 from engine.analysis_spec import AnalysisSpec, TeacherPrefix
 from engine.findings import Finding
@@ -49,6 +50,10 @@ _ANALYSIS = Analysis(
     id=_ID, created_at=_NOW, spec=_ANALYSIS_SPEC, state="queued", done=0.0, detail="", eta_seconds=None, findings=[], result=None,
     started_at=None, finished_at=None,
 )  # fmt: skip
+_VIEW = SavedView(
+    id=_ID, name="16 tokens are enough", note="With three seeds the intervals overlap.", query=f"experiment={_ID}&x=trained_tokens",
+    created_by="local", created_at=_NOW, updated_at=_NOW,
+)  # fmt: skip
 _KEY = ApiKey(
     id="0123456789abcdef", name="Ada's laptop", role="operator", project_id="default", created_by="local", created_at=_NOW,
     expires_at=_NOW + timedelta(90), last_used_at=None, revoked_at=None,
@@ -75,11 +80,16 @@ REQUESTS: dict[str, Any] = {
     "retry_run": Retry(from_scratch=False),
     "clone_run": Clone(name="prefix 16", changes={"prefix.tokens": 16}),
     "patch_run": RunPatch(priority=10),
+    "create_view": SavedViewWrite(name=_VIEW.name, note=_VIEW.note, query=_VIEW.query),
+    "update_view": SavedViewWrite(name=_VIEW.name, note="Five seeds now: they still do.", query=_VIEW.query),
 }
 """By operation."""
 
 RESPONSES: dict[str, Any] = {
     "create_experiment": _EXPERIMENT,
+    "create_view": _VIEW,
+    "update_view": _VIEW,
+    "remove_view": _VIEW,
     "create_preflight": Preflight(id=_ID, state="queued", findings=[], facts={}),
     "estimate_run": Estimate(
         flops=_FLOPS,

@@ -51,6 +51,8 @@ _OPERATIONS: dict[Need, tuple[str, ...]] = {
         "get_analysis_schema",
         "list_analyses",
         "get_analysis",
+        "list_views",
+        "get_view",
         "list_workers",
         "get_figures",
     ),
@@ -67,6 +69,9 @@ _OPERATIONS: dict[Need, tuple[str, ...]] = {
         "create_preflight",
         "create_analysis",
         "cancel_analysis",
+        "create_view",
+        "update_view",
+        "remove_view",
     ),
     "admin": ("list_keys", "create_key", "revoke_key"),
 }

@@ -56,10 +56,11 @@ def ids(people: dict[str, TestClient], settings: Settings, database: Database, b
         "rollout": rollout.id,
         "preflight": lab.post("/api/v1/preflights", json=base).json()["id"],
         "analysis": lab.post("/api/v1/analyses", json={"run": base}).json()["id"],
+        "view": lab.post("/api/v1/views", json={"name": "v", "query": "x=step"}).json()["id"],
     }
 
 
-_LISTS = ("experiments", "runs", "checkpoints", "preflights", "analyses")
+_LISTS = ("experiments", "runs", "checkpoints", "preflights", "analyses", "views")
 
 
 def _items(client: TestClient, path: str) -> list[Any]:

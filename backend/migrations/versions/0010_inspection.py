@@ -1,4 +1,4 @@
-"""What the traced rollouts of a step say together, in one row a step; samples of what engines use; tokens as a cost."""
+"""What the traced rollouts of a step say together, in one row a step; samples of what engines use; tokens as a cost; saved views."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -45,6 +45,19 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["run_id"], ["runs.id"], name=op.f("fk_resource_samples_run_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("run_id", "fence", "number", name=op.f("pk_resource_samples")),
     )
+    op.create_table(
+        "saved_views",
+        sa.Column("id", sa.String(36), nullable=False),
+        sa.Column("project_id", sa.String(64), nullable=False),
+        sa.Column("created_by", sa.String(128), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("name", sa.String(128), nullable=False),
+        sa.Column("note", sa.Text(), nullable=False),
+        sa.Column("query", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_saved_views")),
+    )
+    op.create_index("ix_saved_views_project_id", "saved_views", ["project_id", "id"])
     for name, key in _TOKENS.items():
         op.add_column("evaluations", sa.Column(name, sa.Double(), nullable=True))
         op.execute(
@@ -54,6 +67,8 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    op.drop_index("ix_saved_views_project_id", "saved_views")
+    op.drop_table("saved_views")
     with op.batch_alter_table("evaluations") as table:
         for name in _TOKENS:
             table.drop_column(name)
