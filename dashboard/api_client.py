@@ -35,6 +35,7 @@ from backend.schemas import (
 )
 from dashboard.api_errors import ApiDown, ApiError, Conflict, Forbidden, Invalid, NotFound, ServerFault, SignedOut
 from dashboard.run_calls import RunCalls
+from dashboard.view_calls import ViewCalls
 from engine.findings import Finding
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ _TRIES = 2
 _PAGE_ITEMS = 200  # what the API gives at once, see backend/limits.py
 
 
-class ApiClient(RunCalls):
+class ApiClient(RunCalls, ViewCalls):
     """One per address and credential; safe to share between sessions. Every method raises ApiError."""
 
     def __init__(self, base_url: str, *, token: str | None = None, public_url: str | None = None) -> None:
@@ -128,8 +129,7 @@ class ApiClient(RunCalls):
     def set_priority(self, run: Run, priority: int) -> Run:
         """Change how urgent a queued run is, unless somebody changed the run since it was read."""
         headers = {"If-Match": f'"{run.row_version}"'}
-        body = {"priority": priority}
-        return self._call("PATCH", f"/api/v1/runs/{run.id}", Run, tries=1, json=body, headers=headers)
+        return self._call("PATCH", f"/api/v1/runs/{run.id}", Run, tries=1, json={"priority": priority}, headers=headers)
 
     def metrics(self, run_id: str, keys: tuple[str, ...] = (), *, after_step: int = 0) -> list[Metric]:
         wanted = {"keys": ",".join(keys) or None, "after_step": after_step}

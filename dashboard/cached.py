@@ -10,6 +10,7 @@ from backend.access import Principal
 from backend.divergence import DivergenceGrid, DivergentTokens, PositionQuantiles, PrefixAid
 from backend.estimates import Estimate
 from backend.resources import RunResources
+from backend.saved_views import SavedView
 from backend.schemas import (
     Checkpoint,
     Evaluation,
@@ -150,6 +151,11 @@ def divergent_tokens(client: ApiClient, run_id: str, step: int | None) -> Diverg
 @st.cache_data(ttl=5, max_entries=32, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def prefix_aid(client: ApiClient, run_id: str, step: int) -> PrefixAid:
     return client.prefix_aid(run_id, step)
+
+
+@st.cache_data(ttl=5, max_entries=16, show_spinner=False, hash_funcs=_BY_IDENTITY)
+def saved_views(client: ApiClient) -> list[SavedView]:
+    return client.saved_views()
 
 
 @st.cache_data(ttl=2, max_entries=32, show_spinner=False, hash_funcs=_BY_IDENTITY)

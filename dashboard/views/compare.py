@@ -7,7 +7,7 @@ import streamlit as st
 
 from backend.comparison import Comparison, compare
 from backend.schemas import Evaluation, Positions, Run, RunSummary
-from dashboard import address, cached, charts, frames, notices
+from dashboard import address, cached, charts, frames, notices, saved_views
 from dashboard.api_client import ApiClient
 from dashboard.comparison_frames import (
     arms_frame,
@@ -209,6 +209,7 @@ with notices.problems_shown():
         )
         st.page_link("views/new_run.py", label="New run", icon=":material/add_circle:")
         st.stop()
+    saved_views.popover(client, [one.id for one in chosen])
     pairs = [(cached.run(client, one.id), cached.evaluations(client, one.id)) for one in chosen]
     accuracy_section(pairs)
     with st.container(horizontal=True):

@@ -13,6 +13,7 @@ import fake_divergence
 import fake_records as records
 import fake_resources
 import fake_traces as traces
+import fake_views
 import uvicorn
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse
@@ -182,6 +183,7 @@ def rollout(rollout_id: str) -> schemas.RolloutDetail:
 
 
 busy.include_router(fake_divergence.router)
+busy.include_router(fake_views.router)
 busy.include_router(fake_resources.router)
 _pinned: set[str] = set()
 

@@ -1,0 +1,33 @@
+"""Saved views, as the API keeps them."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from backend.saved_views import SavedView
+
+T = TypeVar("T")
+
+
+class ViewCalls:
+    """A part of ApiClient."""
+
+    def _get(self, path: str, kind: type[T], wanted: Mapping[str, Any] | None = None) -> T:
+        raise NotImplementedError
+
+    def _post(self, path: str, kind: type[T], body: Any) -> T:
+        raise NotImplementedError
+
+    def _create(self, path: str, kind: type[T], body: Any, key: str | None = None) -> T:
+        raise NotImplementedError
+
+    def saved_views(self) -> list[SavedView]:
+        """The project's views, the newest first."""
+        return self._get("/api/v1/views", list[SavedView])
+
+    def save_view(self, name: str, note: str, query: str) -> SavedView:
+        """Keep a view; the API judges it."""
+        return self._create("/api/v1/views", SavedView, {"name": name, "note": note, "query": query})
+
+    def remove_view(self, view_id: str) -> SavedView:
+        """Remove a view."""
+        return self._post(f"/api/v1/views/{view_id}/remove", SavedView, None)
