@@ -27,15 +27,18 @@ from backend.routes import (
     alerts,
     analyses,
     checkpoints,
+    divergence,
     experiments,
     health,
     pins,
     playground,
     prompt_files,
+    resources,
     rollouts,
     runs,
     specs,
     streams,
+    views,
     wishes,
 )
 from backend.settings import Settings
@@ -47,6 +50,11 @@ tokens only.
 Every error is a `Problem` (RFC 9457). State-changing requests carry `application/json`; those that
 make something take an `Idempotency-Key`. Times are UTC; units: tokens,
 nats, FLOPs, seconds, bytes."""
+
+_MODULES = (
+    experiments, runs, streams, wishes, rollouts, divergence, resources, checkpoints, pins, prompt_files, specs, analyses,
+    playground, views, alerts, access, health,
+)  # fmt: skip
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -94,22 +102,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.router.route_class = LockedRoute
     answer_errors(app)
     api = APIRouter(prefix="/api/v1")
-    for module in (
-        experiments,
-        runs,
-        streams,
-        wishes,
-        rollouts,
-        checkpoints,
-        pins,
-        prompt_files,
-        specs,
-        analyses,
-        playground,
-        alerts,
-        access,
-        health,
-    ):
+    for module in _MODULES:
         api.include_router(module.router)
     app.include_router(api)
     app.include_router(checkpoints.signed_router, prefix="/api/v1")

@@ -30,6 +30,8 @@ class Limits(Frozen):
     """Entries of one page of a list (422)."""
     queued_runs: Number = 1000
     """Runs that one person or key has in the queue (409)."""
+    saved_views: Annotated[int, Field(ge=1, le=10_000)] = 200
+    """Views that a project keeps (409)."""
     request_seconds: Seconds = 30.0
     """Until a request is answered, the transfer of files and events apart (503)."""
     statement_seconds: Seconds = 15.0

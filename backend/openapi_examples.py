@@ -12,6 +12,7 @@ from backend.estimates import Estimate, PhaseSeconds
 from backend.playground import CheckpointChoice, PlaygroundQuestion, QuestionCreate
 from backend.prompt_files import PromptFile, PromptLook
 from backend.routes.wishes import Cancel, Clone, Retry, RunPatch
+from backend.saved_views import SavedView, SavedViewWrite
 from backend.schemas import Checkpoint, CheckpointFile, Experiment, ExperimentCreate, Link, Preflight, Run, Variant
 from engine.analysis_spec import AnalysisSpec, TeacherPrefix
 from engine.findings import Finding
@@ -62,6 +63,10 @@ _ASKED = PlaygroundQuestion(
     id=_ID, created_at=_NOW, asked=_QUESTION, run_name=_RUN.name, speakers=["prefix 8 · seed 0 at step 40", "teacher"], state="queued",
     queue_position=1, done=0.0, detail="", eta_seconds=None, findings=[], result=None, started_at=None, finished_at=None,
 )  # fmt: skip
+_VIEW = SavedView(
+    id=_ID, name="16 tokens are enough", note="With three seeds the intervals overlap.", query=f"experiment={_ID}&x=trained_tokens",
+    created_by="local", created_at=_NOW, updated_at=_NOW,
+)  # fmt: skip
 _KEY = ApiKey(
     id="0123456789abcdef", name="Ada's laptop", role="operator", project_id="default", created_by="local", created_at=_NOW,
     expires_at=_NOW + timedelta(90), last_used_at=None, revoked_at=None,
@@ -105,11 +110,16 @@ REQUESTS: dict[str, Any] = {
     "patch_run": RunPatch(priority=10),
     "put_alert_rules": AlertRules(accuracy_drop=0.05),
     "create_webhook": WebhookCreate(name=_WEBHOOK.name, url="https://hooks.slack.com/services/T0/B0/X0"),
+    "create_view": SavedViewWrite(name=_VIEW.name, note=_VIEW.note, query=_VIEW.query),
+    "update_view": SavedViewWrite(name=_VIEW.name, note="Five seeds now: they still do.", query=_VIEW.query),
 }
 """By operation."""
 
 RESPONSES: dict[str, Any] = {
     "create_experiment": _EXPERIMENT,
+    "create_view": _VIEW,
+    "update_view": _VIEW,
+    "remove_view": _VIEW,
     "create_preflight": Preflight(id=_ID, state="queued", findings=[], facts={}),
     "estimate_run": Estimate(
         flops=_FLOPS,

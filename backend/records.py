@@ -14,6 +14,7 @@ from backend.columns import CleanText, Id, RecordColumn
 from backend.ids import new_id
 from backend.tables import Table, one_of
 from engine.events import Split, Subject
+from engine.trace_profile import TraceProfile
 from engine.verdicts import Verdicts
 
 _RUN = "runs.id"
@@ -101,6 +102,10 @@ class Evaluation(Table):
     metrics: Mapped[dict[str, Any]]
     training_flops: Mapped[float]
     training_seconds: Mapped[float]
+    sampled_tokens: Mapped[float | None]
+    """Completion tokens of all steps so far, whoever wrote them; None where steps do not count them."""
+    trained_tokens: Mapped[float | None]
+    """Those of them that carried loss."""
     is_best: Mapped[bool]
     verdicts: Mapped[Verdicts | None] = mapped_column(RecordColumn(Verdicts))
 
@@ -152,6 +157,46 @@ class Rollout(Table):
     mean_reverse_kl: Mapped[float]
     max_reverse_kl: Mapped[float]
     inside_share: Mapped[float | None]
+
+
+class StepProfile(Table):
+    """What the traced rollouts of a step say together. It is written with their rows, so readers open no trace file."""
+
+    __tablename__ = "step_profiles"
+
+    run_id: Mapped[str] = mapped_column(Id, ForeignKey(_RUN, ondelete="CASCADE"), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    fence: Mapped[int] = mapped_column(BigInteger)
+    subject: Mapped[str] = mapped_column(String(16))
+    horizon: Mapped[int]
+    num_tokens: Mapped[int] = mapped_column(BigInteger)
+    reverse_kl: Mapped[float]
+    """Summed over its tokens, in nats."""
+    grid: Mapped[dict[str, Any]]
+    """The row of the position x step map: bin_tokens, rollouts, tokens, mean (by metric), in at most 64 bins."""
+    profile: Mapped[TraceProfile] = mapped_column(RecordColumn(TraceProfile))
+    """In up to 512 bins; without its token types."""
+    token_types: Mapped[list[Any]]
+    """Of each token type: id, text, count, summed reverse KL in nats."""
+
+
+class ResourceSample(Table):
+    """What an attempt's engine used at a moment, see backend.resources.ResourceFigures; at most 720 of a run."""
+
+    __tablename__ = "resource_samples"
+
+    run_id: Mapped[str] = mapped_column(Id, ForeignKey(_RUN, ondelete="CASCADE"), primary_key=True)
+    fence: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    """Counted within the attempt."""
+    time: Mapped[datetime]
+    cpu_percent: Mapped[float | None]
+    rss_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    memory_available_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    gpu_percent: Mapped[float | None]
+    gpu_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    gpu_memory_total_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    disk_free_bytes: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class Checkpoint(Table):

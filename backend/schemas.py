@@ -145,6 +145,10 @@ class Evaluation(Frozen):
     training_flops: float
     """Training FLOPs spent when it was measured."""
     training_seconds: float
+    sampled_tokens: float | None = None
+    """Completion tokens of all steps so far, whoever wrote them; None where steps did not count them."""
+    trained_tokens: float | None = None
+    """Those of them that carried loss."""
     is_best: bool
     verdicts: Verdicts | None = None
     """Which problems were answered rightly; None where it was not recorded."""

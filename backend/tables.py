@@ -220,6 +220,22 @@ class Analysis(Table):
     finished_at: Mapped[datetime | None]
 
 
+class SavedView(Table):
+    """A comparison that somebody keeps, by its address, with what they make of it."""
+
+    __tablename__ = "saved_views"
+    __table_args__ = (Index("ix_saved_views_project_id", "project_id", "id"),)
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True, default=new_id)
+    project_id: Mapped[str] = mapped_column(String(64), default="default")
+    created_by: Mapped[str] = mapped_column(String(128), default="local")
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+    name: Mapped[str] = mapped_column(String(128))
+    note: Mapped[str] = mapped_column(Text, default="")
+    query: Mapped[str] = mapped_column(Text)
+
+
 class Worker(Table):
     """A worker process that has been heard of. `id` is its lease owner name."""
 

@@ -34,12 +34,14 @@ from dashboard.api_transport import Document as Document
 from dashboard.api_transport import error_of, reason_of
 from dashboard.playground_calls import PlaygroundCalls
 from dashboard.prompt_file_calls import PromptFileCalls
+from dashboard.run_calls import RunCalls
+from dashboard.view_calls import ViewCalls
 from engine.findings import Finding
 
 _PAGE_ITEMS = 200  # what the API gives at once, see backend/limits.py
 
 
-class ApiClient(AlertCalls, PlaygroundCalls, PromptFileCalls):
+class ApiClient(AlertCalls, PlaygroundCalls, PromptFileCalls, RunCalls, ViewCalls):
     """One per address and credential; safe to share between sessions. Every method raises ApiError."""
 
     def health(self) -> Health:
@@ -101,8 +103,7 @@ class ApiClient(AlertCalls, PlaygroundCalls, PromptFileCalls):
     def set_priority(self, run: Run, priority: int) -> Run:
         """Change how urgent a queued run is, unless somebody changed the run since it was read."""
         headers = {"If-Match": f'"{run.row_version}"'}
-        body = {"priority": priority}
-        return self._call("PATCH", f"/api/v1/runs/{run.id}", Run, tries=1, json=body, headers=headers)
+        return self._call("PATCH", f"/api/v1/runs/{run.id}", Run, tries=1, json={"priority": priority}, headers=headers)
 
     def metrics(self, run_id: str, keys: tuple[str, ...] = (), *, after_step: int = 0) -> list[Metric]:
         wanted = {"keys": ",".join(keys) or None, "after_step": after_step}

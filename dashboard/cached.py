@@ -8,9 +8,12 @@ import streamlit as st
 
 from backend.access import Principal
 from backend.alerts import AlertPage
+from backend.divergence import DivergenceGrid, DivergentTokens, PositionQuantiles, PrefixAid
 from backend.estimates import Estimate
 from backend.playground import AnswerDetail, QuestionSummary
 from backend.prompt_files import PromptFile
+from backend.resources import RunResources
+from backend.saved_views import SavedView
 from backend.schemas import (
     Checkpoint,
     Evaluation,
@@ -29,6 +32,7 @@ from backend.schemas import (
 from dashboard import sign_in
 from dashboard.api_client import ApiClient, Document
 from engine.findings import Finding
+from engine.trace_profile import TraceMetric
 
 _MAX_LISTED_RUNS = 1000
 _MAX_EVENT_PAGES = 40
@@ -130,6 +134,36 @@ def rollouts(client: ApiClient, run_id: str, step: int | None = None) -> Rollout
 @st.cache_data(ttl=600, max_entries=16, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def rollout(client: ApiClient, rollout_id: str) -> RolloutDetail:
     return client.rollout(rollout_id)
+
+
+@st.cache_data(ttl=5, max_entries=32, show_spinner=False, hash_funcs=_BY_IDENTITY)
+def divergence_grid(client: ApiClient, run_id: str, metric: TraceMetric) -> DivergenceGrid:
+    return client.divergence_grid(run_id, metric)
+
+
+@st.cache_data(ttl=5, max_entries=32, show_spinner=False, hash_funcs=_BY_IDENTITY)
+def divergence_positions(client: ApiClient, run_id: str, metric: TraceMetric, step: int) -> PositionQuantiles:
+    return client.divergence_positions(run_id, metric, step)
+
+
+@st.cache_data(ttl=5, max_entries=32, show_spinner=False, hash_funcs=_BY_IDENTITY)
+def divergent_tokens(client: ApiClient, run_id: str, step: int | None) -> DivergentTokens:
+    return client.divergent_tokens(run_id, step=step)
+
+
+@st.cache_data(ttl=5, max_entries=32, show_spinner=False, hash_funcs=_BY_IDENTITY)
+def prefix_aid(client: ApiClient, run_id: str, step: int) -> PrefixAid:
+    return client.prefix_aid(run_id, step)
+
+
+@st.cache_data(ttl=5, max_entries=16, show_spinner=False, hash_funcs=_BY_IDENTITY)
+def saved_views(client: ApiClient) -> list[SavedView]:
+    return client.saved_views()
+
+
+@st.cache_data(ttl=2, max_entries=32, show_spinner=False, hash_funcs=_BY_IDENTITY)
+def run_resources(client: ApiClient, run_id: str) -> RunResources:
+    return client.run_resources(run_id)
 
 
 @st.cache_data(ttl=2, max_entries=64, show_spinner=False, hash_funcs=_BY_IDENTITY)

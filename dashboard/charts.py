@@ -11,12 +11,15 @@ _SMALL_HEIGHT = 150
 _NEUTRAL = "#808593"  # reference lines and labels: 3.5:1 or more on both backgrounds
 _FLOPS_AXIS = alt.Axis(format=".2~s", title="training FLOPs", tickCount=6)
 
-XAxis = Literal["training_flops", "step", "training_seconds"]
+XAxis = Literal["training_flops", "step", "training_seconds", "trained_tokens", "sampled_tokens"]
 X_TITLES: dict[XAxis, str] = {
     "training_flops": "Training FLOPs",
     "step": "Steps",
     "training_seconds": "Training seconds",
+    "trained_tokens": "Trained tokens",
+    "sampled_tokens": "Sampled tokens",
 }
+_LOG_AXES: frozenset[XAxis] = frozenset({"training_flops", "trained_tokens", "sampled_tokens"})
 
 
 def metric_line(frame: pd.DataFrame, title: str, *, log: bool = False) -> Layers:
@@ -52,12 +55,12 @@ def accuracy_chart(
 ) -> Layers:
     """Accuracy of the student by what it cost, one line per run and one colour per arm.
 
-    Frame: arm, run, step, training_flops, training_seconds, accuracy, is_best. Seeds: the same means per arm and step with
+    Frame: arm, run, step, the costs, accuracy, is_best. Seeds: the same means per arm and step with
     low and high, drawn as a band, its runs paler; empty when each arm has one seed. Front: the rows of frame on the Pareto
-    front. References: label, accuracy. With FLOPs the axis is logarithmic, so points without training (step 0) stand at no
+    front. References: label, accuracy. With FLOPs and tokens the axis is logarithmic, so points without training (step 0) stand at no
     place and are left out.
     """
-    log = x == "training_flops"
+    log = x in _LOG_AXES
     drawn, means, front = (one[one[x] > 0] if log else one for one in (frame, seeds, front))
     axis = alt.Axis(format="~s") if log else alt.Axis()
     x_channel = alt.X(
@@ -82,6 +85,8 @@ def accuracy_chart(
         alt.Tooltip("accuracy:Q", format=".3f"),
         alt.Tooltip("training_flops:Q", format=".3~s", title="training FLOPs"),
         alt.Tooltip("training_seconds:Q", format=".1f", title="training seconds"),
+        alt.Tooltip("trained_tokens:Q", format=",.0f", title="trained tokens"),
+        alt.Tooltip("sampled_tokens:Q", format=",.0f", title="sampled tokens"),
     ]
     base = alt.Chart(drawn).encode(x=x_channel, y=y_channel, color=colour, detail="run:N")
     layers: list[alt.Chart | Layers] = [_reference_lines(references, "accuracy")]

@@ -14,19 +14,19 @@ from dashboard.quantities import accuracy_text, flops_text, seconds_text, share_
 from engine.seed_statistics import mean_interval
 
 Pairs = Sequence[tuple[Run, list[Evaluation]]]
+COSTS = ("training_flops", "training_seconds", "trained_tokens", "sampled_tokens")
 _LABEL_GAP = 0.09  # of an axis's length: closer labels cover each other
 _NAMES = frozenset({"name", "seed", "spec_version"})  # differ between runs without being a difference in method
 
 
 def curve_points(runs: Pairs) -> pd.DataFrame:
-    """One row per dev evaluation of a student: arm, run, step, training_flops, training_seconds, accuracy, is_best."""
+    """One row per dev evaluation of a student: arm, run, step, the costs (COSTS), accuracy, is_best."""
     rows = [
         {
             "arm": run.variant or run.name,
             "run": run.name,
             "step": one.step,
-            "training_flops": one.training_flops,
-            "training_seconds": one.training_seconds,
+            **{cost: getattr(one, cost) for cost in COSTS},
             "accuracy": one.metrics.get("accuracy"),
             "is_best": _is_last_best(one, evaluations),
         }
@@ -39,19 +39,19 @@ def curve_points(runs: Pairs) -> pd.DataFrame:
 
 def seed_curves(points: pd.DataFrame) -> pd.DataFrame:
     """One row per arm and step that several seeds were evaluated at: mean accuracy, its 95 % interval over seeds, mean costs."""
-    columns = ["arm", "step", "training_flops", "training_seconds", "accuracy", "low", "high", "seeds"]
+    columns = ["arm", "step", *COSTS, "accuracy", "low", "high", "seeds"]
     rows = []
     for (arm, step), group in points.groupby(["arm", "step"], sort=False):
         interval = mean_interval(group["accuracy"].tolist())
         if interval is not None:
-            costs = group[["training_flops", "training_seconds", "accuracy"]].mean()
+            costs = group[[*COSTS, "accuracy"]].mean()
             rows.append([arm, step, *costs, max(0.0, interval[0]), min(1.0, interval[1]), len(group)])
     return pd.DataFrame(rows, columns=columns)
 
 
 def pareto_front(points: pd.DataFrame, cost: str) -> pd.DataFrame:
     """The evaluations that no other one beats: less of `cost` for at least their accuracy. Cheapest first."""
-    ordered = points.sort_values([cost, "accuracy"], ascending=[True, False])
+    ordered = points.dropna(subset=[cost]).sort_values([cost, "accuracy"], ascending=[True, False])
     best_before = ordered["accuracy"].cummax().shift(fill_value=-1.0)
     return ordered[ordered["accuracy"] > best_before]
 

@@ -12,6 +12,7 @@ from pydantic import Field, TypeAdapter
 from engine.findings import Finding
 from engine.flops import FlopLedger
 from engine.frozen import Frozen
+from engine.trace_profile import TraceProfile
 from engine.verdicts import Verdicts
 
 EVENT_VERSION = 1
@@ -79,13 +80,12 @@ class StepDone(EventBase):
     """Tokens after which sampling stopped at this step: the schedule's horizon, or the end of the window if that comes
     first; the full length at a step that is anchored as a whole."""
     metrics: dict[str, float | None]
-    """loss (nats per token), grad_norm, learning_rate, rollout_tokens, supervised_tokens, mean_tokens, natural_stop_rate,
-    student_entropy, teacher_entropy, sampled_logprob_gap (of the student's own tokens), own_token_share (of the supervised
-    tokens, those that the student sampled), with a probe selection also probe_overlap_kept, probe_overlap_dropped (mean
-    share of the models' top k) and kept_share (of the candidates), with a top-k divergence kept_mass_student and
-    kept_mass_teacher, with token weights or a termination guard divergence (the mean without either) and
-    termination_guard (nats, without its weight); None where it does not exist: a step without a
-    supervised token has no loss and changes no weight."""
+    """loss (nats per token), grad_norm, learning_rate, rollout_tokens, supervised_tokens, mean_tokens, natural_stop_rate, student_entropy,
+    teacher_entropy, sampled_logprob_gap (of the student's own tokens), own_token_share (of the supervised tokens, those that the student
+    sampled), with a probe selection also probe_overlap_kept, probe_overlap_dropped (mean share of the models' top k) and kept_share (of
+    the candidates), with a top-k divergence kept_mass_student and kept_mass_teacher, with token weights or a termination guard divergence
+    (the mean without either) and termination_guard (nats, without its weight); None where it does not exist: a step without a supervised
+    token has no loss and changes no weight."""
     position_loss: list[float] = []
     """Mean divergence at each completion position of this step, in nats; 0 where no rollout is supervised."""
     position_count: list[int] = []
@@ -114,15 +114,14 @@ class Evaluated(EventBase):
     horizon: int
     """Tokens after which sampling stopped at that step, anchoring left out: where `beyond` begins."""
     metrics: dict[str, float | None]
-    """accuracy, exact (share of completions equal to the reference text), mean_tokens, eos_rate, repetition (share of
-    repeated 4-grams): greedy; sampled_mean_tokens, sampled_eos_rate, sampled_repetition, reverse_kl, forward_kl,
-    reverse_kl_inside (where the loss applies), reverse_kl_before (sampled but left out by a window or suffix),
-    reverse_kl_beyond (behind the horizon), share_inside, top1_agreement, overlap_mass (mean over
-    tokens of the sum over the vocabulary of min(student, teacher)): on full-length samples; calibration_error and
+    """accuracy, exact (share of completions equal to the reference text), mean_tokens, eos_rate, repetition (share of repeated 4-grams):
+    greedy; sampled_mean_tokens, sampled_eos_rate, sampled_repetition, reverse_kl, forward_kl, reverse_kl_inside (where the loss applies),
+    reverse_kl_before (sampled but left out by a window or suffix), reverse_kl_beyond (behind the horizon), share_inside, top1_agreement,
+    overlap_mass (mean over tokens of the sum over the vocabulary of min(student, teacher)): on full-length samples; calibration_error and
     overconfidence of the student's token probabilities against the teacher's, in [0, 1] and [-1, 1], on the same samples;
-    forward_kl_on_teacher_texts; avg_at_k with avg_at_k_low, avg_at_k_high (bootstrap over problems, 95 %) and
-    avg_at_k_standard_error, pass_at_1, pass_at_2, pass_at_4 up to k, maj_at_k, answer_calibration_error. None where it does not
-    exist (no reference text, nothing beyond the horizon, the teacher against itself)."""
+    forward_kl_on_teacher_texts; avg_at_k with avg_at_k_low, avg_at_k_high (bootstrap over problems, 95 %) and avg_at_k_standard_error,
+    pass_at_1, pass_at_2, pass_at_4 up to k, maj_at_k, answer_calibration_error. None where it does not exist (no reference text, nothing
+    beyond the horizon, the teacher against itself)."""
     position_reverse_kl: list[float] = []
     """Mean reverse KL by completion position on the samples, in nats."""
     position_p90: list[float] = []
@@ -192,6 +191,8 @@ class TracesWritten(EventBase):
     """Relative to the attempt folder."""
     top_k: int
     rollouts: list[RolloutSummary]
+    profile: TraceProfile | None = None
+    """What they say together; None in records of earlier versions."""
 
 
 class CheckpointSaved(EventBase):
@@ -271,21 +272,10 @@ class Stopped(EventBase):
 
 
 RunEvent = Annotated[
-    Started
-    | PhaseChanged
-    | Ready
-    | StepDone
-    | Evaluated
-    | TailMeasured
-    | TracesWritten
-    | CheckpointSaved
-    | CheckpointRemoved
-    | Warned
-    | Failed
-    | Finished
-    | Stopped,
+    Started | PhaseChanged | Ready | StepDone | Evaluated | TailMeasured | TracesWritten | CheckpointSaved | CheckpointRemoved
+    | Warned | Failed | Finished | Stopped,
     Field(discriminator="kind"),
-]
+]  # fmt: skip
 RUN_EVENT: TypeAdapter[RunEvent] = TypeAdapter(RunEvent)
 
 

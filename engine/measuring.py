@@ -19,6 +19,7 @@ from engine.task_spec import scorer_of
 from engine.teacher_texts import teacher_texts
 from engine.token_trace import write_traces
 from engine.trace import rollout_summary, token_trace
+from engine.trace_profile import trace_profile
 from engine.watch import watch_evaluation
 
 if TYPE_CHECKING:
@@ -166,7 +167,8 @@ def _write_traces(run: Run, evaluation: Evaluation, evaluator: Evaluator, subjec
     model, step = run.student.model, run.state.step
     path = run.attempt_folder / "traces" / f"step-{step}.parquet"
     path.parent.mkdir(exist_ok=True)
-    write_traces(path, [token_trace(columns, model.tokenizer) for columns in traced])
+    traces = [token_trace(columns, model.tokenizer) for columns in traced]
+    write_traces(path, traces)
     horizon = run.measured_horizon(step)
     rows = [run.data.dev[columns.rollout.prompt_index].row for columns in traced]
     run.journal.emit(
@@ -188,6 +190,7 @@ def _write_traces(run: Run, evaluation: Evaluation, evaluator: Evaluator, subjec
             )
             for index, (columns, row) in enumerate(zip(traced, rows, strict=True))
         ],
+        profile=trace_profile(traces, run.spec.max_completion_tokens),
     )
 
 

@@ -34,6 +34,7 @@ from worker.lease import DATABASE_OUTAGES, Lease
 from worker.memory_kills import num_memory_kills
 from worker.pulse import Pulse
 from worker.recorder import Recorder, UnreadableEvents
+from worker.resources import ResourceWatch
 from worker.resume import NoCheckpointLeft, resume_checkpoint
 from worker.settings import WorkerSettings
 from worker.slots import Slot
@@ -71,6 +72,7 @@ class Supervisor:
         self.lease = Lease(place.database, claim, place.settings.lease_seconds)
         self.recorder = Recorder(place.database, claim, self.run_folder, place.limits)
         self._pulse = Pulse(self.recorder.attempt_folder(claim.fence) / PULSE)
+        self._resources = ResourceWatch(place.database, claim, slot, place.run_dir)
         self._engine: EngineProcess | None = None
         self._wish: Wish = "run"
         self._wish_read_at = 0.0
@@ -154,6 +156,7 @@ class Supervisor:
             environment={"INCIPIT_HOME": str(self.place.home), **self.slot.environment()},
         )
         self._despite_outages(self._note_engine)
+        self._resources.begin(self._engine.pid)
         return self._engine
 
     def _note_engine(self) -> None:
@@ -171,6 +174,7 @@ class Supervisor:
             while self.recorder.advance() and not self.lease.is_overdue:
                 self.lease.keep()
             self._read_wish()
+            self._resources.keep()
         except DATABASE_OUTAGES as error:
             _log.warning("The database did not answer, run %s goes on meanwhile: %s", self.claim.run_id, error)
         self.lease.keep()
@@ -277,6 +281,7 @@ class Supervisor:
             thread.join()
 
     def _kill_engine(self) -> None:
+        self._resources.end()
         if self._engine is not None:
             self._engine.kill()
 

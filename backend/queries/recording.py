@@ -21,8 +21,9 @@ from backend.queries.metrics import remove_highlights
 from backend.queries.raising import raise_evaluation, raise_warning
 from backend.queries.recording_limits import RecordingLimits
 from backend.queries.retention import mark_best
+from backend.queries.step_profiles import write_profile
 from backend.queries.transitions import TransitionRejected, add_event, transition
-from backend.records import Attempt, Checkpoint, Evaluation, Metric, PositionCurve, Rollout
+from backend.records import Attempt, Checkpoint, Evaluation, Metric, PositionCurve, Rollout, StepProfile
 from backend.tables import Run
 from engine.events import (
     CheckpointRemoved,
@@ -42,7 +43,7 @@ from engine.manifest import ManifestFile
 
 # What the history leaves out of an event, because it is in rows of its own.
 _NOT_IN_HISTORY = {"event_version", "time", "kind", "rollouts", "position_reverse_kl", "position_p90",
-                   "position_teacher_entropy", "position_count", "verdicts"}  # fmt: skip
+                   "position_teacher_entropy", "position_count", "verdicts", "profile"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def _rows_of(session: Session, batch: AttemptEvents, event: RunEvent, watch: Rec
 
 def _start(session: Session, batch: AttemptEvents, event: Started) -> dict[str, Any]:
     first_gone = event.resumed_from_step + 1
-    for table in (Metric, Evaluation, PositionCurve, Rollout):
+    for table in (Metric, Evaluation, PositionCurve, Rollout, StepProfile):
         session.execute(delete(table).where(table.run_id == batch.run_id, table.step >= first_gone))
     remove_highlights(session, batch.run_id, first_gone)
     _remove_checkpoints(session, batch, Checkpoint.fence < batch.fence, Checkpoint.step >= first_gone)
@@ -204,7 +205,9 @@ def _add_evaluation(session: Session, batch: AttemptEvents, event: Evaluated) ->
     key = {"run_id": batch.run_id, "step": event.step, "fence": batch.fence, "split": event.split}
     evaluation = {"subject": event.subject, "num_prompts": event.num_prompts, "horizon": event.horizon,
                   "metrics": event.metrics, "training_flops": event.flops.training, "is_best": event.is_best,
-                  "training_seconds": _training_seconds(session, batch.run_id), "verdicts": event.verdicts}  # fmt: skip
+                  "training_seconds": _training_seconds(session, batch.run_id), "verdicts": event.verdicts,
+                  "sampled_tokens": _sum_until(session, batch.run_id, "rollout_tokens", event.step),
+                  "trained_tokens": _sum_until(session, batch.run_id, "supervised_tokens", event.step)}  # fmt: skip
     if event.is_best:
         same = (Evaluation.run_id == batch.run_id, Evaluation.subject == event.subject, Evaluation.split == event.split)
         session.execute(update(Evaluation).where(*same).values(is_best=False))
@@ -241,6 +244,8 @@ def _add_rollouts(session: Session, batch: AttemptEvents, event: TracesWritten, 
         for rollout in rollouts
     )
     session.flush()
+    if rollouts and event.profile is not None:
+        write_profile(session, batch.run_id, batch.fence, event, event.profile)
 
 
 def _add_checkpoint(session: Session, batch: AttemptEvents, event: CheckpointSaved) -> dict[str, Any]:
@@ -284,3 +289,9 @@ def _training_seconds(session: Session, run_id: str) -> float:
     session.flush()
     total = select(func.sum(Metric.value)).where(Metric.run_id == run_id, Metric.key == "seconds.total")
     return float(session.execute(total).scalar_one() or 0.0)
+
+
+def _sum_until(session: Session, run_id: str, key: str, step: int) -> float | None:
+    """The sum of a metric up to a step; None where no step has it."""
+    of_key = (Metric.run_id == run_id, Metric.key == key, Metric.step <= step)
+    return session.execute(select(func.sum(Metric.value)).where(*of_key)).scalar_one()

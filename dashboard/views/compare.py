@@ -7,7 +7,7 @@ import streamlit as st
 
 from backend.comparison import Comparison, compare
 from backend.schemas import Evaluation, Positions, Run, RunSummary
-from dashboard import address, cached, charts, frames, notices
+from dashboard import address, cached, charts, frames, notices, saved_views
 from dashboard.api_client import ApiClient
 from dashboard.comparison_frames import (
     arms_frame,
@@ -75,11 +75,15 @@ def accuracy_section(runs: list[tuple[Run, list[Evaluation]]]) -> None:
         required=True,
         format_func=lambda one: charts.X_TITLES[one],
         key="x",
+        bind="query-params",
         label_visibility="collapsed",
     )
     points = curve_points(runs)
     if points.empty:
         st.caption("No student has been evaluated yet.")
+        return
+    if points[x].isna().all():
+        st.caption(f"These runs did not count {charts.X_TITLES[x].lower()}; choose another cost.")
         return
     seeds, front = seed_curves(points), pareto_front(points, x)
     st.altair_chart(
@@ -205,6 +209,7 @@ with notices.problems_shown():
         )
         st.page_link("views/new_run.py", label="New run", icon=":material/add_circle:")
         st.stop()
+    saved_views.popover(client, [one.id for one in chosen])
     pairs = [(cached.run(client, one.id), cached.evaluations(client, one.id)) for one in chosen]
     accuracy_section(pairs)
     with st.container(horizontal=True):

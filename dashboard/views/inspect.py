@@ -1,4 +1,4 @@
-"""Inspect: where student and teacher disagree, token by token, for the same prompts as training goes on."""
+"""Inspect: where student and teacher disagree, token by token, for the same prompts as training goes on, and over all of them."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from backend.schemas import Positions, Rollout, RolloutDetail, RunSummary
-from dashboard import address, cached, charts, frames, notices
+from dashboard import across_panels, address, cached, charts, frames, notices
 from dashboard.api_client import ApiClient
 from dashboard.quantities import nats_text, share_text
 from dashboard.run_choice import choose_run
@@ -17,6 +17,15 @@ _SORTS: dict[str, Callable[[Rollout], float]] = {
     "hottest token": lambda one: -one.max_reverse_kl,
     "longest": lambda one: -one.num_tokens,
     "prompt": lambda one: one.prompt_index,
+}
+
+
+_FILTERS: dict[str, Callable[[Rollout], bool]] = {
+    "all": lambda one: True,
+    "right": lambda one: one.is_right is True,
+    "wrong": lambda one: one.is_right is False,
+    "ended by itself": lambda one: one.finish_reason == "eos",
+    "cut at full length": lambda one: one.finish_reason == "length",
 }
 
 
@@ -36,13 +45,28 @@ def choose_step(steps: list[int]) -> int:
 
 
 def choose_rollout(rollouts: list[Rollout]) -> Rollout:
-    """By default the first of the order chosen; a prompt that was chosen once stays when the step changes."""
-    left, right = st.columns([3, 1], vertical_alignment="bottom")
-    order = right.selectbox("Order", list(_SORTS), key="order", bind="query-params")
-    by_prompt = {one.prompt_index: one for one in sorted(rollouts, key=_SORTS[order])}
+    """By default the first of the order chosen; a prompt that was chosen once stays when the step changes.
+
+    Ends the view with a notice when no rollout passes the filters.
+    """
+    first, second, third = st.columns(3, vertical_alignment="bottom")
+    order = first.selectbox("Order", list(_SORTS), key="order", bind="query-params")
+    kind = second.selectbox("Which", list(_FILTERS), key="which", bind="query-params")
+    text = third.text_input("Prompt or completion contains", key="contains", bind="query-params", max_chars=200)
+    kept = [
+        one
+        for one in rollouts
+        if _FILTERS[kind](one) and text.casefold() in f"{one.prompt}\0{one.completion}".casefold()
+    ]
+    if not kept:
+        sought = f" that contains `{notices.plain(text)}`" if text else ""
+        notices.empty("No rollout matches", f"None of the {len(rollouts)} rollouts of this step is *{kind}*{sought}.")
+        st.button("Clear the filters", icon=":material/filter_alt_off:", on_click=_clear_filters)
+        st.stop()
+    by_prompt = {one.prompt_index: one for one in sorted(kept, key=_SORTS[order])}
     prompts = list(by_prompt)
-    chosen = left.selectbox(
-        "Rollout",
+    chosen = st.selectbox(
+        f"Rollout ({len(kept)} of {len(rollouts)})" if len(kept) < len(rollouts) else "Rollout",
         prompts,
         index=address.asked_index("prompt", prompts),
         format_func=lambda one: rollout_label(by_prompt[one]),
@@ -50,6 +74,10 @@ def choose_rollout(rollouts: list[Rollout]) -> Rollout:
     )
     address.keep("prompt", chosen)
     return by_prompt[prompts[0] if chosen is None else chosen]
+
+
+def _clear_filters() -> None:
+    st.session_state["which"], st.session_state["contains"] = "all", ""
 
 
 def summary_line(rollout: RolloutDetail) -> None:
@@ -102,6 +130,33 @@ def show_positions(client: ApiClient, run: RunSummary, step: int) -> None:
     notices.data_behind(frame, f"positions-{run.id}-step-{step}")
 
 
+def show_rollout(client: ApiClient, run: RunSummary, step: int) -> None:
+    page = cached.rollouts(client, run.id, step)
+    if not page.items:
+        notices.empty("No rollouts at this step", "Choose another step.")
+        st.stop()
+    rollout = cached.rollout(client, choose_rollout(page.items).id)
+    summary_line(rollout)
+    show_lens(rollout)
+    notices.csv_button(frames.trace_frame(rollout), f"rollout-{rollout.id}")
+    here = {"run": run.id, "rollout": rollout.id, "view": "A and B"}
+    st.page_link(
+        "views/playground.py", label="Compare checkpoints on this prompt", icon=":material/forum:", query_params=here
+    )
+    show_positions(client, run, step)
+    notices.data_behind(
+        frames.rollouts_frame(page.items),
+        f"rollouts-{run.id}-step-{step}",
+        label=f"All {len(page.items)} rollouts of step {step}",
+    )
+
+
+_VIEWS: dict[str, Callable[[ApiClient, RunSummary, int], None]] = {
+    across_panels.ROLLOUT: show_rollout,
+    across_panels.ACROSS: across_panels.across,
+    across_panels.PREFIX: across_panels.prefix_aid,
+}
+
 st.title("Inspect", anchor=False)
 client = cached.api()
 with notices.problems_shown():
@@ -124,21 +179,8 @@ with notices.problems_shown():
         st.stop()
     with right:
         step = choose_step(first.steps)
-    page = cached.rollouts(client, run.id, step)
-    if not page.items:
-        notices.empty("No rollouts at this step", "Choose another step.")
-        st.stop()
-    rollout = cached.rollout(client, choose_rollout(page.items).id)
-    summary_line(rollout)
-    show_lens(rollout)
-    notices.csv_button(frames.trace_frame(rollout), f"rollout-{rollout.id}")
-    here = {"run": run.id, "rollout": rollout.id, "view": "A and B"}
-    st.page_link(
-        "views/playground.py", label="Compare checkpoints on this prompt", icon=":material/forum:", query_params=here
-    )
-    show_positions(client, run, step)
-    notices.data_behind(
-        frames.rollouts_frame(page.items),
-        f"rollouts-{run.id}-step-{step}",
-        label=f"All {len(page.items)} rollouts of step {step}",
-    )
+    view = st.segmented_control(
+        "View", list(_VIEWS), default=across_panels.ROLLOUT, required=True, key="tab", bind="query-params",
+        label_visibility="collapsed",
+    )  # fmt: skip
+    _VIEWS[view](client, run, step)

@@ -4,7 +4,17 @@ import streamlit as st
 
 from backend.run_states import ACTIVE_STATES, RunState
 from backend.schemas import Run
-from dashboard import address, cached, failure_panel, notices, run_actions, run_panels, run_warnings, tail_panel
+from dashboard import (
+    address,
+    cached,
+    failure_panel,
+    notices,
+    run_actions,
+    run_panels,
+    run_warnings,
+    system_panel,
+    tail_panel,
+)
 from dashboard.api_client import ApiClient
 from dashboard.quantities import elapsed_seconds, range_text, seconds_text
 
@@ -17,6 +27,7 @@ _PANELS = {
     "Evaluations": run_panels.evaluations,
     "Positions": run_panels.positions,
     "Tail": tail_panel.tail,
+    "System": system_panel.system,
     "Log": run_panels.log,
     "Spec": run_panels.spec,
 }

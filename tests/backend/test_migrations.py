@@ -16,7 +16,7 @@ import backend.records  # noqa: F401  # their tables belong to the metadata
 from backend import migrate
 from backend.database import Database, now_of
 from backend.queries.transitions import add_event
-from backend.records import Event
+from backend.records import Evaluation, Event, Metric
 from backend.tables import Run
 from tests import databases
 from tests.worker.runs import queue_runs, short_spec
@@ -151,3 +151,26 @@ def _states(database: Database) -> dict[str, str]:
 def _insert(session: Session, table: str, row: dict[str, object]) -> None:
     names, values = ", ".join(row), ", ".join(f":{name}" for name in row)
     session.execute(text(f"INSERT INTO {table} ({names}) VALUES ({values})"), row)
+
+
+def test_evaluations_of_an_older_schema_get_the_tokens_of_the_steps_before_them(empty_url: str) -> None:
+    migrate.upgrade(empty_url)
+    database = Database(empty_url)
+    (run_id,) = queue_runs(database, short_spec())
+    with database.write() as session:
+        for step in (1, 2, 3):
+            session.add(Metric(run_id=run_id, key="supervised_tokens", step=step, value=10.0 * step, fence=1))
+        session.add(
+            Evaluation(
+                run_id=run_id, subject="student", split="dev", step=2, fence=1, num_prompts=1, horizon=4, metrics={},
+                training_flops=0.0, training_seconds=0.0, is_best=False,
+            )
+        )  # fmt: skip
+    database.close()
+    migrate.downgrade(empty_url, "0008")
+    migrate.upgrade(empty_url)
+    database = Database(empty_url)
+    with database.read() as session:
+        found = session.scalars(select(Evaluation)).one()
+        assert (found.trained_tokens, found.sampled_tokens) == (30.0, None)
+    database.close()

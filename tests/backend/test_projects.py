@@ -57,6 +57,7 @@ def ids(people: dict[str, TestClient], settings: Settings, database: Database, b
         "preflight": lab.post("/api/v1/preflights", json=base).json()["id"],
         "analysis": lab.post("/api/v1/analyses", json={"run": base}).json()["id"],
         "question": lab.post("/api/v1/playground/questions", json=_question(run["id"])).json()["id"],
+        "view": lab.post("/api/v1/views", json={"name": "v", "query": "x=step"}).json()["id"],
     }
 
 
@@ -64,7 +65,7 @@ def _question(run_id: str) -> Document:
     return {"run_id": run_id, "prompt": "k3", "speakers": [{"kind": "base"}]}
 
 
-_LISTS = ("experiments", "runs", "checkpoints", "preflights", "analyses", "playground/questions")
+_LISTS = ("experiments", "runs", "checkpoints", "preflights", "analyses", "playground/questions", "views")
 
 
 def _items(client: TestClient, path: str) -> list[Any]:

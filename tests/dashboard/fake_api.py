@@ -10,9 +10,12 @@ from typing import Annotated, Any, Literal, get_args
 
 import fake_alerts
 import fake_analyses
+import fake_divergence
 import fake_playground
 import fake_records as records
+import fake_resources
 import fake_traces as traces
+import fake_views
 import uvicorn
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse
@@ -183,6 +186,9 @@ def rollout(rollout_id: str) -> schemas.RolloutDetail:
     return traces.rollout(_known(run_id), int(step), int(row))
 
 
+busy.include_router(fake_divergence.router)
+busy.include_router(fake_views.router)
+busy.include_router(fake_resources.router)
 _pinned: set[str] = set()
 
 

@@ -264,6 +264,8 @@ def _evaluation(
         metrics=metrics,
         training_flops=flops,
         training_seconds=seconds,
+        sampled_tokens=40.0 * step * horizon,
+        trained_tokens=16.0 * step * horizon,
         is_best=best,
     )
 

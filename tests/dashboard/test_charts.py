@@ -184,7 +184,9 @@ def an_estimate(**changes: Any) -> Estimate:
 
 def _points(*rows: tuple[str, str, int, float, float]) -> pd.DataFrame:
     columns = ["arm", "run", "step", "training_flops", "accuracy"]
-    return pd.DataFrame(rows, columns=columns).assign(training_seconds=1.0, is_best=False)
+    return pd.DataFrame(rows, columns=columns).assign(
+        training_seconds=1.0, trained_tokens=1.0, sampled_tokens=1.0, is_best=False
+    )
 
 
 def test_the_front_holds_what_nothing_measured_beats() -> None:
@@ -224,3 +226,15 @@ def test_parallel_axes_are_what_differs_and_what_came_of_it(pairs: Any) -> None:
     done = [run for run, _ in pairs if run.state == "succeeded"]
     assert cheapest == min(done, key=lambda run: run.flops.training).name
     assert charts.parallel_chart(frame).to_dict()
+
+
+@pytest.mark.parametrize("cost", ["trained_tokens", "sampled_tokens"])
+def test_tokens_are_a_cost_like_any_other(pairs: list[tuple[object, object]], cost: Any) -> None:
+    points = curve_points(pairs)  # type: ignore[arg-type]
+    spec = charts.accuracy_chart(
+        points, seed_curves(points), pareto_front(points, cost), reference_lines(pairs), cost
+    ).to_dict()  # type: ignore[arg-type]
+    x = spec["layer"][1]["encoding"]["x"]
+    assert (x["field"], x["scale"]["type"]) == (cost, "log")
+    points.loc[points.index[0], cost] = None  # an evaluation from before tokens were counted
+    assert points.index[0] not in pareto_front(points, cost).index

@@ -168,7 +168,7 @@ def test_a_run_shows_what_it_warned_of_once_with_its_step_and_advice(panel: str)
 
 
 @pytest.mark.usefixtures("scene")
-@pytest.mark.parametrize("panel", ["Overview", "Metrics", "Evaluations", "Positions", "Tail", "Log", "Spec"])
+@pytest.mark.parametrize("panel", ["Overview", "Metrics", "Evaluations", "Positions", "Tail", "System", "Log", "Spec"])
 @pytest.mark.parametrize("run_id", ["r-running", "r-p8", "r-queued", "r-failed"])
 def test_every_panel_of_a_run_draws(panel: str, run_id: str) -> None:
     app = opened("run", id=run_id, panel=panel)

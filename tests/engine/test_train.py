@@ -147,6 +147,8 @@ def test_traces_hold_the_rollouts_that_their_event_names(run: tuple[Path, list[R
     assert [(event.subject, event.step) for event in written] == [("base", 0), ("student", 40)]
     for event in written:
         assert [summary.prompt_index for summary in event.rollouts] == [0, 1]
+        assert event.profile is not None
+        assert sum(event.profile.tokens) == sum(summary.num_tokens for summary in event.rollouts)
         for summary in event.rollouts:
             trace = read_trace(folder / "attempts" / "1" / event.path, summary.row)
             assert len(trace.token_ids) == summary.num_tokens

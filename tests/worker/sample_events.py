@@ -2,11 +2,13 @@
 
 import hashlib
 from pathlib import Path
+from typing import get_args
 
 from engine.events import CheckpointSaved, Evaluated, Ready, RolloutSummary, RunEvent, Started, StepDone, TracesWritten
 from engine.flops import FlopLedger
 from engine.manifest import Manifest, ManifestFile, spec_sha256
 from engine.spec import RunSpec
+from engine.trace_profile import BinValues, TokenType, TraceMetric, TraceProfile
 from engine.verdicts import Verdicts
 from tests.worker.runs import short_spec
 
@@ -47,7 +49,15 @@ def traces_event(step: int, completion: str = "m3 1+1") -> RunEvent:
         row=0, prompt_index=0, prompt="k3", completion=completion, num_prompt_tokens=1, num_tokens=2,
         finish_reason="eos", mean_reverse_kl=0.1, max_reverse_kl=0.2,
     )  # fmt: skip
-    return TracesWritten(time=TIME, step=step, horizon=4, path="traces/x.parquet", top_k=8, rollouts=[rollout])
+    kind = TokenType(token_id=5, text=completion[:2], count=2, reverse_kl=0.2)
+    values = BinValues(mean=[0.1, 0.1], p10=[0.1, 0.1], p50=[0.1, 0.1], p90=[0.1, 0.1])
+    profile = TraceProfile(
+        length=16, num_rollouts=1, num_tokens=2, reverse_kl=0.2, rollouts=[1, 1], tokens=[1, 1],
+        values=dict.fromkeys(get_args(TraceMetric), values), token_types=[kind],
+    )  # fmt: skip
+    return TracesWritten(
+        time=TIME, step=step, horizon=4, path="traces/x.parquet", top_k=8, rollouts=[rollout], profile=profile
+    )
 
 
 def checkpoint_event(

@@ -8,11 +8,12 @@ from sqlalchemy import func, select
 
 from backend.database import Database
 from backend.queries.claims import Claim, LeaseLost, reap
-from backend.records import Attempt, Checkpoint, Evaluation, Event, Metric, PositionCurve, Rollout
+from backend.records import Attempt, Checkpoint, Evaluation, Event, Metric, PositionCurve, Rollout, StepProfile
 from engine.events import (
     CheckpointRemoved,
     Finished,
     PhaseChanged,
+    StepDone,
     TailMeasured,
 )
 from engine.flops import FlopLedger
@@ -54,9 +55,16 @@ def _claimed_again(database: Database, lost: Claim) -> Claim:
     return claim(database)
 
 
+def counted_steps() -> list[StepDone]:
+    """Two steps that tell how many tokens they sampled and trained on."""
+    tokens = {"rollout_tokens": 12.0, "supervised_tokens": 6.0}
+    steps = [step_event(1, 0.75), step_event(2, 0.5)]
+    return [step.model_copy(update={"metrics": step.metrics | tokens}) for step in steps]
+
+
 def test_an_event_becomes_the_rows_that_readers_ask_for(database: Database, claimed: Claim, run_folder: Path) -> None:
     events = [
-        *start_events(1), PhaseChanged(time=TIME, phase="training"), step_event(1, 0.75), step_event(2, 0.5),
+        *start_events(1), PhaseChanged(time=TIME, phase="training"), *counted_steps(),
         evaluation_event(2, 0.5, is_best=True), traces_event(2), checkpoint_event(run_folder, 1, 2, is_best=True),
         evaluation_event(2, 0.4, is_best=True, split="report"),
     ]  # fmt: skip
@@ -73,7 +81,7 @@ def test_an_event_becomes_the_rows_that_readers_ask_for(database: Database, clai
         assert losses == [0.75, 0.5]
         assert session.scalars(select(Metric.value).where(Metric.key == "grad_norm")).all() == [None, None]
         assert set(session.scalars(select(Metric.key))) == {
-            "loss", "grad_norm", "horizon", "training_flops", "executed_flops", "seconds.total",
+            "loss", "grad_norm", "horizon", "training_flops", "executed_flops", "seconds.total", "rollout_tokens", "supervised_tokens",
         }  # fmt: skip
         evaluations = session.scalars(select(Evaluation).order_by(Evaluation.split)).all()
         assert [(e.split, e.is_best, e.training_seconds) for e in evaluations] == [
@@ -81,11 +89,15 @@ def test_an_event_becomes_the_rows_that_readers_ask_for(database: Database, clai
             ("report", True, 4.0),
         ]
         assert [e.verdicts for e in evaluations] == [VERDICTS, VERDICTS]
+        assert [(e.sampled_tokens, e.trained_tokens) for e in evaluations] == [(24.0, 12.0)] * 2
         curves = session.scalars(select(PositionCurve).order_by(PositionCurve.source, PositionCurve.step)).all()
         assert [(c.source, c.step, c.split, c.mean) for c in curves][-2:] == [
             ("training", 1, "train", [1.0, 0.5]), ("training", 2, "train", [1.0, 0.5]),
         ]  # fmt: skip
         assert session.scalars(select(Rollout.completion)).all() == ["m3 1+1"]
+        profile = session.scalars(select(StepProfile)).one()
+        assert (profile.step, profile.fence, profile.subject, profile.num_tokens) == (2, 1, "student", 2)
+        assert (profile.grid["mean"]["reverse_kl"], profile.token_types) == ([0.1, 0.1], [[5, "m3", 2, 0.2]])
         checkpoint = session.scalars(select(Checkpoint)).one()
         assert (checkpoint.step, checkpoint.is_best, checkpoint.removed_at) == (2, True, None)
         assert [file["name"] for file in checkpoint.files] == [
@@ -93,6 +105,8 @@ def test_an_event_becomes_the_rows_that_readers_ask_for(database: Database, clai
             "tokenizer.json",
             "trainer/state.json",
         ]
+        history = session.scalars(select(Event.payload).where(Event.kind == "traces")).one()
+        assert set(history) == {"step", "subject", "horizon", "path", "top_k"}
         kinds = session.scalars(select(Event.kind).order_by(Event.seq)).all()
         assert kinds == [
             "state",
@@ -201,7 +215,7 @@ def test_a_resumed_attempt_replaces_what_came_after_its_checkpoint(
             select(Metric.step, Metric.value).where(Metric.key == "loss").order_by(Metric.step)
         ).all()
         assert [tuple(row) for row in rows] == [(1, 0.9), (2, 0.2)]
-        for table in (Evaluation, Rollout):
+        for table in (Evaluation, Rollout, StepProfile):
             assert session.scalar(select(func.count()).select_from(table)) == 0
         assert session.scalars(select(Checkpoint.step).where(Checkpoint.removed_at.is_(None))).all() == [1]
     run = run_row(database, claimed.run_id)

@@ -1,0 +1,29 @@
+"""Believable samples of what a run used. Never shipped."""
+
+from datetime import timedelta
+
+import fake_records as records
+from fastapi import APIRouter
+
+from backend.resources import AttemptPlace, ResourceSample, RunResources
+
+router = APIRouter(prefix="/api/v1/runs/{run_id}")
+
+
+@router.get("/resources")
+def resources(run_id: str) -> RunResources:
+    if run_id == "r-queued":
+        return RunResources(attempts=[], samples=[])
+    place = AttemptPlace(
+        attempt=1, worker="laptop:00000000:1:1", host="laptop", pid=4242, device="cpu", precision="float32",
+        versions={"torch": "2.13.0"}, started_at=records.NOW, ended_at=None, outcome=None, exit_code=None, resumed_from_step=0,
+    )  # fmt: skip
+    gpu = {"gpu_percent": 37.0, "gpu_memory_bytes": 2**30} if run_id == "r-p8" else {}
+    samples = [
+        ResourceSample(
+            attempt=1, time=records.NOW + timedelta(seconds=at), cpu_percent=90.0 + at, rss_bytes=400_000_000 + at,
+            memory_available_bytes=2_000_000_000, disk_free_bytes=50_000_000_000, **gpu,
+        )
+        for at in range(0, 60, 10)
+    ]  # fmt: skip
+    return RunResources(attempts=[place], samples=[] if run_id == "r-failed" else samples)
