@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from starlette.routing import Mount
 
 from backend.database import Database
+from backend.request_bodies import FILE_TYPE, TAKES_FILE
 from backend.settings import Settings
 from tests.backend.checkpoints import FILES, attempt_folder, commit_checkpoint
 from tests.backend.recorded import stored_counts
@@ -151,12 +152,25 @@ def test_nothing_takes_archives_or_uploads(
         for method, operation in operations.items():
             if method == "get":
                 continue
-            assert set(operation.get("requestBody", {}).get("content", {})) <= {"application/json"}
+            takes_file = operation["operationId"] in TAKES_FILE
+            content = {FILE_TYPE} if takes_file else {"application/json"}
+            assert set(operation.get("requestBody", {}).get("content", {})) <= content
             takes_body += 1
-            response = client.request(
-                method, path.replace("{", "").replace("}", ""), content=upload, headers={"Content-Type": kind}
+            # A file of prompts is lines or a table under a name of its own: an archive is neither.
+            named = (
+                {"name": "p.jsonl", "prompt": "q"}
+                if operation["operationId"] == "upload_prompts"
+                else {"name": "p.zip"}
             )
-            assert_problem(response, settings, 415)
+            response = client.request(
+                method,
+                path.replace("{", "").replace("}", ""),
+                content=upload,
+                headers={"Content-Type": kind},
+                params=named if takes_file else None,
+            )
+            assert_problem(response, settings, 422 if takes_file and kind == FILE_TYPE else 415)
+    assert list(settings.home.glob("prompts/*")) == []
     assert takes_body >= 15
     assert stored_counts(database) == before
 
