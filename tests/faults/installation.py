@@ -108,7 +108,13 @@ class Installation:
             assert run.state not in ENDED_STATES, f"it {run.state} before: {run.failure_message}"
             return run.state == "running" and run.last_step >= num_steps
 
-        until(is_there, f"step {num_steps}")
+        try:
+            until(is_there, f"step {num_steps}")
+        except AssertionError as error:
+            run, attempts = run_row(self.database, run_id), self.attempts(run_id)
+            engines = [(attempt.fence, attempt.pid, attempt.ended_at) for attempt in attempts]
+            error.add_note(f"{run.state} at step {run.last_step}; attempts {engines}; {self.worker.last_log_line()}")
+            raise
 
     def await_state(self, run_id: str, *states: str, seconds: float = PATIENCE_SECONDS) -> None:
         until(lambda: self.state_of(run_id) in states, f"{' or '.join(states)} of {self.state_of(run_id)}", seconds)
