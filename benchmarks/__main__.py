@@ -1,6 +1,6 @@
 """`make bench` and `make load`: run benchmarks and add dated rows, with the commit, to the tables of docs/performance.md.
 
-    python -m benchmarks [--print] [load]     (--print shows the rows and writes nothing)
+    python -m benchmarks [--print] [load|dashboard]     (--print shows the rows and writes nothing)
 
 The tables are made by this command alone. Each row names the machine's load at its start, since a busy machine is slower.
 """
@@ -96,6 +96,18 @@ def api_rows(result: dict[str, Any]) -> list[Row]:
     ]
 
 
+def dashboard_rows(result: dict[str, Any]) -> list[Row]:
+    paint, growth = result["paint_milliseconds"], result["growth_megabytes"]
+    return [
+        [
+            *(f"{paint[page]['median']} ({paint[page]['first']})" for page in ("home", "runs", "inspect")),
+            f"{result['requests_per_2_seconds']:.1f}",
+            f"{growth['dashboard']:.0f}",
+            f"{growth['api']:.0f}",
+        ]
+    ]
+
+
 # Heading of the table in the page, the command, and how its JSON becomes rows.
 _BENCHMARKS: dict[str, tuple[list[str], Callable[[dict[str, Any]], list[Row]]]] = {
     "Training step": (["-m", "benchmarks.step_rate", "--json"], step_rate_rows),
@@ -109,14 +121,19 @@ _LOAD: dict[str, tuple[list[str], Callable[[dict[str, Any]], list[Row]]]] = {
     "API under load": (["-m", "benchmarks.api_load"], api_rows),
 }
 
+_DASHBOARD: dict[str, tuple[list[str], Callable[[dict[str, Any]], list[Row]]]] = {
+    "Dashboard": (["-m", "benchmarks.dashboard_budgets"], dashboard_rows),
+}
+_SUITES = {"speed": _BENCHMARKS, "load": _LOAD, "dashboard": _DASHBOARD}
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--print", action="store_true", dest="only_print", help="show the rows, write nothing")
-    parser.add_argument("suite", nargs="?", choices=["speed", "load"], default="speed")
+    parser.add_argument("suite", nargs="?", choices=list(_SUITES), default="speed")
     arguments = parser.parse_args()
     page = _PAGE.read_text()
-    for heading, (command, rows_of) in (_LOAD if arguments.suite == "load" else _BENCHMARKS).items():
+    for heading, (command, rows_of) in _SUITES[arguments.suite].items():
         load = os.getloadavg()[0]
         done = subprocess.run([sys.executable, *command], cwd=_ROOT, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -9,7 +9,9 @@ from dashboard import alert_notices, cached, notices, sign_in
 # A file, not an emoji or a Material icon: browsers would fetch those from the internet.
 _ICON = str(Path(__file__).parent / "incipit.svg")
 
-st.set_page_config(page_icon=_ICON, layout="wide")  # before the navigation, which would take the icon of a page
+st.set_page_config(
+    page_title="Incipit", page_icon=_ICON, layout="wide"
+)  # before the navigation, which would take the icon of a page
 st.logo(_ICON)
 page = st.navigation(
     [
@@ -28,10 +30,10 @@ page = st.navigation(
     ],
     position="top",  # the token lens and the tables need the width that a sidebar would take
 )
-st.set_page_config(page_title=f"{page.title} · Incipit")
 if sign_in.credential() is None:
     sign_in.ask()
 else:
+    st.set_page_config(page_title=f"{page.title} · Incipit")
     if not sign_in.is_local():
         with st.container(horizontal=True, horizontal_alignment="right", vertical_alignment="center"):
             with notices.problems_shown():

@@ -6,27 +6,20 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from incipit.stack import LocalStack
 from incipit.stack.local_token import local_token
 from tests.browser.site import Site
-from tests.install_browser import find_browser
+from tests.chromium import chromium
 from tests.worker.runs import short_spec
 
-_ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=find_browser(), args=_ARGUMENTS)
+    with chromium() as opened:
         expect.set_options(timeout=60_000)
         yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -12,17 +12,13 @@ from types import ModuleType
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from backend.schemas import RolloutDetail
+from tests.chromium import chromium
 
 _HERE = Path(__file__).parent
 _START_SECONDS = 60.0
-# No sandbox: tests run as root in containers. The others keep a fresh Chromium from calling home.
-_CHROMIUM_ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 
 
 def _loaded(name: str) -> ModuleType:
@@ -113,14 +109,10 @@ def lens_page_url() -> Iterator[str]:
     stopped(process)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        found = next((path for path in ("/usr/bin/chromium", "/usr/bin/chromium-browser") if Path(path).exists()), None)
-        assert found, "Chromium is missing; install it with: apt-get install --no-install-recommends chromium"
-        started = playwright.chromium.launch(executable_path=found, args=_CHROMIUM_ARGUMENTS)
-        yield started
-        started.close()
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ def test_answers_are_the_models_of_the_api(scene: str) -> None:
     with ApiClient(scene) as client:
         assert client.run("r-running").eta_seconds == (41.0, 55.0)
         assert client.rollout("r-p8.120.1").trace.texts[3] == "\n"
-        assert [one.seq for one in client.events("r-p8", after_seq=2).items] == list(range(3, 10))
-        assert [one.seq for one in client.events("r-p8", after_seq=7, kinds=("warning",)).items] == [8, 9]
+        assert [one.seq for one in client.events("r-p8", after_seq=2).items] == list(range(3, 11))
+        assert [one.seq for one in client.events("r-p8", after_seq=7, kinds=("warning",)).items] == [9, 10]
 
 
 def test_download_links_are_absolute(scene: str) -> None:

@@ -24,7 +24,7 @@ def opened(**query: str) -> AppTest:
 
 
 def said(app: AppTest) -> str:
-    return "\n".join(str(one.value) for one in [*app.markdown, *app.caption, *app.subheader, *app.error])
+    return "\n".join(str(one.value) for one in [*app.markdown, *app.caption, *app.header, *app.error])
 
 
 @pytest.mark.usefixtures("scene")
@@ -45,7 +45,7 @@ def test_across_rollouts_there_are_a_map_quantiles_and_tokens_each_as_a_table() 
     app = opened(run="r-p8", tab="Across rollouts", step="40")
     assert not app.exception
     assert {"By position and step", "By position at step 40", "Most divergent token types"} <= {
-        one.value for one in app.subheader
+        one.value for one in app.header
     }
     shown, quantiles, tokens = (one.value for one in app.dataframe)
     assert set(shown["first_step"]) == set(range(0, 121, 20))

@@ -62,7 +62,7 @@ def test_a_view_draws_without_a_fault(view: str) -> None:
 def test_an_empty_place_says_what_to_do(view: str, says: str) -> None:
     app = opened(view)
     assert not app.exception
-    assert says in said(app) + "\n".join(str(one.value) for one in app.subheader)
+    assert says in said(app) + "\n".join(str(one.value) for one in app.header)
 
 
 @pytest.mark.parametrize("scene", ["broken", "odd"], indirect=True)
@@ -243,7 +243,7 @@ def test_a_checkpoint_is_pinned_and_let_go_by_its_button() -> None:
 def test_an_analysis_draws_in_every_state(state: str, says: str) -> None:
     app = opened("analyses", analysis=f"a-{state}")
     assert not app.exception
-    assert says in said(app).replace("\\", "") + "\n".join(str(one.value) for one in app.subheader)
+    assert says in said(app).replace("\\", "") + "\n".join(str(one.value) for one in app.header)
 
 
 @pytest.mark.usefixtures("scene")
