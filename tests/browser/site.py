@@ -38,6 +38,17 @@ class Site:
         found: dict[str, Any] = self.api.get(f"/runs/{run_id}").raise_for_status().json()
         return found
 
+    def await_api(self) -> None:
+        """Return when the API answers."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                self.api.get("/me").raise_for_status()
+                return
+            except httpx.TransportError:
+                assert time.monotonic() < deadline, "the API did not come back"
+                time.sleep(0.2)
+
     def await_run(self, run_id: str, state: str, step: int = 0) -> None:
         """Return when the run is in this state with so many steps recorded."""
         deadline = time.monotonic() + _PATIENCE_SECONDS

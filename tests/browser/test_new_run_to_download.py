@@ -42,7 +42,7 @@ def test_from_a_new_run_to_a_checkpoint_that_transformers_opens(page: Page, site
 
 def _import_spec(page: Page, spec: Path) -> None:
     page.get_by_text("Import or export").click()
-    page.locator("input[type=file]").set_input_files(spec)
+    page.locator("input[type=file]").last.set_input_files(spec)  # the popover's; prompts have one of their own
     # While Streamlit swaps the form, the old fields stand beside the new ones for a moment.
     expect(page.locator('input[aria-label="Number of steps"][value="6"]')).to_have_count(1)
     expect(page.get_by_role("spinbutton", name="Number of steps")).to_have_count(1)

@@ -80,6 +80,7 @@ def test_while_the_api_is_dead_the_page_says_so_and_then_goes_on(page: Page, sit
     expect(page.get_by_text("Cannot reach the API").or_(page.get_by_text("did not answer")).first).to_be_visible()
     assert page.get_by_text("Traceback").count() == 0
     os.kill(api.pid, signal.SIGKILL)
+    site.await_api()
     expect(page.get_by_text(_STEP).first).to_be_visible()
     assert _shown_step(page) >= before
     assert site.run(run_id)["attempt"] == 1
