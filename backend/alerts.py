@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from backend.access import KeyName
 from engine.frozen import Frozen
@@ -18,6 +18,8 @@ DeliveryState = Literal["pending", "sent", "failed"]
 
 class AlertRules(Frozen):
     """Of what the people of a project are told. A divergence that is not finite ends its run, and so is told as failed."""
+
+    model_config = ConfigDict(strict=True)  # no form of text sends these
 
     finished: bool = True
     """A run has finished."""

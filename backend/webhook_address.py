@@ -25,6 +25,10 @@ def check_url(url: str, *, may_be_local: bool) -> None:
         raise NotAllowed("url is no address; write https://host/path.") from None
     if not host:
         raise NotAllowed("url names no host; write https://host/path.")
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise NotAllowed("url names a host that no name server can know; write https://host/path.") from None
     if parts.username is not None or parts.password is not None:
         raise NotAllowed("url holds a user or a password; put the secret into its path, as webhooks do.")
     is_own = may_be_local and is_loopback(host)

@@ -17,7 +17,9 @@ _ARGUMENTS = [
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """For one module at most: as long as it is open an event loop runs in this process, in which others cannot start theirs."""
+    path = find_browser()
+    assert path, "Chromium is missing; install it with: apt-get install --no-install-recommends chromium"
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=find_browser(), args=_ARGUMENTS)
+        opened = playwright.chromium.launch(executable_path=path, args=_ARGUMENTS)
         yield opened
         opened.close()

@@ -62,9 +62,13 @@ def raise_evaluation(session: Session, run_id: str, event: Evaluated) -> None:
     factor, drop = rules.divergence_factor, rules.accuracy_drop
     if factor is not None and _is_new(divergence, lambda value, best: value >= factor * best and value > 0, min):
         value, best = divergence[-1], min(divergence)
+        times = (
+            f"{value / best:.3g} times its best ({best:.3g}"
+            if best
+            else "its best was 0 (where student and teacher agree"
+        )
         told = (
-            f"Step {event.step}: the full-length reverse KL is {value:.3g} nats per token, {value / best:.3g} times its best "
-            f"({best:.3g}; limit {factor:g})."
+            f"Step {event.step}: the full-length reverse KL is {value:.3g} nats per token, {times}; limit {factor:g})."
         )
         _raise(session, project_id, run_id, "divergence", str(event.step), told, step=event.step)
     if drop is not None and _is_new(accuracy, lambda value, best: value <= best - drop, max):

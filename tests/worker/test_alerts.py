@@ -88,6 +88,19 @@ def test_a_divergence_that_has_tripled_is_told(database: Database, claimed: Clai
     assert told == "Step 4: the full-length reverse KL is 1.5 nats per token, 3 times its best (0.5; limit 3)."
 
 
+def test_a_divergence_that_was_none_is_told_without_a_ratio(
+    database: Database, claimed: Claim, run_folder: Path
+) -> None:
+    """A student that is its teacher's copy begins so; the step has to be recorded all the same."""
+    (same,), (apart, _) = evaluations(0.5, reverse_kl=0.0), evaluations(0.5, 0.5)
+    assert isinstance(apart, Evaluated)
+    record(database, claimed, run_folder, same, apart.model_copy(update={"step": 4}))
+    assert raised(database) == [("divergence", 4)]
+    with database.read() as session:
+        (told,) = session.scalars(select(Alert.message))
+    assert "its best was 0" in told
+
+
 def test_rules_can_be_switched_off(database: Database, claimed: Claim, run_folder: Path) -> None:
     rules = AlertRules(
         health=False, accuracy_drop=None, divergence_factor=None, finished=False, failed=False, no_progress_minutes=None

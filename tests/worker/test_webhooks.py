@@ -204,6 +204,7 @@ def test_public_local_and_listed_addresses_are_taken() -> None:
         ("https://a:b@example.org", True, "url holds a user or a password"),
         ("https://example.org:99999", True, "url is no address"),
         ("https://", True, "url names no host"),
+        (f"https://{'a' * 64}.example.org/x", True, "url names a host that no name server can know"),
     ],
 )
 def test_an_address_of_the_wrong_kind_is_refused_at_once(url: str, may_be_local: bool, problem: str) -> None:
