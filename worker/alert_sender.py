@@ -9,6 +9,7 @@ from backend.queries.outbox import Outgoing, claim_due, note_outcome
 from backend.webhook_sending import deliver, webhook_secret
 from worker.lease import DATABASE_OUTAGES
 
+_CLOSE_SECONDS = 5.0  # an answer that takes longer is not waited for: the alert is sent again
 _AT_ONCE = 4  # with ten seconds each, within the minute that a claim lasts
 
 _log = logging.getLogger(__name__)
@@ -22,12 +23,19 @@ class AlertSender:
         self._signing_secret = signing_secret
         self._networks = networks
         self._thread: threading.Thread | None = None
+        self._is_closing = threading.Event()
 
     def turn(self) -> None:
         """Begin to send what is due, unless that is going on already."""
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._send_all, name="alert-sender", daemon=True)
             self._thread.start()
+
+    def close(self) -> None:
+        """Begin nothing more and let what is being written be written: the database is closed behind this."""
+        self._is_closing.set()
+        if self._thread is not None:
+            self._thread.join(_CLOSE_SECONDS)
 
     def send_due(self) -> int:
         """Send the next few deliveries; how many were due."""
@@ -46,7 +54,7 @@ class AlertSender:
 
     def _send_all(self) -> None:
         try:
-            while self.send_due():
+            while not self._is_closing.is_set() and self.send_due():
                 pass
         except DATABASE_OUTAGES as error:
             _log.warning("The database does not answer, alerts wait: %s", error)

@@ -80,6 +80,7 @@ class Control:
                 leases.release_control(session, self.owner)
         except DATABASE_OUTAGES as error:
             _log.warning("Control was not handed over, its lease will run out: %s", error)
+        self._alert_sender.close()
         self.database.close()
 
     def _take_back_runs(self) -> None:

@@ -109,6 +109,14 @@ def lens_page_url() -> Iterator[str]:
     stopped(process)
 
 
+@pytest.fixture(autouse=True)
+def own_main_module() -> Iterator[None]:
+    """AppTest leaves the app in the place of `__main__`, which every process that multiprocessing starts later would import."""
+    main = sys.modules["__main__"]
+    yield
+    sys.modules["__main__"] = main
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with chromium() as opened:

@@ -194,6 +194,14 @@ def test_public_local_and_listed_addresses_are_taken() -> None:
             allowed_address(odd, 80, may_be_local=False, networks=())
 
 
+def test_a_sender_that_is_closed_leaves_nothing_at_work(database: Database) -> None:
+    """The database is closed behind it: a connection that is still in use then would stay open."""
+    sender = AlertSender(database, SIGNING, ())
+    sender.turn()
+    sender.close()
+    assert not [one for one in threading.enumerate() if one.name == "alert-sender"]
+
+
 @pytest.mark.parametrize(
     ("url", "may_be_local", "problem"),
     [
