@@ -7,8 +7,13 @@ from engine.events import FailureKind
 from engine.findings import Finding
 
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# What torch's allocator, C++ and the C library say when the machine has no memory left for this process.
-_OUT_OF_MEMORY = re.compile(r"can't allocate memory|Cannot allocate memory|\(os error 12\)|bad_alloc")
+# What torch's allocator, C++, Rust, the loader of libraries and the C library say when the machine has no memory left for
+# this process.
+_OUT_OF_MEMORY = re.compile(
+    r"can't allocate memory|Cannot allocate memory|\(os error 12\)|bad_alloc|^memory allocation of|can't start new thread"
+    r"|failed to map segment",
+    re.MULTILINE,
+)
 
 
 class RunError(Exception):
@@ -37,4 +42,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether the machine's own memory ran out, or what this process may have of it; that of a GPU is another matter."""
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
-    return isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)) is not None
+    return isinstance(error, MemoryError) or speaks_of_memory(str(error))
+
+
+def speaks_of_memory(words: str) -> bool:
+    """Whether these words, an error's or the last of a process, say that the machine's memory ran out."""
+    return _OUT_OF_MEMORY.search(words) is not None

@@ -8,7 +8,7 @@ from backend.queries.claims import Ending
 from backend.queries.retries import RETRYABLE
 from backend.queries.wishes import Wish
 from backend.run_states import RunState
-from engine.errors import is_out_of_space
+from engine.errors import is_out_of_space, speaks_of_memory
 from engine.events import Failed, FailureKind, Finished
 from engine.exit_codes import FAILURE_OF, OF_FAILURE, STOPPED
 
@@ -17,10 +17,7 @@ _OOM_HINT = "often the system's memory ran out: lower micro_batch_rollouts or ru
 _DISK_ADVICE = "Free some, lower checkpoints.keep_last, or move INCIPIT_HOME to a larger disk."
 _OOM_ADVICE = "lower micro_batch_rollouts, run fewer slots or use a machine with more memory"
 # How an interpreter ends that got no memory before it could say so in an event.
-_OUT_OF_MEMORY = re.compile(
-    r"^MemoryError|Cannot allocate memory|std::bad_alloc|can't start new thread|failed to map segment|^memory allocation of",
-    re.MULTILINE,
-)
+_MEMORY_ERROR = re.compile("^MemoryError", re.MULTILINE)
 
 
 class UnwritableFolder(Exception):
@@ -62,7 +59,8 @@ def ending_of(
     if is_shutdown:
         reason = "The worker shut down before the engine could write a checkpoint; the run goes on from its last one."
         return Ending("queued", reason, exit_code, counts=False)
-    if (exit_code == -signal.SIGKILL and was_memory_kill) or _OUT_OF_MEMORY.search(log_tail):
+    spoke_of_memory = speaks_of_memory(log_tail) or _MEMORY_ERROR.search(log_tail)
+    if (exit_code == -signal.SIGKILL and was_memory_kill) or spoke_of_memory:
         who = "and the kernel ended the engine" if exit_code == -signal.SIGKILL else f"(exit code {exit_code})"
         reason = f"The machine's memory ran out {who}; {_OOM_ADVICE}."
         return Ending("queued", reason, exit_code, "oom_host", reason)

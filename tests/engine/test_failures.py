@@ -21,6 +21,8 @@ def _out_of_memory_of_torch() -> BaseException:
         (MemoryError(), "oom_host"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "oom_host"),
         (Exception("Error while deserializing: I/O error: Cannot allocate memory (os error 12)"), "oom_host"),
+        (ImportError("libparquet.so.2600: failed to map segment from shared object"), "oom_host"),
+        (RuntimeError("can't start new thread"), "oom_host"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "gpu_error"),
         (OSError(errno.ENOSPC, "No space left on device"), "disk_full"),
         (KeyError("x"), "internal"),

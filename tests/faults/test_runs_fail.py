@@ -36,7 +36,12 @@ if "train" in sys.orig_argv and os.path.exists({armed!r}):
 
 def _await_retry(installation: Installation, run_id: str, kind: str) -> str:
     """The message of a run that waits for its next attempt because of `kind`."""
-    until(lambda: run_row(installation.database, run_id).failure_kind == kind, f"a return to the queue as {kind}")
+    try:
+        until(lambda: run_row(installation.database, run_id).failure_kind == kind, f"a return to the queue as {kind}")
+    except AssertionError as error:
+        one = run_row(installation.database, run_id)
+        error.add_note(f"the run is {one.state} at step {one.last_step}, {one.failure_kind}: {one.failure_message}")
+        raise
     run = run_row(installation.database, run_id)
     assert run.state == "queued"
     assert run.not_before is not None
