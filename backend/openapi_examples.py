@@ -49,6 +49,7 @@ _RUN = Run(
     training_flops=None, training_seconds=None, failure_kind=None, failure_message=None, created_at=_NOW, started_at=None,
     finished_at=None, heartbeat_at=None, spec=_SPEC, flops=None, executed_flops=None, eta_seconds=None, queue_position=1,
     row_version=0,
+    last_seq=1,
 )  # fmt: skip
 _ANALYSIS_SPEC = AnalysisSpec(run=_SPEC, analysis=TeacherPrefix(kind="teacher_prefix", num_prompts=16))
 _ANALYSIS = Analysis(

@@ -102,6 +102,9 @@ class Run(RunSummary):
     queue_position: int | None
     row_version: int
     """Raised by each change of state or wish, not by what training records; PATCH asks for it in If-Match."""
+    last_seq: int
+    """Of the newest event of its history, 0 without one. While it stays, only metrics and curves by position have grown:
+    each evaluation, warning, checkpoint and change of state is an event."""
 
 
 class RunPage(Frozen):

@@ -117,8 +117,8 @@ class ApiClient(AlertCalls, PlaygroundCalls, PromptFileCalls, RunCalls, ViewCall
     def evaluations(self, run_id: str) -> list[Evaluation]:
         return self._get(f"/api/v1/runs/{run_id}/evaluations", list[Evaluation])
 
-    def positions(self, run_id: str, source: str) -> list[Positions]:
-        """Curves by position of one source (training, student, base), in order of steps."""
+    def positions(self, run_id: str, source: str | None = None) -> list[Positions]:
+        """Curves by position of one source (training, student, base) or of all, in order of steps."""
         return self._get(f"/api/v1/runs/{run_id}/positions", list[Positions], {"source": source})
 
     def rollouts(self, run_id: str, *, step: int | None = None) -> RolloutPage:

@@ -37,6 +37,9 @@ from engine.trace_profile import TraceMetric
 _MAX_LISTED_RUNS = 1000
 _MAX_EVENT_PAGES = 40
 _BY_IDENTITY: dict[type | str, Any] = {ApiClient: lambda client: client.identity}
+# Most of what a run has recorded stays as it is until an event tells of more: the page of a run at work asks for the run
+# each 2 s and for little else, see Run.last_seq.
+_BY_HISTORY: dict[type | str, Any] = {**_BY_IDENTITY, Run: lambda run: (run.id, run.last_seq)}
 
 
 def api() -> ApiClient:
@@ -54,7 +57,7 @@ def health(client: ApiClient) -> Health:
     return client.health()
 
 
-@st.cache_data(ttl=10, max_entries=16, show_spinner=False, hash_funcs=_BY_IDENTITY)
+@st.cache_data(ttl=60, max_entries=16, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def me(client: ApiClient) -> Principal:
     return client.me()
 
@@ -93,36 +96,43 @@ def run(client: ApiClient, run_id: str) -> Run:
     return client.run(run_id)
 
 
-@st.cache_data(ttl=1, max_entries=64, show_spinner=False, hash_funcs=_BY_IDENTITY)
-def metrics(client: ApiClient, run_id: str) -> list[Metric]:
-    return client.metrics(run_id)
+@st.cache_data(ttl=4, max_entries=64, show_spinner=False, hash_funcs=_BY_HISTORY)
+def metrics(client: ApiClient, run: Run) -> list[Metric]:
+    return client.metrics(run.id)
 
 
-@st.cache_data(ttl=1, max_entries=64, show_spinner=False, hash_funcs=_BY_IDENTITY)
-def events(client: ApiClient, run_id: str, kinds: Sequence[str] = ()) -> list[StoredEvent]:
+@st.cache_data(ttl=600, max_entries=64, show_spinner=False, hash_funcs=_BY_HISTORY)
+def events(client: ApiClient, run: Run, kinds: Sequence[str] = ()) -> list[StoredEvent]:
     """The whole history, or that of some kinds, in at most 40 pages."""
     found: list[StoredEvent] = []
     for _ in range(_MAX_EVENT_PAGES):
-        page = client.events(run_id, after_seq=found[-1].seq if found else 0, kinds=kinds)
+        page = client.events(run.id, after_seq=found[-1].seq if found else 0, kinds=kinds)
         if not page.items:
             break
         found += page.items
     return found
 
 
-@st.cache_data(ttl=2, max_entries=64, show_spinner=False, hash_funcs=_BY_IDENTITY)
-def warnings(client: ApiClient, run_id: str) -> list[StoredEvent]:
+@st.cache_data(ttl=600, max_entries=64, show_spinner=False, hash_funcs=_BY_HISTORY)
+def warnings(client: ApiClient, run: Run) -> list[StoredEvent]:
     """What the run warned of, oldest first: the first page of it."""
-    return client.events(run_id, kinds=("warning",)).items
+    return client.events(run.id, kinds=("warning",)).items
 
 
-@st.cache_data(ttl=2, max_entries=128, show_spinner=False, hash_funcs=_BY_IDENTITY)
-def evaluations(client: ApiClient, run_id: str) -> list[Evaluation]:
-    return client.evaluations(run_id)
+@st.cache_data(ttl=600, max_entries=128, show_spinner=False, hash_funcs=_BY_HISTORY)
+def evaluations(client: ApiClient, run: Run) -> list[Evaluation]:
+    return client.evaluations(run.id)
 
 
-@st.cache_data(ttl=2, max_entries=64, show_spinner=False, hash_funcs=_BY_IDENTITY)
-def positions(client: ApiClient, run_id: str, source: str) -> list[Positions]:
+@st.cache_data(ttl=600, max_entries=64, show_spinner=False, hash_funcs=_BY_HISTORY)
+def checkpoints_of(client: ApiClient, run: Run) -> list[Checkpoint]:
+    """Those of one run, as its page needs them: a pin set meanwhile is not seen."""
+    return client.checkpoints(run_id=run.id)
+
+
+@st.cache_data(ttl=4, max_entries=64, show_spinner=False, hash_funcs=_BY_IDENTITY)
+def positions(client: ApiClient, run_id: str, source: str | None = None) -> list[Positions]:
+    """Curves of one source, or of all."""
     return client.positions(run_id, source)
 
 
@@ -161,7 +171,7 @@ def saved_views(client: ApiClient) -> list[SavedView]:
     return client.saved_views()
 
 
-@st.cache_data(ttl=2, max_entries=32, show_spinner=False, hash_funcs=_BY_IDENTITY)
+@st.cache_data(ttl=5, max_entries=32, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def run_resources(client: ApiClient, run_id: str) -> RunResources:
     return client.run_resources(run_id)
 

@@ -48,7 +48,7 @@ def executed_of(events: Sequence[StoredEvent]) -> FlopLedger | None:
 
 def show(client: ApiClient, run: Run) -> None:
     """Estimate beside actual: FLOPs by phase, training time, memory."""
-    known = cached.events(client, run.id, ("estimated", "evaluation"))
+    known = cached.events(client, run, ("estimated", "evaluation"))
     estimated: dict[str, Any] | None = next((one.payload for one in known if one.kind == "estimated"), None)
     frame = costs_frame(run, estimated, executed_of([one for one in known if one.kind == "evaluation"]))
     if frame.empty:
@@ -70,7 +70,7 @@ def show(client: ApiClient, run: Run) -> None:
     seconds = estimated.get("seconds")
     expected = range_text((seconds["low"], seconds["high"])) if seconds else "not known: no earlier run of these models"
     st.caption(f"Training time: estimate {expected}, actual {seconds_text(run.training_seconds)}.")
-    peak = next((one for one in cached.metrics(client, run.id) if one.key == "peak_memory_bytes"), None)
+    peak = next((one for one in cached.metrics(client, run) if one.key == "peak_memory_bytes"), None)
     most = max((value for value in peak.values if value is not None), default=None) if peak else None
     actual = "not measured yet" if most is None else bytes_text(most)
     st.caption(

@@ -62,7 +62,7 @@ def _stop_menu(client: ApiClient, run: Run) -> None:
 
 def _lost(client: ApiClient, run: Run) -> str:
     """What stopping now would lose, by the newest checkpoint."""
-    newest = max((saved.step for saved in cached.checkpoints(client, run.id)), default=None)
+    newest = max((saved.step for saved in cached.checkpoints_of(client, run)), default=None)
     if newest is None:
         return f"there is none yet, so all {run.step:,} steps are lost."
     lost = run.step - newest
@@ -72,7 +72,7 @@ def _lost(client: ApiClient, run: Run) -> str:
 
 
 def _retry_menu(client: ApiClient, run: Run) -> None:
-    steps = [saved.step for saved in cached.checkpoints(client, run.id)]
+    steps = [saved.step for saved in cached.checkpoints_of(client, run)]
     if not steps:
         if st.button("Start again", icon=":material/restart_alt:", key="retry-scratch", help="From its first step."):
             _do(lambda: client.retry(run.id, from_scratch=True), "In the queue again, from its first step.")

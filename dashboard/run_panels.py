@@ -28,7 +28,7 @@ _ACCURACY_HELP = "At full length: on dev prompts on the way; on report prompts o
 
 def figures(client: ApiClient, run: Run) -> None:
     """The strip of figures under the header."""
-    known = {metric.key: metric for metric in cached.metrics(client, run.id)} if run.step else {}
+    known = {metric.key: metric for metric in cached.metrics(client, run)} if run.step else {}
     loss = known.get("loss")
     last = next((value for value in reversed(loss.values) if value is not None), None) if loss else None
     with st.container(horizontal=True):
@@ -72,7 +72,7 @@ def overview(client: ApiClient, run: Run) -> None:
         _accuracy(client, run)
     with right:
         st.markdown("**Loss in the prefix**")
-        loss = next((metric for metric in cached.metrics(client, run.id) if metric.key == "loss"), None)
+        loss = next((metric for metric in cached.metrics(client, run) if metric.key == "loss"), None)
         if loss is None:
             st.caption("No step is done yet.")
         else:
@@ -97,7 +97,7 @@ def overview(client: ApiClient, run: Run) -> None:
 
 
 def _accuracy(client: ApiClient, run: Run) -> None:
-    measured = cached.evaluations(client, run.id)
+    measured = cached.evaluations(client, run)
     frame = frames.evaluations_frame(measured)
     if frame.empty or "accuracy" not in frame:
         st.caption("Nothing is measured yet; base student and teacher come first.")
@@ -111,7 +111,7 @@ def _accuracy(client: ApiClient, run: Run) -> None:
 
 def metrics(client: ApiClient, run: Run) -> None:
     # The sentinel's figures have a panel of their own, beside the teacher's.
-    known = {one.key: one for one in cached.metrics(client, run.id) if not one.key.startswith(tail_panel.PREFIX)}
+    known = {one.key: one for one in cached.metrics(client, run) if not one.key.startswith(tail_panel.PREFIX)}
     if not known:
         st.caption("No step is done yet.")
         return
@@ -130,7 +130,7 @@ def metrics(client: ApiClient, run: Run) -> None:
 
 
 def evaluations(client: ApiClient, run: Run) -> None:
-    frame = frames.evaluations_frame(cached.evaluations(client, run.id))
+    frame = frames.evaluations_frame(cached.evaluations(client, run))
     if frame.empty:
         st.caption("Nothing is measured yet; base student and teacher come first.")
         return
@@ -144,9 +144,9 @@ def evaluations(client: ApiClient, run: Run) -> None:
 
 
 def positions(client: ApiClient, run: Run) -> None:
-    training = cached.positions(client, run.id, "training")
-    both = cached.positions(client, run.id, "base") + cached.positions(client, run.id, "student")
-    full = [one for one in both if one.split == "dev"]
+    curves = cached.positions(client, run.id)
+    training = [one for one in curves if one.source == "training"]
+    full = [one for one in curves if one.source != "training" and one.split == "dev"]
     if not training and not full:
         st.caption("Nothing is measured by position yet.")
         return
@@ -178,7 +178,7 @@ def positions(client: ApiClient, run: Run) -> None:
 
 
 def log(client: ApiClient, run: Run) -> None:
-    lines = frames.log_lines(cached.events(client, run.id))
+    lines = frames.log_lines(cached.events(client, run))
     st.dataframe(pd.DataFrame(lines, columns=["time", "event", "what"]), hide_index=True, key="log",
                  column_config={"what": st.column_config.TextColumn(width="large")})  # fmt: skip
 

@@ -40,7 +40,7 @@ def told_once(events: Sequence[StoredEvent]) -> list[RunWarning]:
 
 def warnings(client: ApiClient, run: Run) -> None:
     """The newest warnings as boxes, all of them as a table when there are more."""
-    told = told_once(cached.warnings(client, run.id))
+    told = told_once(cached.warnings(client, run))
     for one in told[:_SHOWN]:
         head = one.about if one.step is None else f"{one.about} · step {one.step:,}"
         parts = [f"**{notices.plain(head)}**", notices.plain(one.message)]
@@ -55,6 +55,6 @@ def warnings(client: ApiClient, run: Run) -> None:
 
 def ended_early(client: ApiClient, run: Run) -> None:
     """Why a run succeeded before its last step: the last word of its history."""
-    moves = cached.events(client, run.id, kinds=("state",))
+    moves = cached.events(client, run, kinds=("state",))
     if moves:
         st.info(notices.plain(str(moves[-1].payload.get("reason", ""))), icon=":material/flag:")

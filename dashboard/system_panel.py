@@ -108,7 +108,7 @@ def not_measured(frame: pd.DataFrame) -> str:
 
 
 def _step_time(client: ApiClient, run: Run) -> None:
-    frame = step_time_frame({one.key: one for one in cached.metrics(client, run.id)})
+    frame = step_time_frame({one.key: one for one in cached.metrics(client, run)})
     if frame.empty:
         st.caption("No step is timed yet.")
         return

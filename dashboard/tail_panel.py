@@ -43,7 +43,7 @@ def tail_table(metrics: Sequence[Metric]) -> pd.DataFrame:
 
 def tail(client: ApiClient, run: Run) -> None:
     """Small charts, a figure each, and the table behind them."""
-    found = cached.metrics(client, run.id)
+    found = cached.metrics(client, run)
     known = {one.key: one for one in found if one.key.startswith(PREFIX)}
     if not known:
         said = "has measured nothing yet" if run.spec.sentinel.kind == "watch" else "is off"

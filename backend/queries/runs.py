@@ -9,7 +9,7 @@ from sqlalchemy import Select, and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from backend.project_database import EVERY_PROJECT
-from backend.records import Metric
+from backend.records import Event, Metric
 from backend.run_states import RunState
 from backend.schemas import Run, RunSummary
 from backend.tables import Experiment as ExperimentRow
@@ -80,7 +80,8 @@ def runs(session: Session, wanted: RunFilter, *, before: str | None = None, limi
 def run(session: Session, id: str) -> Run | None:
     """One run with its spec."""
     beside = (RunRow.spec, RunRow.flops, RunRow.executed_flops, RunRow.row_version)
-    row = session.execute(_SUMMARY.add_columns(*beside).where(RunRow.id == id)).mappings().one_or_none()
+    newest = select(func.coalesce(func.max(Event.seq), 0)).where(Event.run_id == id).scalar_subquery().label("last_seq")
+    row = session.execute(_SUMMARY.add_columns(*beside, newest).where(RunRow.id == id)).mappings().one_or_none()
     if row is None:
         return None
     values = dict(row)

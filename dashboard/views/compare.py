@@ -210,7 +210,8 @@ with notices.problems_shown():
         st.page_link("views/new_run.py", label="New run", icon=":material/add_circle:")
         st.stop()
     saved_views.popover(client, [one.id for one in chosen])
-    pairs = [(cached.run(client, one.id), cached.evaluations(client, one.id)) for one in chosen]
+    compared = [cached.run(client, one.id) for one in chosen]
+    pairs = [(run, cached.evaluations(client, run)) for run in compared]
     accuracy_section(pairs)
     with st.container(horizontal=True):
         target = st.number_input(

@@ -134,6 +134,7 @@ def test_events_are_read_on_from_where_one_stopped(client: TestClient, run_id: s
     assert [item["seq"] for item in rest["items"]] == [105, 106]
     end = client.get(f"/api/v1/runs/{run_id}/events", params={"after_seq": rest["last_seq"]}).json()
     assert end == {"items": [], "last_seq": 106}
+    assert client.get(f"/api/v1/runs/{run_id}").json()["last_seq"] == 106
 
 
 def test_events_of_named_kinds_are_read_alone(client: TestClient, run_id: str, database: Database) -> None:

@@ -186,6 +186,7 @@ def run(run_id: str) -> schemas.Run:
         eta_seconds=(41.0, 55.0) if state == "running" else None,
         queue_position=1 if state == "queued" else None,
         row_version=1,
+        last_seq=3,
     )
 
 
