@@ -98,7 +98,7 @@ def _positions(client: ApiClient, run: RunSummary, step: int, metric: TraceMetri
     st.caption(
         f"Over the {max(found.n)} stored rollouts of this step; the last positions are reached by {min(found.n)} of them.{wide}"
     )
-    notices.data_behind(frame, f"quantiles-{metric}-{run.id}-step-{step}")
+    notices.data_behind(frame, f"quantiles-{metric}-{run.id}-step-{step}", key="quantiles")
 
 
 def _tokens(client: ApiClient, run: RunSummary, step: int) -> None:

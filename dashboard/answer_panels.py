@@ -181,7 +181,7 @@ def _show_aligned(a: AnswerDetail, b: AnswerDetail, common: int, question_id: st
         key=f"aligned-{question_id}",
         alt="Reverse KL of A and B by position; data below",
     )
-    notices.data_behind(frame, f"aligned-{question_id}-{a.answer.row}-{b.answer.row}")
+    notices.data_behind(frame, f"aligned-{question_id}-{a.answer.row}-{b.answer.row}", key="aligned")
 
 
 def _show_words(a: str, b: str) -> None:

@@ -69,11 +69,17 @@ def state_badge(state: RunState) -> None:
     st.badge(label, icon=icon, color=colour)
 
 
-def data_behind(frame: pd.DataFrame, name: str, *, label: str = "Show data") -> None:
-    """The table behind a chart and its download as CSV; `name` is the file's, and unique in the view."""
-    with st.expander(label, icon=":material/table:"):
-        st.dataframe(frame, hide_index=True, key=f"data-{name}")
-        csv_button(frame, name)
+def data_behind(frame: pd.DataFrame, name: str, *, label: str = "Show data", key: str | None = None) -> None:
+    """The table behind a chart and its download as CSV; `name` is the file's, and unique in the view.
+
+    It is sent when somebody opens it, so that no page waits for tables nobody looks at. `key` keeps it open while the name
+    changes, such as with a step.
+    """
+    behind = st.expander(label, icon=":material/table:", key=f"behind-{key or name}", on_change="rerun")
+    if behind.open:
+        with behind:
+            st.dataframe(frame, hide_index=True, key=f"data-{name}")
+            csv_button(frame, name)
 
 
 def csv_button(frame: pd.DataFrame, name: str) -> None:

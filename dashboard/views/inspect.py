@@ -127,7 +127,7 @@ def show_positions(client: ApiClient, run: RunSummary, step: int) -> None:
         charts.positions_chart(frame, shown, "reverse KL (nats)", band=True), key="positions",
         alt="Mean reverse KL by completion position, base student and student; data in the table below",
     )  # fmt: skip
-    notices.data_behind(frame, f"positions-{run.id}-step-{step}")
+    notices.data_behind(frame, f"positions-{run.id}-step-{step}", key="positions")
 
 
 def show_rollout(client: ApiClient, run: RunSummary, step: int) -> None:
@@ -148,6 +148,7 @@ def show_rollout(client: ApiClient, run: RunSummary, step: int) -> None:
         frames.rollouts_frame(page.items),
         f"rollouts-{run.id}-step-{step}",
         label=f"All {len(page.items)} rollouts of step {step}",
+        key="rollouts",
     )
 
 

@@ -47,6 +47,10 @@ def test_across_rollouts_there_are_a_map_quantiles_and_tokens_each_as_a_table() 
     assert {"By position and step", "By position at step 40", "Most divergent token types"} <= {
         one.value for one in app.header
     }
+    assert len(app.dataframe) == 1, "tables behind charts wait until they are opened"
+    for table in ("map-reverse_kl-r-p8", "quantiles"):
+        app.session_state[f"behind-{table}"] = True
+    app.run()
     shown, quantiles, tokens = (one.value for one in app.dataframe)
     assert set(shown["first_step"]) == set(range(0, 121, 20))
     assert (shown[shown["n"] < divergence_charts.FEW]["start"].min(), shown["start"].max()) == (161, 197)

@@ -64,7 +64,8 @@ def test_two_answers_are_aligned_until_they_part_and_compared_by_words_behind() 
     assert "The first **3** tokens of A and B are the same" in words
     assert "Word by word, from where they part" in words
     assert num_lenses(app) == 2
-    table = next(one.value for one in app.dataframe if "reverse KL, A" in one.value)
+    app.session_state["behind-aligned"] = True
+    table = next(one.value for one in app.run().dataframe if "reverse KL, A" in one.value)
     assert table["token"].tolist() == ["m3", " 1+1", ";"]
     diff = next(str(one.value) for one in app.markdown if "orange-background" in str(one.value))
     assert "\\<img" in diff
