@@ -85,7 +85,8 @@ def _measured(browser: Browser, url: str, api: httpx.Client, home: Path) -> dict
             browser, f"{url}/inspect?run={finished}&step=0", re.compile(rf"\b{NUM_TOKENS} tokens"), ".token"
         ),
     }
-    at_work = _submitted(api, num_steps=5000)
+    # Some ten steps a second: it evaluates and saves each 20 s, so most looks find new figures of steps and nothing else.
+    at_work = _submitted(api, num_steps=20_000, checkpoints={"every_steps": 200}, evaluation=_every(200))
     _await(api, at_work, "running", 20)
     requests = _requests_of_a_viewer(browser, f"{url}/run?id={at_work}", api)
     api.post(f"/api/v1/runs/{at_work}/cancel", json={"checkpoint": False}).raise_for_status()
@@ -98,8 +99,12 @@ def _measured(browser: Browser, url: str, api: httpx.Client, home: Path) -> dict
     }
 
 
-def _submitted(api: httpx.Client, num_steps: int) -> str:
-    base = json.loads(short_spec(num_steps=num_steps).model_dump_json())
+def _every(steps: int) -> dict[str, Any]:
+    return short_spec().evaluation.model_dump(mode="json") | {"every_steps": steps}
+
+
+def _submitted(api: httpx.Client, **changes: object) -> str:
+    base = json.loads(short_spec(**changes).model_dump_json())
     made = api.post("/api/v1/experiments", json={"name": "seen", "base": base}).raise_for_status().json()
     return str(api.get(f"/api/v1/experiments/{made['id']}/runs").raise_for_status().json()[0]["id"])
 

@@ -43,7 +43,16 @@ def _pause_or_go_on(client: ApiClient, run: Run) -> None:
 
 
 def _stop_menu(client: ApiClient, run: Run) -> None:
-    with st.popover("Stop…", icon=":material/stop_circle:", disabled=run.desired_state == "cancel"):
+    menu = st.popover(
+        "Stop…",
+        icon=":material/stop_circle:",
+        disabled=run.desired_state == "cancel",
+        key="stop-menu",
+        on_change="rerun",
+    )
+    if not menu.open:  # what it says costs a request for each new event
+        return
+    with menu:
         if run.state in ("queued", "paused"):
             kept = "It has not started: nothing is lost." if run.state == "queued" else "Its checkpoints are kept."
             st.markdown(kept)

@@ -105,6 +105,8 @@ def test_a_running_run_shows_progress_and_can_be_stopped() -> None:
     app = opened("run", id="r-running")
     assert not app.exception
     assert "prefix 32" in said(app)
+    app.session_state["stop-menu"] = True
+    app.run()
     stop = next(one for one in app.button if one.key == "stop-save")
     stop.click().run()
     assert not app.exception
@@ -136,6 +138,8 @@ def test_system_shows_workers_and_the_queue_in_its_order() -> None:
 def test_a_viewer_is_offered_nothing_that_the_api_would_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INCIPIT_LOCAL_TOKEN", "of-a-viewer")
     run = opened("run", id="r-running")
+    run.session_state["stop-menu"] = True  # what stands in it is drawn once it is open
+    run.run()
     assert not run.exception
     assert not {one.key for one in run.button} & {"pause", "stop-save", "stop-now"}
     assert "ask an admin for the role operator" in said(run)
