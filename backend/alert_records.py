@@ -6,7 +6,7 @@ from typing import get_args
 from sqlalchemy import ForeignKey, Index, String, Text, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from backend.alerts import AlertRules, DeliveryState, Rule
+from backend.alerts import TEST, AlertRules, DeliveryState, Rule
 from backend.columns import CleanText, Id, RecordColumn
 from backend.ids import new_id
 from backend.tables import Table, one_of
@@ -17,17 +17,18 @@ class Alert(Table):
 
     __tablename__ = "alerts"
     __table_args__ = (
-        one_of("rule", get_args(Rule), "rule"),
+        one_of("rule", (*get_args(Rule), TEST), "rule"),
         UniqueConstraint("run_id", "rule", "occurrence"),
         Index("ix_alerts_project_id", "project_id", "id"),
     )
 
     id: Mapped[str] = mapped_column(Id, primary_key=True, default=new_id)
     project_id: Mapped[str] = mapped_column(String(64))
-    run_id: Mapped[str] = mapped_column(Id, ForeignKey("runs.id", ondelete="CASCADE"))
+    run_id: Mapped[str | None] = mapped_column(Id, ForeignKey("runs.id", ondelete="CASCADE"))
+    """None of a test alert."""
     rule: Mapped[str] = mapped_column(String(16))
     occurrence: Mapped[str] = mapped_column(String(80))
-    """Tells two alerts of a run and rule apart, such as the step."""
+    """Tells two alerts of a run and rule apart, such as the step; of a test alert the webhook's id."""
     time: Mapped[datetime]
     step: Mapped[int | None]
     message: Mapped[str] = mapped_column(CleanText)
@@ -57,6 +58,8 @@ class Webhook(Table):
     """Whether it was set on a stack of one machine, whose own programs it may then reach."""
     created_by: Mapped[str] = mapped_column(String(128))
     created_at: Mapped[datetime]
+    secret_version: Mapped[int] = mapped_column(default=0)
+    """How often its secret was changed; the secret itself follows from it and is not kept."""
 
 
 class WebhookDelivery(Table):

@@ -13,6 +13,8 @@ Severity = Literal["info", "warning", "error"]
 SEVERITY: dict[Rule, Severity] = {
     "finished": "info", "failed": "error", "health": "warning", "divergence": "warning", "accuracy": "warning", "no_progress": "warning",
 }  # fmt: skip
+TEST: Literal["test"] = "test"
+"""The rule of an alert that somebody sends to try a webhook."""
 DeliveryState = Literal["pending", "sent", "failed"]
 
 
@@ -81,7 +83,7 @@ class Webhook(Frozen):
 
 
 class CreatedWebhook(Webhook):
-    """A webhook at the only moment at which its secret can be read."""
+    """A webhook at the only moment at which its present secret can be read: when it is made, and when the secret is changed."""
 
     secret: str
     """Key of the HMAC-SHA256 in the header X-Incipit-Signature: `t=<Unix seconds>,v1=<hex of HMAC(secret, t + "." + body)>`."""
@@ -91,8 +93,11 @@ class Delivery(Frozen):
     """An alert on its way to a webhook."""
 
     alert_id: str
-    run_name: str
-    rule: Rule
+    run_name: str | None
+    """None of a test alert, which is of no run."""
+    rule: Rule | Literal["test"]
+    time: datetime
+    """When it was raised, or asked for."""
     state: DeliveryState
     attempts: int
     status: int | None

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from backend.access import ApiKey, CreatedKey, KeyCreate
-from backend.alerts import Alert, AlertRules, CreatedWebhook, Webhook, WebhookCreate
+from backend.alerts import Alert, AlertRules, CreatedWebhook, Delivery, Webhook, WebhookCreate
 from backend.analyses import Analysis
 from backend.estimates import Estimate, PhaseSeconds
 from backend.playground import CheckpointChoice, PlaygroundQuestion, QuestionCreate
@@ -149,6 +149,19 @@ RESPONSES: dict[str, Any] = {
     "put_alert_rules": AlertRules(accuracy_drop=0.05),
     "create_webhook": CreatedWebhook(**_WEBHOOK.model_dump(), secret="whsec_…"),
     "delete_webhook": _WEBHOOK,
+    "test_webhook": Delivery(
+        alert_id=_ID,
+        run_name=None,
+        rule="test",
+        time=_NOW,
+        state="pending",
+        attempts=0,
+        status=None,
+        error="",
+        next_at=_NOW,
+        sent_at=None,
+    ),
+    "rotate_webhook_secret": CreatedWebhook(**_WEBHOOK.model_dump(), secret="whsec_…"),
     "revoke_key": _KEY.model_copy(update={"revoked_at": _NOW}),
     "cancel_run": _RUN.model_copy(update={"state": "cancelled", "queue_position": None, "finished_at": _NOW}),
     "pause_run": _RUN.model_copy(update={"state": "paused", "desired_state": "pause", "queue_position": None}),

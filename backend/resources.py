@@ -1,6 +1,7 @@
 """What a run's attempts ran on and used, as the API tells of it."""
 
 from datetime import datetime
+from typing import Literal
 
 from engine.frozen import Frozen
 
@@ -28,6 +29,20 @@ class ResourceSample(ResourceFigures):
 
     time: datetime
     attempt: int
+
+
+class WorkerCapabilities(Frozen):
+    """What a run has at hand in a worker's slot; None is what the worker has not said or cannot measure."""
+
+    device: Literal["cpu", "cuda"] | None = None
+    """What `device: auto` is there."""
+    cores: int | None = None
+    memory_total_bytes: int | None = None
+    """Of the machine, or the limit of the worker's container; all slots of a machine share it."""
+    memory_available_bytes: int | None = None
+    """What the machine could still give at the last heartbeat."""
+    gpu_memory_total_bytes: int | None = None
+    """Of the slot's GPU; other slots share it where there are more of them than GPUs."""
 
 
 class AttemptPlace(Frozen):

@@ -90,7 +90,15 @@ _OPERATIONS: dict[Need, tuple[str, ...]] = {
         "update_view",
         "remove_view",
     ),
-    "admin": ("list_keys", "create_key", "revoke_key", "create_webhook", "delete_webhook"),
+    "admin": (
+        "list_keys",
+        "create_key",
+        "revoke_key",
+        "create_webhook",
+        "delete_webhook",
+        "test_webhook",
+        "rotate_webhook_secret",
+    ),
 }
 _NEEDS = {operation: need for need, operations in _OPERATIONS.items() for operation in operations}
 

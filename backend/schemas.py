@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from backend.resources import WorkerCapabilities
 from backend.run_states import RunState
 from engine.events import RolloutSummary
 from engine.findings import Finding
@@ -275,4 +276,6 @@ class Worker(Frozen):
     slot: str
     run_id: str | None
     heartbeat_at: datetime
-    capabilities: dict[str, object]
+    is_connected: bool
+    """Whether it was heard of within the last minute. Each takes one run at a time."""
+    capabilities: WorkerCapabilities

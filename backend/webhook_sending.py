@@ -13,17 +13,19 @@ from urllib.parse import urlsplit
 import httpx
 
 from backend.alerts import SEVERITY
-from backend.queries.outbox import Outgoing
+from backend.queries.outbox import Outgoing, SentRun
 from backend.webhook_address import NotAllowed, allowed_address, check_url
 
 SECONDS = 10.0
+_TEST_RUN = SentRun("test", "test", "test")
 # It would log every address, parts of which are secrets.
 logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
-def webhook_secret(signing_secret: bytes, webhook_id: str) -> str:
-    """The secret of a webhook: it follows from the installation's own, so that no database holds it."""
-    digest = hmac.new(signing_secret, f"webhook {webhook_id}".encode(), hashlib.sha256).hexdigest()
+def webhook_secret(signing_secret: bytes, webhook_id: str, version: int = 0) -> str:
+    """The secret of a webhook after so many changes: it follows from the installation's own, so that no database holds it."""
+    changed = f" {version}" if version else ""
+    digest = hmac.new(signing_secret, f"webhook {webhook_id}{changed}".encode(), hashlib.sha256).hexdigest()
     return f"whsec_{digest}"
 
 
@@ -34,19 +36,22 @@ def signature(secret: str, body: bytes, moment: int) -> str:
 
 
 def body_of(sent: Outgoing) -> bytes:
-    """The JSON body: fields for programs, `text` for Slack, `content` for Discord."""
+    """The JSON body: fields for programs, `text` for Slack, `content` for Discord. A test alert has the shape of any other."""
+    is_test = sent.run is None
+    run = sent.run or _TEST_RUN
     rule = sent.rule.replace("_", " ")
-    said = f"{sent.run_name} ({sent.experiment}): {rule}. {sent.message}"
+    said = sent.message if is_test else f"{run.name} ({run.experiment}): {rule}. {sent.message}"
     slack = said.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     document = {
         "version": 1,
         "id": sent.alert_id,
+        "is_test": is_test,
         "rule": sent.rule,
-        "severity": SEVERITY[sent.rule],  # type: ignore[index]
+        "severity": "info" if is_test else SEVERITY[sent.rule],  # type: ignore[index]
         "message": sent.message,
         "time": sent.time.isoformat(),
         "step": sent.step,
-        "run": {"id": sent.run_id, "name": sent.run_name, "experiment": sent.experiment, "project": sent.project_id},
+        "run": {"id": run.id, "name": run.name, "experiment": run.experiment, "project": sent.project_id},
         "text": slack[:3000],
         "content": said[:1900],
         "allowed_mentions": {"parse": []},  # a run called @everyone rings nobody

@@ -34,6 +34,14 @@ class AlertCalls(ApiTransport):
     def delete_webhook(self, webhook_id: str) -> Webhook:
         return self._call("DELETE", f"/api/v1/webhooks/{webhook_id}", Webhook, tries=1)
 
+    def test_webhook(self, webhook_id: str) -> Delivery:
+        """Queue a test alert; its delivery is among `deliveries` from then on."""
+        return self._post(f"/api/v1/webhooks/{webhook_id}/test", Delivery, None)
+
+    def rotate_webhook_secret(self, webhook_id: str) -> CreatedWebhook:
+        """Sign with another secret, which the answer has and which is not told again."""
+        return self._post(f"/api/v1/webhooks/{webhook_id}/rotate-secret", CreatedWebhook, None)
+
     def deliveries(self, webhook_id: str) -> list[Delivery]:
         """The last alerts that were sent there, newest first."""
         return self._get(f"/api/v1/webhooks/{webhook_id}/deliveries", list[Delivery])

@@ -88,6 +88,12 @@ def age_text(moment: datetime | None, now: datetime | None = None) -> str:
     return f"{seconds // _DAY:.0f} d ago"
 
 
+def wait_text(moment: datetime | None, now: datetime | None = None) -> str:
+    """Until a moment, such as `in 30 s`; `now` when it has passed or there is none."""
+    seconds = 0.0 if moment is None else (moment - (now or datetime.now(UTC))).total_seconds()
+    return "now" if seconds < 1 else f"in {seconds_text(round(seconds))}"
+
+
 def elapsed_seconds(start: datetime | None, end: datetime | None) -> float | None:
     """Seconds from start to end, or to now while there is no end."""
     if start is None:

@@ -46,11 +46,14 @@ class AlertSender:
         return len(due)
 
     def _send(self, one: Outgoing) -> None:
-        status, error = deliver(one, webhook_secret(self._signing_secret, one.webhook_id), self._networks)
+        status, error = deliver(one, self._secret_of(one), self._networks)
         if error:  # by its id: the address may be a secret
             _log.warning("Alert %s did not reach webhook %s: %s", one.alert_id, one.webhook_id, error)
         with self.database.write() as session:
             note_outcome(session, one, status=status, error=error)
+
+    def _secret_of(self, one: Outgoing) -> str:
+        return webhook_secret(self._signing_secret, one.webhook_id, one.secret_version)
 
     def _send_all(self) -> None:
         try:

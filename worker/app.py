@@ -25,6 +25,7 @@ from worker.analysis import work_on_analysis
 from worker.identity import ProcessIdentity, boot_id
 from worker.lease import DATABASE_OUTAGES
 from worker.preflight import answer
+from worker.resources import capabilities
 from worker.schema import OtherSchema, refuse_other_schema
 from worker.settings import WorkerSettings
 from worker.slots import Slot, free_slot, slots_of_this_machine
@@ -174,7 +175,7 @@ def _workplace() -> Workplace:
 
 
 def _worker_id(slot: Slot) -> str:
-    return f"{socket.gethostname()[:64]}:{boot_id()}:{_main_pid}:{slot.name}"
+    return f"{socket.gethostname()[:64]}:{boot_id()}:{_main_pid}:{slot.index}"
 
 
 def _forget_inherited_connections(**_: Any) -> None:
@@ -203,7 +204,7 @@ def _heartbeat() -> None:
                     pid=identity.pid,
                     pid_started=float(identity.started),
                     slot=slot.name,
-                    facts={"device": "cpu" if slot.gpu is None else "cuda", "cores": os.cpu_count() or 1},
+                    capabilities=capabilities(slot),
                 )
     except DATABASE_OUTAGES as error:
         _log.warning("This worker's heartbeat was not written: %s", error)

@@ -1,6 +1,8 @@
 """What an engine process uses, sampled beside it: a GPU's own tool that hangs must not hold up its supervisor."""
 
+import functools
 import logging
+import os
 import queue
 import shutil
 import subprocess
@@ -13,7 +15,8 @@ import psutil
 from backend.database import Database
 from backend.queries.claims import Claim
 from backend.queries.resources import add_sample
-from backend.resources import ResourceFigures
+from backend.resources import ResourceFigures, WorkerCapabilities
+from worker.machine_memory import machine_memory
 from worker.slots import Slot
 
 _SECONDS = 10.0
@@ -65,7 +68,7 @@ class ResourceWatch:
                     ResourceFigures(
                         cpu_percent=max(0.0, 100 * (seconds - before) / (now - at)),
                         rss_bytes=rss,
-                        memory_available_bytes=psutil.virtual_memory().available,
+                        memory_available_bytes=machine_memory().available_bytes,
                         disk_free_bytes=shutil.disk_usage(self.folder).free,
                         **(gpu_figures(self.slot.gpu) if self.slot.gpu is not None else {}),
                     )
@@ -75,6 +78,25 @@ class ResourceWatch:
             return
         except (psutil.Error, OSError) as error:
             _log.warning("What run %s uses is not sampled any more: %s", self.claim.run_id, error)
+
+
+def capabilities(slot: Slot) -> WorkerCapabilities:
+    """What a run in this slot has at hand, as the worker's heartbeat tells."""
+    memory = machine_memory()
+    return WorkerCapabilities(
+        device="cpu" if slot.gpu is None else "cuda",
+        cores=os.cpu_count() or 1,
+        memory_total_bytes=memory.total_bytes,
+        memory_available_bytes=memory.available_bytes,
+        gpu_memory_total_bytes=None if slot.gpu is None else gpu_memory_total_bytes(slot.gpu),
+    )
+
+
+@functools.cache
+def gpu_memory_total_bytes(gpu: str) -> int | None:
+    """None where the driver does not tell. Asked once: it stays as it is, and a driver's tool that hangs would hold up every heartbeat."""
+    total = gpu_figures(gpu).get("gpu_memory_total_bytes")
+    return None if total is None else int(total)
 
 
 def usage_of(pid: int) -> tuple[float, int]:

@@ -10,6 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from backend.database import now_of
+from backend.resources import WorkerCapabilities
 from backend.tables import ControlLease, Preflight, Run, Worker
 from engine.findings import Finding
 from engine.spec import RunSpec
@@ -38,13 +39,13 @@ def keep_worker(
     pid: int,
     pid_started: float,
     slot: str,
-    facts: dict[str, Any],
+    capabilities: WorkerCapabilities,
 ) -> None:
     """Say that a worker's slot is there, busy or idle."""
     now = now_of(session)
     worker = session.get(Worker, worker_id)
     if worker is not None:
-        worker.heartbeat_at = now
+        worker.heartbeat_at, worker.capabilities = now, capabilities.model_dump(exclude_none=True)
         return
     session.add(
         Worker(
@@ -56,7 +57,7 @@ def keep_worker(
             slot=slot,
             started_at=now,
             heartbeat_at=now,
-            capabilities=facts,
+            capabilities=capabilities.model_dump(exclude_none=True),
         )
     )
 

@@ -17,6 +17,15 @@ _LONGEST_WAIT = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
+class SentRun:
+    """The run that an alert is about."""
+
+    id: str
+    name: str
+    experiment: str
+
+
+@dataclass(frozen=True)
 class Outgoing:
     """One alert that this process has the right to send."""
 
@@ -25,10 +34,10 @@ class Outgoing:
     attempt: int
     url: str
     may_be_local: bool
+    secret_version: int
     project_id: str
-    run_id: str
-    run_name: str
-    experiment: str
+    run: SentRun | None
+    """None of a test alert."""
     rule: str
     message: str
     step: int | None
@@ -42,8 +51,8 @@ def claim_due(session: Session, *, limit: int) -> list[Outgoing]:
         select(WebhookDelivery, Webhook, Alert, Run.name, Experiment.name)
         .join(Webhook, Webhook.id == WebhookDelivery.webhook_id)
         .join(Alert, Alert.id == WebhookDelivery.alert_id)
-        .join(Run, Run.id == Alert.run_id)
-        .join(Experiment, Experiment.id == Run.experiment_id)
+        .outerjoin(Run, Run.id == Alert.run_id)
+        .outerjoin(Experiment, Experiment.id == Run.experiment_id)
         .where(WebhookDelivery.state == "pending", WebhookDelivery.next_at <= now)
         .order_by(WebhookDelivery.next_at, WebhookDelivery.alert_id)
         .limit(limit)
@@ -55,8 +64,9 @@ def claim_due(session: Session, *, limit: int) -> list[Outgoing]:
         delivery.next_at = now + _CLAIM
         taken.append(
             Outgoing(
-                alert.id, webhook.id, delivery.attempts, webhook.url, webhook.may_be_local, webhook.project_id, alert.run_id, run_name,
-                experiment, alert.rule, alert.message, alert.step, alert.time,
+                alert.id, webhook.id, delivery.attempts, webhook.url, webhook.may_be_local, webhook.secret_version, webhook.project_id,
+                None if alert.run_id is None else SentRun(alert.run_id, run_name, experiment), alert.rule, alert.message, alert.step,
+                alert.time,
             )
         )  # fmt: skip
     return taken

@@ -8,7 +8,7 @@ from backend.database import now_of
 from backend.ids import new_id
 from backend.limits import Limits
 from backend.problems import Refusal
-from backend.saved_views import SavedView, SavedViewWrite
+from backend.saved_views import SavedView, SavedViewWrite, etag_of
 from backend.tables import SavedView as ViewRow
 
 
@@ -40,11 +40,19 @@ def view(session: Session, id: str) -> SavedView | None:
     return None if row is None else _record(row)
 
 
-def update_view(session: Session, id: str, wanted: SavedViewWrite) -> SavedView | None:
-    """Replace name, note and address; None when there is no such view."""
-    row = _row(session, id)
+def update_view(session: Session, id: str, wanted: SavedViewWrite, if_match: str | None) -> SavedView | None:
+    """Replace name, note and address; None when there is no such view.
+
+    Refuses without the ETag that was read (428), and when the view has another one by now (412).
+    """
+    row = session.scalars(select(ViewRow).where(ViewRow.id == id).with_for_update()).one_or_none()
     if row is None:
         return None
+    if if_match is None:
+        raise Refusal(428, "PUT needs the header If-Match with the view's ETag; read the view first.")
+    etag = etag_of(_record(row))
+    if if_match not in (etag, "*"):
+        raise Refusal(412, f"The view was changed since: its ETag is {etag}, not {if_match[:50]}; read it again.")
     row.name, row.note, row.query, row.updated_at = wanted.name, wanted.note, wanted.query, now_of(session)
     session.flush()
     return _record(row)

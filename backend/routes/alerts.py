@@ -11,6 +11,7 @@ from backend.dependencies import Caller, Config, Cursor, Id, Reading, Store, err
 from backend.locked_route import locked_router
 from backend.problems import invalid, not_found
 from backend.queries import alerts as queries
+from backend.queries import webhooks as webhook_queries
 from backend.queries.raising import rules_of
 from backend.webhook_address import NotAllowed, check_url
 from backend.webhook_sending import webhook_secret
@@ -61,7 +62,7 @@ def put_alert_rules(body: AlertRules, database: Store, caller: Caller) -> AlertR
 @router.get("/webhooks", operation_id="list_webhooks", responses=errors())
 def list_webhooks(session: Reading) -> list[Webhook]:
     """Where alerts are sent."""
-    return queries.webhooks(session)
+    return webhook_queries.webhooks(session)
 
 
 @router.post(
@@ -80,7 +81,9 @@ def create_webhook(
     except NotAllowed as error:
         raise invalid([Finding(field="url", message=str(error))]) from None
     with database.write() as session:
-        made = queries.add_webhook(session, body, owner=caller, may_be_local=is_local_stack, limits=settings.limits)
+        made = webhook_queries.add_webhook(
+            session, body, owner=caller, may_be_local=is_local_stack, limits=settings.limits
+        )
     response.headers["Location"] = f"/api/v1/webhooks/{made.id}/deliveries"
     return CreatedWebhook(**made.model_dump(), secret=webhook_secret(settings.signing_secret(), made.id))
 
@@ -89,16 +92,45 @@ def create_webhook(
 def delete_webhook(webhook_id: Id, database: Store) -> Webhook:
     """Send nothing there any more."""
     with database.write() as session:
-        removed = queries.remove_webhook(session, webhook_id)
+        removed = webhook_queries.remove_webhook(session, webhook_id)
     if removed is None:
         raise not_found("webhook", webhook_id)
     return removed
 
 
+@router.post(
+    "/webhooks/{webhook_id}/test",
+    operation_id="test_webhook",
+    status_code=201,
+    responses=errors(403, 404, 409, 413, 415),
+)
+def test_webhook(webhook_id: Id, database: Store, caller: Caller, response: Response) -> Delivery:
+    """Send a test alert, signed and tried again like any other, in the place of the last test; its delivery tells how it went."""
+    with database.write() as session:
+        queued = webhook_queries.queue_test(session, webhook_id, caller.id)
+    if queued is None:
+        raise not_found("webhook", webhook_id)
+    response.headers["Location"] = f"/api/v1/webhooks/{webhook_id}/deliveries"
+    return queued
+
+
+@router.post(
+    "/webhooks/{webhook_id}/rotate-secret", operation_id="rotate_webhook_secret", responses=errors(403, 404, 413, 415)
+)
+def rotate_webhook_secret(webhook_id: Id, database: Store, settings: Config) -> CreatedWebhook:
+    """Sign with another secret from now on, which the answer holds, once; the one before is worth nothing any more."""
+    with database.write() as session:
+        rotated = webhook_queries.rotate_secret(session, webhook_id)
+    if rotated is None:
+        raise not_found("webhook", webhook_id)
+    webhook, version = rotated
+    return CreatedWebhook(**webhook.model_dump(), secret=webhook_secret(settings.signing_secret(), webhook_id, version))
+
+
 @router.get("/webhooks/{webhook_id}/deliveries", operation_id="list_deliveries", responses=errors(404))
 def list_deliveries(webhook_id: Id, session: Reading) -> list[Delivery]:
     """The last 50 alerts that were sent to an address, or wait for it."""
-    found = queries.deliveries(session, webhook_id)
+    found = webhook_queries.deliveries(session, webhook_id)
     if found is None:
         raise not_found("webhook", webhook_id)
     return found

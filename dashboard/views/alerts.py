@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from dashboard import alert_notices, alert_settings, cached, notices, rights
+from dashboard import alert_notices, alert_settings, cached, notices, rights, webhook_panel
 from dashboard.api_client import ApiClient
 from dashboard.quantities import age_text
 
@@ -73,4 +73,4 @@ with notices.problems_shown():
     with st.expander("Rules: of what you are told", icon=":material/rule:"):
         alert_settings.rules(client, rights.refusal(client))
     with st.expander("Webhooks: where alerts are sent", icon=":material/webhook:"):
-        alert_settings.webhooks(client)
+        webhook_panel.show(client)

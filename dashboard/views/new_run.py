@@ -9,7 +9,7 @@ import streamlit as st
 
 from backend.expansion import with_changes
 from backend.schemas import Preset, Variant
-from dashboard import address, cached, estimate_card, notices, prompt_uploads, rights, sign_in
+from dashboard import address, cached, estimate_card, notices, prompt_uploads, rights, sign_in, worker_room
 from dashboard.api_client import ApiClient
 from dashboard.api_errors import Invalid
 from dashboard.commands import curl_command, train_command
@@ -205,6 +205,13 @@ def start_button(
     st.switch_page("views/runs.py", query_params={"experiment": created.name})
 
 
+def show_estimate(client: ApiClient, document: dict[str, Any]) -> None:
+    """What one run of the spec costs on the workers that are connected."""
+    workers = cached.workers(client)
+    document = worker_room.on_their_device(document, workers)
+    estimate_card.show(cached.estimate(client, document), document, workers)
+
+
 def show_total(client: ApiClient, body: dict[str, Any]) -> None:
     """What all arms and seeds cost together; an arm that is not valid says so."""
     if len(body["variants"]) > _MAX_ESTIMATED:
@@ -212,16 +219,18 @@ def show_total(client: ApiClient, body: dict[str, Any]) -> None:
             f"{len(body['variants'])} arms: their total is shown for {_MAX_ESTIMATED} at most, each asks the API once."
         )
         return
-    estimates = []
-    for arm in body["variants"]:
+    workers = cached.workers(client)
+    estimated = []
+    for arm in body["variants"] or [{"name": body["base"].get("name"), "changes": {}}]:
         document = with_changes(body["base"], arm["changes"]) | {"name": arm["name"]}
+        document = worker_room.on_their_device(document, workers)
         try:
-            estimates.append(cached.estimate(client, document))
+            estimated.append((cached.estimate(client, document), document))
         except Invalid as error:
             said = error.findings[0].message if error.findings else error.message
             st.error(notices.plain(f"{arm['name']}: {said}"), icon=":material/error:")
             return
-    estimate_card.show_total(estimates, len(body["seeds"]))
+    estimate_card.show_total(estimated, len(body["seeds"]), workers)
 
 
 def show_differences(form: DrawnForm) -> None:
@@ -266,8 +275,8 @@ with notices.problems_shown():
         if static:
             st.caption("The estimate follows when the fields are right.")
         else:
-            estimate_card.show(cached.estimate(client, form.document), form.document)
-            if body and body["variants"]:
+            show_estimate(client, form.document)
+            if body and (body["variants"] or len(body["seeds"]) > 1):
                 st.caption("This is for one run of the spec as it stands; all arms and seeds together:")
                 show_total(client, body)
         show_differences(form)

@@ -9,7 +9,6 @@ from dashboard.api_client import ApiClient
 from dashboard.quantities import age_text, bytes_text
 
 _REFRESH_SECONDS = 5
-_HIDDEN_CAPABILITIES = frozenset({"device"})
 
 
 def workers_frame(workers: list[Worker], runs: list[RunSummary]) -> pd.DataFrame:
@@ -20,8 +19,11 @@ def workers_frame(workers: list[Worker], runs: list[RunSummary]) -> pd.DataFrame
             {
                 "host": one.host,
                 "slot": one.slot,
-                "device": str(one.capabilities.get("device", "–")),
-                "has": ", ".join(_capability(*item) for item in one.capabilities.items() if item[0] not in _HIDDEN_CAPABILITIES),
+                "device": one.capabilities.device or "–",
+                "cores": one.capabilities.cores,
+                "memory": _size(one.capabilities.memory_total_bytes),
+                "free memory": _size(one.capabilities.memory_available_bytes),
+                "GPU memory": _size(one.capabilities.gpu_memory_total_bytes),
                 "works on": names.get(one.run_id or "", one.run_id or "waits"),
                 "last heard of": age_text(one.heartbeat_at),
             }
@@ -30,10 +32,8 @@ def workers_frame(workers: list[Worker], runs: list[RunSummary]) -> pd.DataFrame
     )  # fmt: skip
 
 
-def _capability(name: str, value: object) -> str:
-    if name.endswith("_bytes") and isinstance(value, int | float):
-        return f"{bytes_text(value)} {name.removesuffix('_bytes').replace('_', ' ')}"
-    return f"{value} {name.replace('_', ' ')}"
+def _size(num_bytes: int | None) -> str:
+    return "–" if num_bytes is None else bytes_text(num_bytes)
 
 
 def queue_frame(runs: list[RunSummary]) -> pd.DataFrame:

@@ -4,11 +4,14 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import select, update
 
+from backend.alert_records import Alert
 from backend.app import create_app
-from backend.database import Database
+from backend.database import Database, now_of
 from backend.limits import Limits
 from backend.queries.raising import raise_ending
+from backend.queries.webhooks import TEST_EVERY
 from backend.settings import Settings
 from tests.access import SIGNED_IN, key_of, with_key
 from tests.backend.conftest import ADDRESS
@@ -95,6 +98,45 @@ def test_a_webhook_shows_its_secret_once_and_its_address_never(
     assert client.delete(f"/api/v1/webhooks/{listed['id']}").status_code == 200
     assert client.get("/api/v1/webhooks").json() == []
     assert client.get("/api/v1/alerts").json()["num_open"] == 1
+
+
+def test_a_test_alert_waits_for_its_webhook_and_is_in_no_list(client: TestClient, database: Database) -> None:
+    (mine, other) = (client.post("/api/v1/webhooks", json=HOOK).json()["id"] for _ in range(2))
+    asked = client.post(f"/api/v1/webhooks/{mine}/test")
+    assert (asked.status_code, asked.json()["rule"], asked.json()["run_name"]) == (201, "test", None)
+    assert client.get(asked.headers["location"]).json() == [asked.json()]
+    assert client.get(f"/api/v1/webhooks/{other}/deliveries").json() == []
+    everything = client.get("/api/v1/alerts", params={"is_open": False}).json()
+    assert (everything["items"], everything["num_open"]) == ([], 0)
+    refused = refusal(client.post(f"/api/v1/webhooks/{mine}/test"), 409)
+    assert "at most one is sent every 5 s; try again then" in refused
+    with database.write() as session:
+        session.execute(update(Alert).values(time=now_of(session) - TEST_EVERY))
+    again = client.post(f"/api/v1/webhooks/{mine}/test").json()
+    assert [one["alert_id"] for one in client.get(f"/api/v1/webhooks/{mine}/deliveries").json()] == [again["alert_id"]]
+    assert client.delete(f"/api/v1/webhooks/{mine}").status_code == 200
+    with database.read() as session:
+        assert session.scalars(select(Alert)).all() == []
+
+
+def test_a_changed_secret_is_another_one_and_is_shown_once(client: TestClient) -> None:
+    made = client.post("/api/v1/webhooks", json=HOOK).json()
+    secrets = [client.post(f"/api/v1/webhooks/{made['id']}/rotate-secret").json()["secret"] for _ in range(2)]
+    assert len({made["secret"], *secrets}) == 3
+    assert all(secret.startswith("whsec_") for secret in secrets)
+    assert "whsec_" not in client.get("/api/v1/webhooks").text
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_only_an_admin_of_the_project_tests_a_webhook_and_changes_its_secret(
+    client: TestClient, database: Database
+) -> None:
+    made = client.post("/api/v1/webhooks", json=HOOK).json()
+    low = with_key(key_of(database, "operator"))
+    for action in ("test", "rotate-secret"):
+        path = f"/api/v1/webhooks/{made['id']}/{action}"
+        assert client.post(path, headers=low).status_code == 403
+        assert client.post(path, headers=with_key(key_of(database, "admin", "b"))).status_code == 404
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

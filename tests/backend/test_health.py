@@ -18,6 +18,7 @@ from backend.app import create_app
 from backend.database import Database
 from backend.migrate import SchemaMismatch, downgrade
 from backend.settings import Settings
+from backend.tables import Worker
 from tests.access import SIGNED_IN
 from tests.backend.conftest import ADDRESS
 from tests.backend.recorded import add_worker, change_run
@@ -86,8 +87,20 @@ def test_workers_count_while_they_are_heard_of(client: TestClient, database: Dat
     now = datetime.now(UTC)
     silent = add_worker(database, now - timedelta(minutes=2))
     present = add_worker(database, now)
-    assert [worker["id"] for worker in client.get("/api/v1/workers").json()] == [present, silent]
+    told = client.get("/api/v1/workers").json()
+    assert [(worker["id"], worker["is_connected"]) for worker in told] == [(present, True), (silent, False)]
     assert client.get("/readyz").json()["workers"] == 1
+
+
+def test_what_a_worker_of_another_version_says_is_told_as_far_as_it_is_known(
+    client: TestClient, database: Database
+) -> None:
+    id = add_worker(database, datetime.now(UTC))
+    with database.write() as session:
+        session.get_one(Worker, id).capabilities = {"memory_total_bytes": 5, "quantum_cores": 2}
+    (worker,) = client.get("/api/v1/workers").json()
+    assert worker["capabilities"]["memory_total_bytes"] == 5
+    assert "quantum_cores" not in worker["capabilities"]
 
 
 def test_the_version_names_every_format(client: TestClient) -> None:

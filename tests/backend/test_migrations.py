@@ -15,7 +15,9 @@ import backend.alert_records
 import backend.records  # noqa: F401  # their tables belong to the metadata
 from backend import migrate
 from backend.database import Database, now_of
+from backend.queries.raising import raise_ending
 from backend.queries.transitions import add_event
+from backend.queries.webhooks import queue_test, rotate_secret
 from backend.records import Evaluation, Event, Metric
 from backend.tables import Run
 from tests import databases
@@ -127,6 +129,30 @@ def test_runs_of_an_older_schema_keep_their_rows_and_get_the_new_states(empty_ur
     assert _states(database) == {"r1": "stopping", "r2": "cancelled"}
     with pytest.raises(IntegrityError), database.write() as session:
         session.execute(text("UPDATE runs SET state = 'paused'"))
+    database.close()
+
+
+def test_alerts_and_webhooks_stay_when_tests_come_and_go(empty_url: str) -> None:
+    migrate.upgrade(empty_url, "0012")
+    database = Database(empty_url)
+    with database.write() as session:
+        _insert(session, "experiments", _OLD_EXPERIMENT)
+        _insert(session, "webhooks", {"id": "w", "project_id": "p", "name": "n", "url": "u", "may_be_local": False, "created_by": "l",
+                                      "created_at": _DAY})  # fmt: skip
+    migrate.upgrade(empty_url)
+    (run_id,) = queue_runs(database, short_spec())
+    with database.write() as session:
+        raise_ending(session, run_id, "failed", "1", "It broke.")
+        queue_test(session, "w", "local")
+        assert rotate_secret(session, "w") is not None
+    with pytest.raises(IntegrityError), database.write() as session:
+        session.execute(text("UPDATE alerts SET rule = 'other'"))
+    migrate.downgrade(empty_url, "0012")
+    with database.read() as session:
+        assert session.execute(text("SELECT rule FROM alerts")).scalars().all() == ["failed"]
+        assert session.execute(text("SELECT count(*) FROM webhook_deliveries")).scalar_one() == 0
+        assert session.execute(text("SELECT id FROM webhooks")).scalars().all() == ["w"]
+    migrate.upgrade(empty_url)
     database.close()
 
 

@@ -26,13 +26,30 @@ def test_a_view_is_kept_opened_changed_and_removed(client: TestClient) -> None:
     found = client.get(address).json()
     assert {name: found[name] for name in VIEW} == VIEW
     assert found["created_by"] == "local"
-    changed = client.put(address, json=VIEW | {"note": "Yes."}).json()
+    changed = client.put(address, json=VIEW | {"note": "Yes."}, headers={"If-Match": "*"}).json()
     assert (changed["note"], changed["created_at"]) == ("Yes.", found["created_at"])
     assert client.post("/api/v1/views", json=VIEW | {"name": "newer"}).status_code == 201
     assert [one["name"] for one in client.get("/api/v1/views").json()] == ["newer", "16 tokens"]
     assert client.post(f"{address}/remove", json=None).json()["note"] == "Yes."
     for answer in (client.get(address), client.put(address, json=VIEW), client.post(f"{address}/remove", json=None)):
         assert answer.status_code == 404
+
+
+def test_a_change_of_a_view_does_not_undo_another_unseen(client: TestClient) -> None:
+    address = client.post("/api/v1/views", json=VIEW).headers["Location"]
+    missing = client.put(address, json=VIEW)
+    assert (missing.status_code, "needs the header If-Match" in missing.json()["detail"]) == (428, True)
+    read = client.get(address).headers["ETag"]
+    first = client.put(address, json=VIEW | {"name": "first"}, headers={"If-Match": read})
+    assert (first.status_code, first.headers["ETag"] != read) == (200, True)
+    second = client.put(address, json=VIEW | {"name": "second"}, headers={"If-Match": read})
+    assert second.status_code == 412
+    assert second.json()["detail"] == (
+        f"The view was changed since: its ETag is {first.headers['ETag']}, not {read}; read it again."
+    )
+    assert client.get(address).json()["name"] == "first"
+    again = client.put(address, json=VIEW | {"name": "second"}, headers={"If-Match": first.headers["ETag"]})
+    assert again.json()["name"] == "second"
 
 
 def test_a_viewer_opens_views_and_keeps_none(client: TestClient, database: Database) -> None:

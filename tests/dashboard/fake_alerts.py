@@ -34,12 +34,18 @@ ALERTS = [
 ]  # fmt: skip
 WEBHOOK = Webhook(id="w-1", name="Slack", host="hooks.slack.com", created_by="local", created_at=NOW, num_pending=1)
 DELIVERIES = [
-    Delivery(alert_id="a-3", run_name="prefix 8, batch 4096", rule="failed", state="pending", attempts=2, status=500,
+    Delivery(alert_id="a-3", run_name="prefix 8, batch 4096", rule="failed", time=NOW, state="pending", attempts=2, status=500,
              error="The answer was 500; 2xx counts as received.", next_at=NOW, sent_at=None),
-    Delivery(alert_id="a-1", run_name="prefix 8", rule="finished", state="sent", attempts=1, status=200, error="",
+    Delivery(alert_id="a-1", run_name="prefix 8", rule="finished", time=NOW, state="sent", attempts=1, status=200, error="",
              next_at=None, sent_at=NOW),
 ]  # fmt: skip
 
+TEST_DELIVERY = DELIVERIES[1].model_copy(
+    update={"alert_id": "a-9", "run_name": None, "rule": "test", "state": "pending", "attempts": 0, "status": None, "sent_at": None}
+)  # fmt: skip
+SENT = {"state": "sent", "attempts": 1, "status": 204, "sent_at": NOW}
+
+_TESTS: list[Delivery] = []
 _DISMISSED: set[str] = set()
 
 
@@ -86,6 +92,23 @@ def create_webhook(wanted: WebhookCreate) -> Any:
     return CreatedWebhook(**WEBHOOK.model_dump(), secret="whsec_of_the_tests")
 
 
+@router.post("/webhooks/{webhook_id}/test", status_code=201)
+def test() -> Any:
+    if _TESTS and _TESTS[0].state == "pending":
+        said = "The last test alert to this webhook was asked for 1.0 s ago."
+        body = Problem(type="about:blank", title="Problem", status=409, detail=said, instance="/")
+        return JSONResponse(body.model_dump(), 409, media_type="application/problem+json")
+    _TESTS[:] = [TEST_DELIVERY]
+    return TEST_DELIVERY
+
+
+@router.post("/webhooks/{webhook_id}/rotate-secret")
+def rotate() -> CreatedWebhook:
+    return CreatedWebhook(**WEBHOOK.model_dump(), secret="whsec_of_after_the_change")
+
+
 @router.get("/webhooks/{webhook_id}/deliveries")
 def deliveries() -> list[Delivery]:
-    return DELIVERIES
+    found = [*_TESTS, *DELIVERIES]
+    _TESTS[:] = [one.model_copy(update=SENT) for one in _TESTS]  # when it is asked for again, it has arrived
+    return found

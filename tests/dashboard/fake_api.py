@@ -320,17 +320,7 @@ def me(request: Request) -> Principal:
 
 @busy.get(_P + "/workers")
 def workers() -> list[schemas.Worker]:
-    return [
-        schemas.Worker(
-            id="w1",
-            host="laptop",
-            pid=4242,
-            slot="cpu",
-            run_id="r-running",
-            heartbeat_at=records.NOW,
-            capabilities={"device": "cpu"},
-        )
-    ]
+    return [fake_resources.WORKER]
 
 
 @busy.get(_P + "/analyses/schema")

@@ -5,9 +5,14 @@ from datetime import timedelta
 import fake_records as records
 from fastapi import APIRouter
 
-from backend.resources import AttemptPlace, ResourceSample, RunResources
+from backend.resources import AttemptPlace, ResourceSample, RunResources, WorkerCapabilities
+from backend.schemas import Worker
 
 router = APIRouter(prefix="/api/v1/runs/{run_id}")
+WORKER = Worker(
+    id="w1", host="laptop", pid=4242, slot="cpu", run_id="r-running", heartbeat_at=records.NOW, is_connected=True,
+    capabilities=WorkerCapabilities(device="cpu", cores=8, memory_total_bytes=16 * 10**9, memory_available_bytes=9 * 10**9),
+)  # fmt: skip
 
 
 @router.get("/resources")

@@ -51,15 +51,60 @@ def test_a_webhooks_secret_is_shown_once() -> None:
     app = opened("alerts")
     (table,) = [one.value for one in app.dataframe if "attempts" in one.value]
     assert list(table["state"]) == ["pending", "sent"]
-    app.text_input(key="webhook-name").set_value("mine")
-    app.text_input(key="webhook-url").set_value("http://example.org")
+    app.text_input(key="webhook-name-0").set_value("mine")
+    app.text_input(key="webhook-url-0").set_value("http://example.org")
     app.button[-1].click().run()
     assert "only https is taken" in app.error[0].value
-    app.text_input(key="webhook-url").set_value("https://example.org/x")
+    app.text_input(key="webhook-url-0").set_value("https://example.org/x")
     app.button[-1].click().run()
     assert not app.exception
     assert [one.value for one in app.code] == ["whsec_of_the_tests"]
+    assert [app.text_input(key=f"webhook-{name}-1").value for name in ("name", "url")] == ["", ""]
+    assert app.run().code, "it stays until the person has it"
+    app.button(key="secret-kept").click().run()
+    assert not app.code
     assert not app.run().code
+
+
+@pytest.mark.usefixtures("scene")
+def test_a_test_alert_is_sent_and_how_it_went_is_said() -> None:
+    app = opened("alerts")
+    app.button(key="test-w-1").click().run()
+    assert not app.exception
+    assert any("was received: the answer was 204" in one.value for one in app.success)
+    (table,) = [one.value for one in app.dataframe if "attempts" in one.value]
+    assert (table["alert"][0], table["run"][0]) == ("test", "–")
+
+
+@pytest.mark.usefixtures("scene")
+def test_a_changed_secret_is_shown_once() -> None:
+    app = opened("alerts")
+    app.button(key="rotate-w-1").click().run()
+    assert not app.exception
+    assert [one.value for one in app.code] == ["whsec_of_after_the_change"]
+    assert "**Slack** from now on" in app.success[-1].value
+    app.button(key="secret-kept").click().run()
+    assert not app.code
+
+
+def test_a_test_that_did_not_arrive_says_why_and_when_it_is_tried_again() -> None:
+    def page(state: str) -> None:
+        from datetime import UTC, datetime, timedelta
+
+        from backend.alerts import Delivery
+        from dashboard import webhook_panel
+
+        now = datetime.now(UTC)
+        webhook_panel._test_result(
+            Delivery(
+                alert_id="a", run_name=None, rule="test", time=now, state=state, attempts=2, status=500,  # type: ignore[arg-type]
+                error="The answer was 500; 2xx counts as received.", next_at=now + timedelta(seconds=41), sent_at=None,
+            )
+        )  # fmt: skip
+
+    said = [AppTest.from_function(page, args=(state,)).run().error[0].value for state in ("pending", "failed")]
+    assert "The answer was 500; 2xx counts as received. It is tried again in 4" in said[0]
+    assert "was given up after 2 attempts. The answer was 500" in said[1]
 
 
 @pytest.mark.usefixtures("scene")

@@ -23,8 +23,8 @@ def test_an_estimate_is_the_most_that_a_run_takes() -> None:
 
         document = cached.presets(cached.api())[0].spec.model_dump(mode="json")
         estimate = cached.estimate(cached.api(), document).model_copy(update={"is_most": is_most})
-        estimate_card.show(estimate, document)
-        estimate_card.show_total([estimate, estimate], 2)
+        estimate_card.show(estimate, document, [])
+        estimate_card.show_total([(estimate, document)] * 2, 2, [])
 
     for is_most, count in ((True, 3), (False, 0)):
         drawn = AppTest.from_function(page, args=(is_most,)).run(timeout=30)

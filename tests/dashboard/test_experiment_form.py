@@ -88,6 +88,7 @@ def test_a_grid_says_how_many_runs_it_is_and_what_they_cost_together() -> None:
     assert next(one for one in app.button if one.key == "start").label == "Start 6 runs"
     shown = "\n".join(str(one.value) for one in app.markdown)
     assert "**6 runs**: training **300 GFLOP**" in shown  # the stand-in estimates 50 GFLOP for any spec
+    assert "Time **48–84 s** on the 1 connected worker" in shown
     assert any("curl" in one.value and '"tokens": 8' in one.value for one in app.code)
 
 

@@ -12,9 +12,10 @@ from backend.alert_records import Alert, WebhookDelivery
 from backend.alerts import AlertRules, WebhookCreate
 from backend.database import Database
 from backend.limits import Limits
-from backend.queries.alerts import add_webhook, set_rules
+from backend.queries.alerts import set_rules
 from backend.queries.claims import Claim, Ending, end_attempt
 from backend.queries.raising import raise_standstills
+from backend.queries.webhooks import add_webhook
 from engine.events import Evaluated, RunEvent, Warned
 from tests.worker.runs import claim, queue_runs, set_columns, short_spec, write_events
 from tests.worker.sample_events import TIME, evaluation_event, start_events, step_event

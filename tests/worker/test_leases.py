@@ -8,6 +8,8 @@ from backend.database import Database
 from backend.queries import leases
 from backend.queries.claims import extend_leases, reap
 from backend.queries.preflights import create_preflight, preflight
+from backend.queries.workers import workers
+from backend.resources import WorkerCapabilities
 from backend.tables import ControlLease, Preflight, Worker
 from engine.findings import Finding
 from tests.worker.runs import claim, queue_runs, set_columns, short_spec
@@ -97,10 +99,32 @@ def test_after_a_jump_of_the_clock_every_holder_gets_a_full_lease(database: Data
         assert reap(session, lambda owner: False) == []
 
 
+def test_a_heartbeat_renews_what_its_worker_has(database: Database) -> None:
+    for free in (900, 400):
+        with database.write() as session:
+            leases.keep_worker(
+                session, "w", host="h", boot_id="", pid=1, pid_started=0.0, slot="cpu0",
+                capabilities=WorkerCapabilities(device="cpu", memory_total_bytes=1000, memory_available_bytes=free),
+            )  # fmt: skip
+    with database.read() as session:
+        (told,) = workers(session)
+    assert told.is_connected
+    assert (told.capabilities.memory_total_bytes, told.capabilities.memory_available_bytes) == (1000, 400)
+
+
 def test_silent_workers_are_forgotten_after_an_hour(database: Database) -> None:
     def announce(worker_id: str) -> None:
         with database.write() as session:
-            leases.keep_worker(session, worker_id, host="h", boot_id="", pid=1, pid_started=0.0, slot="cpu0", facts={})
+            leases.keep_worker(
+                session,
+                worker_id,
+                host="h",
+                boot_id="",
+                pid=1,
+                pid_started=0.0,
+                slot="cpu0",
+                capabilities=WorkerCapabilities(),
+            )
 
     announce("silent")
     with database.write() as session:

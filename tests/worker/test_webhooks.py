@@ -17,9 +17,9 @@ from backend.alert_records import WebhookDelivery
 from backend.alerts import WebhookCreate
 from backend.database import Database
 from backend.limits import Limits
-from backend.queries.alerts import add_webhook
 from backend.queries.outbox import MAX_ATTEMPTS, claim_due
 from backend.queries.raising import raise_ending
+from backend.queries.webhooks import add_webhook, queue_test, rotate_secret
 from backend.redaction import Redaction
 from backend.webhook_address import NotAllowed, allowed_address, check_url, is_allowed
 from backend.webhook_sending import webhook_secret
@@ -80,6 +80,11 @@ def delivery(database: Database) -> WebhookDelivery:
         return session.scalars(select(WebhookDelivery)).one()
 
 
+def signed_with(secret: str, headers: dict[str, str], body: bytes) -> bool:
+    moment, _, digest = headers["X-Incipit-Signature"].partition(",v1=")
+    return digest == hmac.new(secret.encode(), moment[2:].encode() + b"." + body, hashlib.sha256).hexdigest()
+
+
 def make_due(database: Database) -> None:
     with database.read() as session:
         now = session.scalars(select(WebhookDelivery.next_at)).one()
@@ -103,12 +108,44 @@ def test_an_alert_arrives_signed_and_once(database: Database, receiver: Receiver
     assert document["text"] == "&lt;@everyone&gt; &amp; co (a question): failed. The loss is not finite."
     assert document["content"].startswith("<@everyone> & co (a question)")
     assert document["allowed_mentions"] == {"parse": []}
-    moment, _, digest = headers["X-Incipit-Signature"].partition(",v1=")
-    secret = webhook_secret(SIGNING, webhook_id)
-    assert digest == hmac.new(secret.encode(), moment[2:].encode() + b"." + body, hashlib.sha256).hexdigest()
+    assert document["is_test"] is False
+    assert signed_with(webhook_secret(SIGNING, webhook_id), headers, body)
+    moment = headers["X-Incipit-Signature"].partition(",v1=")[0]
     assert abs(int(moment[2:]) - time.time()) < 60
     found = delivery(database)
     assert (found.state, found.status, found.attempts, found.error, found.next_at) == ("sent", 204, 1, "", None)
+
+
+def test_a_test_alert_goes_the_way_of_every_other_and_says_what_it_is(database: Database, receiver: Receiver) -> None:
+    with database.write() as session:
+        wanted = WebhookCreate(name="mine", url=receiver.url)
+        made = add_webhook(session, wanted, owner=LOCAL, may_be_local=True, limits=Limits())
+        queue_test(session, made.id, "local")
+    receiver.statuses = [500, 204]
+    sender = AlertSender(database, SIGNING, ())
+    assert sender.send_due() == 1
+    assert delivery(database).error == "The answer was 500; 2xx counts as received."
+    make_due(database)
+    assert sender.send_due() == 1
+    assert (delivery(database).state, delivery(database).attempts) == ("sent", 2)
+    headers, body = receiver.came[-1]
+    document = json.loads(body)
+    assert (document["is_test"], document["rule"], document["severity"]) == (True, "test", "info")
+    assert document["run"] == {"id": "test", "name": "test", "experiment": "test", "project": "default"}
+    assert document["text"] == document["content"] == document["message"]
+    assert signed_with(webhook_secret(SIGNING, made.id), headers, body)
+
+
+def test_after_a_change_of_the_secret_alerts_are_signed_with_the_new_one(
+    database: Database, receiver: Receiver
+) -> None:
+    webhook_id = send_to(database, receiver.url)
+    with database.write() as session:
+        assert (rotate_secret(session, webhook_id) or (None, 0))[1] == 1
+    AlertSender(database, SIGNING, ()).send_due()
+    ((headers, body),) = receiver.came
+    assert signed_with(webhook_secret(SIGNING, webhook_id, 1), headers, body)
+    assert not signed_with(webhook_secret(SIGNING, webhook_id), headers, body)
 
 
 def test_two_senders_do_not_send_twice(database: Database, receiver: Receiver) -> None:
