@@ -136,13 +136,16 @@ class _FusedDivergence(torch.autograd.Function):
             total += _into_gradients(products, taught, target_ids[part], columns[:, part], work, part.start)
             torch.mm(products, student.weight, out=hidden_grad[part])
             student.add_gradients(head_grads, products, hidden[part])
-        ctx.save_for_backward(hidden_grad, *head_grads)
+        # Not saved for backward, which would keep them: the head's is as large as the head, and handed on as it is.
+        ctx.gradients = (hidden_grad, *head_grads)
         ctx.mark_non_differentiable(columns)
         return total, columns
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_grad, *head_grads = (grad * grad_total for grad in ctx.saved_tensors)
+        assert ctx.gradients is not None, "the gradients of a loss are handed on once"
+        hidden_grad, *head_grads = (grad.mul_(grad_total) for grad in ctx.gradients)
+        ctx.gradients = None
         weight_grad, bias_grad = [*head_grads, None, None][:2]
         return hidden_grad, weight_grad, bias_grad, None, None, None
 
