@@ -118,8 +118,7 @@ def decode_rows(result: dict[str, Any]) -> list[Row]:
             str(one["tokens"]),
             f"{one['incipit_tokens_per_second']:.0f}",
             f"{one['generate_tokens_per_second']:.0f}",
-            f"{one['cpu_ratio']:.2f}",
-            f"{one['wall_ratio']:.2f}",
+            *(f"{one[f'{name}_ratio']:.2f}" for name in ("decode", "cpu", "wall")),
         ]
         for one in result["results"]
     ]

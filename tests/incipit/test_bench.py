@@ -29,7 +29,7 @@ def test_models_that_are_not_there_are_named_with_the_command_that_fetches_them(
 def test_each_table_has_a_column_for_every_cell() -> None:
     page = (ROOT / "docs" / "performance.md").read_text("utf-8")
     values = {"seconds": 1.0, "reached": 0.5, "cpu": 1.0, "memory": 1e6}
-    ratios = {f"{name}_ratio": 1.0 for name in ("cpu", "wall", "rollout", "update", "memory")}
+    ratios = {f"{name}_ratio": 1.0 for name in ("cpu", "wall", "rollout", "update", "memory", "decode")}
     rates = {f"{name}_tokens_per_second": 1.0 for name in ("incipit", "generate")}
     phases = {"phases": {str(i): values for i in range(7)}, "matrix_rate": 1e9, "copy_bandwidth": 1e9}
     one = {"pair": "random", "dtype": "float32", "batch": 4, "tokens": 32, "incipit": values, "trl": values}
