@@ -14,12 +14,14 @@ PROCESS_BYTES = 445_000_000
 # glibc's own settings, where the same run differs by 10 % from one time to the next: 0.2 to 0.36, and with adapters 0.5 to
 # 0.8. Returning every block at once would save it and cost 28 % of the time. Not counted for a GPU, whose allocator was not measured.
 _ALLOCATOR_SHARE, _ALLOCATOR_SHARE_WITH_ADAPTER = 0.28, 0.55
-# What engine/fused_loss.py, engine/sampler.py, engine/llama_decoder.py, engine/scoring.py and engine/batch.py allow themselves.
+# What engine/fused_loss.py, engine/sampler.py, engine/llama_decoder.py, engine/decode_linear.py, engine/scoring.py and
+# engine/batch.py allow themselves.
+_MIN_PACKED_ENTRIES = 2**17
 _CHUNK_ENTRIES, _MIN_CHUNK_TOKENS, _MAX_DECODED, _MAX_JOINED_BYTES = 2**23, 16, 128, 64_000_000
 _CPU_TOKENS = 2048
-_CHUNK_TENSORS, _SCORING_TENSORS = 7, 8
-# Logits and log-probabilities in float32, the running sum of probabilities and its two predecessors in float64.
-_SAMPLING_BYTES_PER_ENTRY = 2 * 4 + 3 * 8
+_CHUNK_TENSORS, _SCORING_TENSORS = 2, 8
+# Logits, odds and the odds padded to whole groups, in float32.
+_SAMPLING_BYTES_PER_ENTRY = 3 * 4
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,19 @@ def _sampling(
     of_teacher = in_evaluation if spec.completions.kind in ("student", "data") else max(in_training, in_evaluation)
     blocks = student.block_parameters * _FLOAT32
     joined = blocks if blocks <= _MAX_JOINED_BYTES else 0
+    # Whoever decodes on a CPU works on copies that lie as they are read fastest; the teacher does in its own evaluation.
+    copied = 0 if spec.device == "cuda" else max(_copied(student), _copied(teacher)) * size
     return {
         "cache": 2 * size * max(max(in_training, in_evaluation) * student.kv_width, of_teacher * teacher.kv_width),
-        "sampling": max(trained, evaluated) * student.vocabulary * _SAMPLING_BYTES_PER_ENTRY + joined,
+        "sampling": max(trained, evaluated) * student.vocabulary * _SAMPLING_BYTES_PER_ENTRY + max(joined, copied),
     }
+
+
+def _copied(shape: ModelShape) -> int:
+    """Weights of which a decoder makes copies: the large ones."""
+    is_large = shape.last_product_parameters // shape.layers >= _MIN_PACKED_ENTRIES
+    has_large_head = shape.head_parameters >= _MIN_PACKED_ENTRIES
+    return (shape.block_parameters if is_large else 0) + (shape.head_parameters if has_large_head else 0)
 
 
 def _chunk_tokens(shape: ModelShape, num_tokens: int) -> int:

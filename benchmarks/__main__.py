@@ -1,6 +1,6 @@
 """`make bench` and `make load`: run benchmarks and add dated rows, with the commit, to the tables of docs/performance.md.
 
-    python -m benchmarks [--print] [load|dashboard]     (--print shows the rows and writes nothing)
+    python -m benchmarks [--print] [load|dashboard|peer]     (--print shows the rows and writes nothing)
 
 The tables are made by this command alone. Each row names the machine's load at its start, since a busy machine is slower.
 """
@@ -16,6 +16,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from benchmarks.peer_step import row as peer_row
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PAGE = _ROOT / "docs" / "performance.md"
@@ -108,6 +110,36 @@ def dashboard_rows(result: dict[str, Any]) -> list[Row]:
     ]
 
 
+def decode_rows(result: dict[str, Any]) -> list[Row]:
+    return [
+        [
+            one["dtype"],
+            str(one["batch"]),
+            str(one["tokens"]),
+            f"{one['incipit_tokens_per_second']:.0f}",
+            f"{one['generate_tokens_per_second']:.0f}",
+            *(f"{one[f'{name}_ratio']:.2f}" for name in ("decode", "cpu", "wall")),
+        ]
+        for one in result["results"]
+    ]
+
+
+def profile_rows(result: dict[str, Any]) -> list[Row]:
+    """A cell for each phase: CPU seconds and the share of its roofline."""
+    return [
+        [
+            one["pair"],
+            one["dtype"],
+            str(one["batch"]),
+            str(one["tokens"]),
+            f"{one['matrix_rate'] / 1e9:.0f}",
+            f"{one['copy_bandwidth'] / 1e9:.0f}",
+            *(f"{phase['seconds']:.2f} ({phase['reached']:.0%})" for phase in one["phases"].values()),
+        ]
+        for one in result["results"]
+    ]
+
+
 # Heading of the table in the page, the command, and how its JSON becomes rows.
 _BENCHMARKS: dict[str, tuple[list[str], Callable[[dict[str, Any]], list[Row]]]] = {
     "Training step": (["-m", "benchmarks.step_rate", "--json"], step_rate_rows),
@@ -124,18 +156,35 @@ _LOAD: dict[str, tuple[list[str], Callable[[dict[str, Any]], list[Row]]]] = {
 _DASHBOARD: dict[str, tuple[list[str], Callable[[dict[str, Any]], list[Row]]]] = {
     "Dashboard": (["-m", "benchmarks.dashboard_budgets"], dashboard_rows),
 }
-_SUITES = {"speed": _BENCHMARKS, "load": _LOAD, "dashboard": _DASHBOARD}
+_PEER: dict[str, tuple[list[str], Callable[[dict[str, Any]], list[Row]]]] = {
+    "Against TRL": (
+        ["-m", "benchmarks.peer_step", "--json"],
+        lambda result: [peer_row(one) for one in result["results"]],
+    ),
+    "Decoding": (["-m", "benchmarks.decode_rate", "--json"], decode_rows),
+    "Phases": (["-m", "benchmarks.step_profile", "--json"], profile_rows),
+}
+_SUITES = {"peer": _PEER, "speed": _BENCHMARKS, "load": _LOAD, "dashboard": _DASHBOARD}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--print", action="store_true", dest="only_print", help="show the rows, write nothing")
     parser.add_argument("suite", nargs="?", choices=list(_SUITES), default="speed")
-    arguments = parser.parse_args()
+    parser.add_argument("--only", help="the heading of one table of the suite; all further options go to its benchmark")
+    arguments, options = parser.parse_known_args()
+    if options and arguments.only is None:
+        parser.error(f"{options[0]} belongs to one benchmark; name its table with --only.")
+    if arguments.only not in (None, *_SUITES[arguments.suite]):
+        parser.error(f"--only is {arguments.only!r}; choose one of {', '.join(_SUITES[arguments.suite])}.")
     page = _PAGE.read_text()
     for heading, (command, rows_of) in _SUITES[arguments.suite].items():
+        if arguments.only not in (None, heading):
+            continue
         load = os.getloadavg()[0]
-        done = subprocess.run([sys.executable, *command], cwd=_ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, *command, *options], cwd=_ROOT, capture_output=True, text=True, check=False
+        )
         if done.returncode:
             print(f"{heading}: the benchmark failed\n{done.stderr[-2000:]}", file=sys.stderr)
             return 1

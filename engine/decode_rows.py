@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from engine.decode_cache import decode_cache, reserve
+from engine.drawing import drawn
 from engine.flops import FlopLedger
-from engine.language_model import LanguageModel
+from engine.language_model import Decoder, LanguageModel
 from engine.rollout import Rollout, RolloutRequest, uniforms
 from engine.truncation import truncated
 
@@ -38,6 +39,7 @@ class DecodeRows:
         requests: list[RolloutRequest],
         horizon: int,
         draw: Draw,
+        decoder: Decoder,
         *,
         room: int | None = None,
         num_top: int = 0,
@@ -72,7 +74,7 @@ class DecodeRows:
             len(requests), width, is_masked=mask is not None, is_projected=not is_begun
         )
         self._decode_flops = 0.0
-        self.decoder = self.model.decoder(width + horizon)
+        self.decoder = decoder
 
         repeats = requests[0].num_rollouts
         if repeats > 1:
@@ -110,7 +112,7 @@ class DecodeRows:
         if is_begun:
             self._read([rollout for request in requests for rollout in request.begun])
         else:
-            self.logits = self.model.head.logits(last).repeat_interleave(repeats, 0)
+            self.logits = self.decoder.head.logits(last).repeat_interleave(repeats, 0)
 
     @property
     def executed(self) -> FlopLedger:
@@ -159,7 +161,7 @@ class DecodeRows:
                 "position_ids": self.prompt_lengths[:, None] + torch.arange(self.position, device=token_ids.device),
             }
         states = self.model.hidden(token_ids, past_key_values=self.cache, use_cache=True, **inputs)
-        self.logits = self.model.head.logits(states[:, -1])
+        self.logits = self.decoder.head.logits(states[:, -1])
         self.executed_tokens += token_ids.numel()
         self._prefill_flops += self.model.shape.padded_reading(len(rows), self.prompt_width, self.position)
 
@@ -170,15 +172,10 @@ class DecodeRows:
             self.chosen = self.logits.argmax(-1)
             picked = torch.zeros(len(self.chosen), dtype=self.logits.dtype, device=self.chosen.device)
         else:
-            logprobs = torch.log_softmax(self.logits / draw.temperature, -1)
+            logits = self.logits if draw.temperature == 1 else self.logits / draw.temperature
             if draw.top_k or draw.top_p < 1:
-                logprobs = truncated(logprobs, top_k=draw.top_k, top_p=draw.top_p)
-            # Inverse CDF with one uniform per token. float64: a float32 running sum over a large vocabulary loses the tail.
-            cumulative = logprobs.double().exp().cumsum(-1)
-            threshold = self.noise[self.position, :, None] * cumulative[:, -1:]
-            chosen = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=logprobs.shape[-1] - 1)
-            picked = logprobs.gather(-1, chosen).squeeze(-1)
-            self.chosen = chosen.squeeze(-1)
+                logits = truncated(torch.log_softmax(logits, -1), top_k=draw.top_k, top_p=draw.top_p)
+            self.chosen, picked = drawn(logits, self.noise[self.position])
         self.columns.append((self.alive, self.chosen, picked))
         if self.num_top:
             self.top_columns.append(self.logits.topk(self.num_top).indices)
@@ -218,11 +215,11 @@ class DecodeRows:
         if self.pad_mask is not None:
             seen = torch.ones(len(self.chosen), self.position, dtype=torch.bool, device=self.chosen.device)
             mask = torch.cat([self.pad_mask, seen], dim=1)
-        if self.decoder is not None:
+        if self.decoder.backbone is not None:
             place = (self.prompt_width if mask is None else self.prompt_lengths) + self.position - 1
-            hidden = self.decoder.hidden(
-                self.chosen, place, self.cache, None if mask is None else mask[:, None, None, :]
-            )
+            visible = None if mask is None else mask[:, None, None, :]
+            with torch.autocast(self.chosen.device.type, enabled=False):  # it casts what it needs, weights but once
+                hidden = self.decoder.backbone.hidden(self.chosen, place, self.cache, visible)
         else:
             inputs: dict[str, Tensor] = {}
             if mask is not None:
@@ -232,7 +229,7 @@ class DecodeRows:
         self.executed_tokens += len(self.chosen)
         context = self.prompt_width + self.position
         self._decode_flops += self.model.shape.decode_step(len(self.chosen), context)
-        self.logits = self.model.head.logits(hidden)
+        self.logits = self.decoder.head.logits(hidden)
         self.is_behind = False
 
     def top_ids(self) -> list[list[Tensor]]:

@@ -2,7 +2,8 @@
 
 N supervised tokens, H hidden width, V vocabulary. The gradient with respect to hidden states and head is taken chunk by
 chunk in the forward pass (as liger-kernel does for cross-entropy), so nothing is projected twice and the extra memory
-does not depend on N. The gradient itself is autograd's, of the objective's own `terms`.
+does not depend on N. The matrix products are of whole chunks; between them, the objective and its gradient with respect to
+the products (autograd's, of the objective's own `terms`) are taken in blocks of few tokens that stay in a core's cache.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from torch import Tensor
 from engine.language_model import OutputHead
 from engine.objective import Objective
 
-# A chunk holds about six float32 tensors [chunk, V]; 2^23 entries make that 200 MB, and large vocabularies still get
-# enough tokens for an efficient matrix product.
+# A chunk holds the products of both models, [chunk, V]; 2^23 entries make that 67 MB in float32, and large vocabularies
+# still get enough tokens for an efficient matrix product.
 _CHUNK_ENTRIES = 2**23
+# Some twenty operations go over each block on a CPU. From memory, they took as long as the matrix products.
+_CPU_BLOCK_ENTRIES = 2**17
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,17 @@ class Heads:
     teacher: OutputHead
     temperature: float
 
-    def student_logprobs(self, hidden: Tensor, *leaves: Tensor) -> Tensor:
-        """[N, Hs] to [N, V]; `leaves` stand in for weight and bias."""
-        return torch.log_softmax(self.student.logits(hidden, *leaves) / self.temperature, dim=-1)
+    def student_logprobs(self, hidden: Tensor) -> Tensor:
+        """[N, Hs] to [N, V]."""
+        return self.logprobs(self.student.logits(hidden))
 
     def teacher_logprobs(self, hidden: Tensor) -> Tensor:
         """[N, Ht] to [N, V]."""
-        return torch.log_softmax(self.teacher.logits(hidden) / self.temperature, dim=-1)
+        return self.logprobs(self.teacher.logits(hidden))
+
+    def logprobs(self, logits: Tensor) -> Tensor:
+        """[N, V] at the temperature."""
+        return torch.log_softmax(logits if self.temperature == 1 else logits / self.temperature, dim=-1)
 
     def chunks(self, num_tokens: int) -> Iterator[slice]:
         """The tokens whose logits are alive at once."""
@@ -113,40 +120,97 @@ class _FusedDivergence(torch.autograd.Function):
         target_ids: Tensor,
         work: _Work,
     ) -> tuple[Tensor, Tensor]:
-        heads, objective = work.heads, work.objective
-        # Under bf16 the products run in bf16 and their gradients are summed in float32.
-        leaves = [p.detach().to(hidden.dtype).requires_grad_(p.requires_grad) for p in (weight, bias) if p is not None]
-        learned = [leaf for leaf in leaves if leaf.requires_grad]  # none when only an adapter is trained
+        student = _Products(weight, bias, work.heads.student.vocabulary, hidden.dtype)
+        head = work.heads.teacher
+        teacher = _Products(head.weight, head.bias, head.vocabulary, head.weight.dtype)
+        # Under bf16 the products run in bf16 and the head's gradient is summed in float32.
         head_grads = [torch.zeros_like(p) for p in (weight, bias) if p is not None and p.requires_grad]
         hidden_grad = torch.empty_like(hidden)
-        total = torch.zeros((), dtype=torch.promote_types(torch.float32, hidden.dtype), device=hidden.device)
         # Made beforehand: small tensors that outlive a chunk would each keep a block of its freed memory from being used again.
-        columns = total.new_empty(4 + len(objective.measure_names), hidden.shape[0])
-        for part in heads.chunks(hidden.shape[0]):
-            chunk = hidden[part].detach().requires_grad_()
-            teacher = heads.teacher_logprobs(teacher_hidden[part])
-            with torch.enable_grad():
-                student = heads.student_logprobs(chunk, *leaves)
-                weights = None if work.weights is None else work.weights[part]
-                terms = objective.terms(student, teacher, target_ids[part], weights)
-                loss = terms.loss.sum() / work.num_supervised_tokens
-            hidden_grad[part], *grads = torch.autograd.grad(loss, [chunk, *learned])
-            for summed, grad in zip(head_grads, grads, strict=True):
-                summed += grad
-            total += loss.detach()
-            student = student.detach()
-            shown = (terms.divergence, entropy(student), entropy(teacher), picked(student, target_ids[part]))
-            for column, values in zip(columns, (*shown, *terms.measures), strict=True):
-                column[part] = values
-        ctx.save_for_backward(hidden_grad, *head_grads)
+        dtype = torch.promote_types(torch.float32, hidden.dtype)
+        columns = hidden.new_empty(4 + len(work.objective.measure_names), hidden.shape[0], dtype=dtype)
+        total = columns.new_zeros(())
+        for part in work.heads.chunks(hidden.shape[0]):
+            products = student.of(hidden[part])
+            taught = teacher.of(teacher_hidden[part])
+            total += _into_gradients(products, taught, target_ids[part], columns[:, part], work, part.start)
+            torch.mm(products, student.weight, out=hidden_grad[part])
+            student.add_gradients(head_grads, products, hidden[part])
+        # Not saved for backward, which would keep them: the head's is as large as the head, and handed on as it is.
+        ctx.gradients = (hidden_grad, *head_grads)
         ctx.mark_non_differentiable(columns)
         return total, columns
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_grad, *head_grads = (grad * grad_total for grad in ctx.saved_tensors)
+        assert ctx.gradients is not None, "the gradients of a loss are handed on once"
+        hidden_grad, *head_grads = (grad.mul_(grad_total) for grad in ctx.gradients)
+        ctx.gradients = None
         weight_grad, bias_grad = [*head_grads, None, None][:2]
         return hidden_grad, weight_grad, bias_grad, None, None, None
+
+
+class _Products:
+    """hidden · weightᵀ + bias of one model, chunk by chunk, into memory that is asked for once."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, vocabulary: int, dtype: torch.dtype) -> None:
+        self.weight = weight.detach()[:vocabulary].to(dtype)
+        self.bias = None if bias is None else bias.detach()[:vocabulary].to(dtype)
+        self._room = self.weight.new_empty(0)
+
+    def of(self, hidden: Tensor) -> Tensor:
+        """[N, V]; the next call overwrites it."""
+        if len(self._room) < len(hidden):
+            self._room = self.weight.new_empty(len(hidden), len(self.weight))
+        out, states = self._room[: len(hidden)], hidden.detach().to(self.weight.dtype)
+        if self.bias is None:
+            return torch.mm(states, self.weight.t(), out=out)
+        return torch.addmm(self.bias, states, self.weight.t(), out=out)
+
+    def add_gradients(self, sums: list[Tensor], gradient: Tensor, hidden: Tensor) -> None:
+        """Add the gradients of weight and bias to `sums` (either has none when it is not trained), from that of the products."""
+        for summed in sums:
+            used = summed[: gradient.shape[1]]
+            if summed.ndim == 1:
+                used += gradient.sum(0, dtype=summed.dtype)
+            elif summed.dtype == gradient.dtype:
+                torch.addmm(used, gradient.t(), hidden, out=used)
+            else:
+                used += gradient.t() @ hidden
+
+
+def _into_gradients(
+    products: Tensor, taught: Tensor, target_ids: Tensor, columns: Tensor, work: _Work, start: int
+) -> Tensor:
+    """The chunk's share of the loss. `products` [N, V] become their own gradient, and `columns` [M, N] are filled.
+
+    `taught` [N, V] are the teacher's products, `start` is the chunk's first token.
+    """
+    heads, objective = work.heads, work.objective
+    total = columns.new_zeros(())
+    for rows in _blocks(products):
+        leaf = products[rows].detach().requires_grad_()
+        teacher = heads.logprobs(heads.teacher.shaped(taught[rows]))
+        with torch.enable_grad():
+            student = heads.logprobs(heads.student.shaped(leaf))
+            weights = None if work.weights is None else work.weights[start + rows.start : start + rows.stop]
+            terms = objective.terms(student, teacher, target_ids[rows], weights)
+            loss = terms.loss.sum() / work.num_supervised_tokens
+        (gradient,) = torch.autograd.grad(loss, [leaf])
+        products[rows] = gradient
+        total += loss.detach()
+        student = student.detach()
+        shown = (terms.divergence, entropy(student), entropy(teacher), picked(student, target_ids[rows]))
+        for column, values in zip(columns, (*shown, *terms.measures), strict=True):
+            column[rows] = values
+    return total
+
+
+def _blocks(products: Tensor) -> Iterator[slice]:
+    """Rows of [N, V] that are worked on together."""
+    num_rows, vocabulary = products.shape
+    size = num_rows if products.is_cuda else max(1, _CPU_BLOCK_ENTRIES // vocabulary)
+    return (slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size))
 
 
 def entropy(logprobs: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from engine.decode_linear import DecodeHead, pays
 from engine.flops import ModelShape
 from engine.llama_decoder import LlamaDecoder, is_llama_shaped
 from engine.model_checks import check_decoding, check_head
@@ -40,11 +41,26 @@ class OutputHead:
         """[N, H] to logits [N, V] in float32 (or more); the fused loss passes leaves in place of weight and bias."""
         used = (self.weight if weight is None else weight)[: self.vocabulary]
         added = self.bias if bias is None else bias
-        logits = nn.functional.linear(hidden.to(used.dtype), used, None if added is None else added[: self.vocabulary])
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        products = nn.functional.linear(
+            hidden.to(used.dtype), used, None if added is None else added[: self.vocabulary]
+        )
+        return self.shaped(products)
+
+    def shaped(self, products: Tensor) -> Tensor:
+        """Logits in float32 (or more) from hidden · weightᵀ + bias, entry by entry: the scale and the softcap."""
+        logits = products.to(torch.promote_types(products.dtype, torch.float32))
         if self.scale != 1.0:
             logits = logits * self.scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A model as the sampler uses it between two updates."""
+
+    backbone: LlamaDecoder | None
+    """One decode step; None where the module runs itself."""
+    head: DecodeHead
 
 
 @dataclass(frozen=True)
@@ -80,12 +96,14 @@ class LanguageModel:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast_dtype)
 
-    def decoder(self, capacity: int) -> LlamaDecoder | None:
-        """One decode step of the backbone with the weights of now, for `capacity` positions; None where it runs itself."""
+    def decoder(self, capacity: int, num_tokens: int) -> Decoder:
+        """What decodes `num_tokens` tokens of each row with the weights of now, up to `capacity` positions."""
+        packs, dtype = pays(num_tokens), self.autocast_dtype
+        head = DecodeHead.of(self.head, dtype or self.head.weight.dtype, packs=packs)
         if not self.is_llama_shaped:
-            return None
+            return Decoder(None, head)
         with self._as_meant():
-            return LlamaDecoder(self.module, capacity)
+            return Decoder(LlamaDecoder(self.module, capacity, dtype=dtype, packs=packs), head)
 
     def state_dict(self) -> dict[str, Tensor]:
         """All weights under the architecture's own names; those that an adapter changes are merged copies."""

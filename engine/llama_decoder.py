@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from engine.adapter import factors, merged_weight
 from engine.decode_cache import decode_cache, is_preallocated
+from engine.decode_linear import Linear, is_packable
 
 # Backbones whose blocks are those below; Qwen2 adds biases, Qwen3 norms on queries and keys.
 _MODEL_TYPES = {"llama", "mistral", "qwen2", "qwen3"}
@@ -24,32 +25,6 @@ _FIXED_ROTARY = {"default", "linear", "llama3", "yarn"}  # the other kinds chang
 # Projections of the same input are joined up to this size: it saves calls, and costs a copy of the weights per rollout.
 _MAX_JOINED_BYTES = 64_000_000
 _TOLERANCE = 1e-2  # of the largest state, in the check against the module: rounding of bfloat16, and no more
-
-
-@dataclass(frozen=True)
-class _Linear:
-    """x·Wᵀ + b, and x·downᵀ·upᵀ where a LoRA layer is not merged into W."""
-
-    transposed: Tensor
-    """Wᵀ, [inputs, outputs], a view: made once and not at every token."""
-    bias: Tensor | None
-    factors: tuple[Tensor, Tensor] | None = None
-
-    def __call__(self, states: Tensor) -> Tensor:
-        result = (
-            torch.mm(states, self.transposed) if self.bias is None else torch.addmm(self.bias, states, self.transposed)
-        )
-        if self.factors is None:
-            return result
-        down, up = self.factors
-        return result + functional.linear(functional.linear(states, down), up)
-
-    def add_to(self, residual: Tensor, states: Tensor) -> None:
-        """Add to `residual` in place; in one call where nothing has to be cast."""
-        if self.bias is None and self.factors is None and states.dtype == self.transposed.dtype:
-            residual.addmm_(states, self.transposed)
-        else:
-            residual += self(states)
 
 
 class _Norm:
@@ -73,20 +48,26 @@ class _Norm:
 @dataclass(frozen=True)
 class _Layer:
     attention_norm: _Norm
-    qkv: list[_Linear]
+    qkv: list[Linear]
     query_norm: _Norm | None
     key_norm: _Norm | None
-    output: _Linear
+    output: Linear
     mlp_norm: _Norm
-    gate_up: list[_Linear]
+    gate_up: list[Linear]
     activation: nn.Module
-    down: _Linear
+    down: Linear
 
 
 class LlamaDecoder:
     """Continues rows whose prompt is in a cache. Weights are read when it is made: make a new one after an update."""
 
-    def __init__(self, module: PreTrainedModel, capacity: int) -> None:
+    def __init__(
+        self, module: PreTrainedModel, capacity: int, *, dtype: torch.dtype | None = None, packs: bool = False
+    ) -> None:
+        """A decoder for `capacity` positions, whose products run in `dtype` (None: that of the weights).
+
+        It `packs` the weights where oneDNN reads its own copies faster, see engine/decode_linear.py.
+        """
         config, backbone = module.config, module.get_decoder()
         first = backbone.layers[0].self_attn
         self.head_dim: int = first.head_dim
@@ -98,7 +79,12 @@ class LlamaDecoder:
         # Merged into bfloat16 weights, an adapter's small changes would be rounded away.
         is_exact = self.embedding.dtype in (torch.float32, torch.float64)
         is_small = sum(p.numel() * p.element_size() for p in backbone.layers.parameters()) <= _MAX_JOINED_BYTES
-        self.layers = [_layer(layer, config.rms_norm_eps, join=is_small and is_exact) for layer in backbone.layers]
+        largest: Tensor = backbone.layers[0].mlp.gate_proj.weight
+        copies = (packs and is_packable(largest)) or dtype not in (None, largest.dtype)
+        self.layers = [
+            _layer(layer, config.rms_norm_eps, join=is_exact and (is_small or copies), dtype=dtype, packs=packs)
+            for layer in backbone.layers
+        ]
         positions = torch.arange(capacity, device=self.embedding.device)[None]
         cos, sin = backbone.rotary_emb(self.embedding, positions)
         half = self.head_dim // 2
@@ -138,7 +124,7 @@ class LlamaDecoder:
         # The query heads that share a key/value head stand as its queries: nothing is repeated.
         if mask is None and self.norm.is_composed:
             # For one query, torch's kernel for a CPU takes longer than the products that it is made of.
-            query = (query * self.scaling).view(rows * kv_heads, -1, width)
+            query = (query.to(keys.dtype) * self.scaling).view(rows * kv_heads, -1, width)
             scores = torch.bmm(query, keys.flatten(0, 1).transpose(1, 2))
             return torch.bmm(torch.softmax(scores, -1), values.flatten(0, 1)).view(rows, -1)
         query = query.reshape(rows, kv_heads, -1, width).to(keys.dtype)
@@ -165,45 +151,55 @@ def is_llama_shaped(module: PreTrainedModel) -> bool:
     return bool((found - expected).abs().max() <= _TOLERANCE * expected.abs().max())
 
 
-def _layer(layer: Any, eps: float, *, join: bool) -> _Layer:
+def _layer(layer: Any, eps: float, *, join: bool, dtype: torch.dtype | None, packs: bool) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
 
-    def linear(part: Any) -> _Linear:
-        return _linear(part, merge=join)
+    def linear(part: Any) -> Linear:
+        return _linear(part, merge=join, dtype=dtype)
+
+    def ready(parts: list[Linear]) -> list[Linear]:
+        parts = _joined(parts) if join and len(parts) > 1 else parts
+        return [part.packed() for part in parts] if packs else parts
 
     qkv = [linear(part) for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
     gate_up = [linear(part) for part in (mlp.gate_proj, mlp.up_proj)]
     return _Layer(
         attention_norm=_Norm(layer.input_layernorm.weight, eps),
-        qkv=_joined(qkv) if join else qkv,
+        qkv=ready(qkv),
         query_norm=_Norm(attention.q_norm.weight, eps) if hasattr(attention, "q_norm") else None,
         key_norm=_Norm(attention.k_norm.weight, eps) if hasattr(attention, "k_norm") else None,
-        output=linear(attention.o_proj),
+        output=ready([linear(attention.o_proj)])[0],
         mlp_norm=_Norm(layer.post_attention_layernorm.weight, eps),
-        gate_up=_joined(gate_up) if join else gate_up,
+        gate_up=ready(gate_up),
         activation=mlp.act_fn,
-        down=linear(mlp.down_proj),
+        down=ready([linear(mlp.down_proj)])[0],
     )
 
 
-def _linear(part: Any, *, merge: bool) -> _Linear:
+def _linear(part: Any, *, merge: bool, dtype: torch.dtype | None) -> Linear:
     if isinstance(part, nn.Linear):
-        return _Linear(part.weight.t(), part.bias)
+        return _plain(part.weight, part.bias, dtype)
     base = part.base_layer  # of a LoRA layer
     if part.disable_adapters:
-        return _Linear(base.weight.t(), base.bias)
+        return _plain(base.weight, base.bias, dtype)
     if merge:
-        return _Linear(merged_weight(part).t(), base.bias)
-    return _Linear(base.weight.t(), base.bias, factors(part))
+        return _plain(merged_weight(part), base.bias, dtype)
+    plain = _plain(base.weight, base.bias, dtype)
+    return Linear(plain.transposed, plain.bias, factors(part))
 
 
-def _joined(parts: list[_Linear]) -> list[_Linear]:
+def _plain(weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None) -> Linear:
+    dtype = dtype or weight.dtype
+    return Linear(weight.to(dtype).t(), None if bias is None else bias.to(dtype))
+
+
+def _joined(parts: list[Linear]) -> list[Linear]:
     biases = [part.bias for part in parts if part.bias is not None]
     weight = torch.cat([part.transposed.t() for part in parts])
-    return [_Linear(weight.t(), torch.cat(biases) if biases else None)]
+    return [Linear(weight.t(), torch.cat(biases) if biases else None)]
 
 
-def _project(states: Tensor, parts: list[_Linear]) -> Tensor:
+def _project(states: Tensor, parts: list[Linear]) -> Tensor:
     if len(parts) == 1:
         return parts[0](states)
     return torch.cat([part(states) for part in parts], dim=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,6 +105,17 @@ def model_files(spec: ModelSpec, field: str) -> ModelFiles:
     files = ModelFiles(path, spec.hub_revision, spec.gguf_file)
     _require(_problem_of_hub_model(files), spec, field)
     return files
+
+
+def hidden_width(spec: ModelSpec) -> int | None:
+    """The hidden width in a model's config.json; None where there is none, as of a GGUF file, or it does not say."""
+    try:
+        files = model_files(spec, "student")
+        config = cached_file(files.location, "config.json", revision=files.revision)
+        width = json.loads(Path(config).read_text("utf-8")).get("hidden_size")
+    except (RunError, OSError, ValueError, TypeError, AttributeError):  # who opens the model says what is wrong with it
+        return None
+    return width if isinstance(width, int) else None
 
 
 def _problem_of_hub_model(files: ModelFiles) -> str | None:

@@ -14,7 +14,7 @@ import torch
 
 from engine.decode_rows import DecodeRows, Draw
 from engine.flops import FlopLedger
-from engine.language_model import LanguageModel
+from engine.language_model import Decoder, LanguageModel
 from engine.rollout import Rollout, RolloutRequest
 
 _T = TypeVar("_T")
@@ -45,8 +45,9 @@ class Sampler:
         """The rollouts of all requests, in their order, at most `horizon` tokens each (>= 1), or their own `max_tokens`."""
         done = []
         with self.model.autocast():
+            decoder = self._decoder(requests, horizon)
             for batch in _batches(requests, horizon):
-                rows = self._rows([requests[i] for i in batch], horizon)
+                rows = self._rows([requests[i] for i in batch], horizon, decoder)
                 rows.run(rows.horizon, self.on_token)
                 done.append((batch, self._counted(rows)))
         return [rollout for group in _in_order(done) for rollout in group]
@@ -56,18 +57,30 @@ class Sampler:
         """The first `num_tokens` of all rollouts, with the model's `top_k` most likely ids at each."""
         waiting = []
         with self.model.autocast():
+            decoder = self._decoder(requests, horizon)
             for batch in _batches(requests, horizon):
-                rows = self._rows([requests[i] for i in batch], horizon, room=num_tokens, num_top=top_k)
+                rows = self._rows([requests[i] for i in batch], horizon, decoder, room=num_tokens, num_top=top_k)
                 rows.run(num_tokens, self.on_token)
                 waiting.append((batch, rows))
         return Probe(self, waiting)
 
+    def _decoder(self, requests: list[RolloutRequest], horizon: int) -> Decoder:
+        """One for all batches: it may hold copies of the weights."""
+        longest = max((len(request.prompt_token_ids) for request in requests), default=0)
+        return self.model.decoder(longest + horizon, max((request.limit(horizon) for request in requests), default=0))
+
     def _rows(
-        self, requests: list[RolloutRequest], horizon: int, *, room: int | None = None, num_top: int = 0
+        self,
+        requests: list[RolloutRequest],
+        horizon: int,
+        decoder: Decoder,
+        *,
+        room: int | None = None,
+        num_top: int = 0,
     ) -> DecodeRows:
         longest = max(request.limit(horizon) for request in requests)
         draw = Draw(self.seed, self.temperature, self.top_k, self.top_p)
-        return DecodeRows(self.model, requests, longest, draw, room=room, num_top=num_top)
+        return DecodeRows(self.model, requests, longest, draw, decoder, room=room, num_top=num_top)
 
     def _counted(self, rows: DecodeRows) -> list[list[Rollout]]:
         """The rollouts of a batch that is done."""

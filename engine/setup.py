@@ -15,6 +15,7 @@ from engine.errors import RunError
 from engine.evaluate import EncodedPrompt
 from engine.findings import Finding
 from engine.language_model import LanguageModel, load_language_model, load_tokenizer
+from engine.model_files import hidden_width
 from engine.objective_check import check_objective
 from engine.pairing import pair_findings, shared_vocabulary
 from engine.prompt_spec import PromptColumns
@@ -22,6 +23,9 @@ from engine.prompts import pinned, read_prompts
 from engine.spec import RunSpec
 
 Precision = Literal["float32", "bfloat16"]
+
+MIN_BFLOAT16_WIDTH = 512
+"""Hidden width of the student from which `precision: auto` is bfloat16 on a CPU that computes it."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,21 @@ def choose_device(spec: RunSpec) -> torch.device:
 
 
 def choose_precision(spec: RunSpec, device: torch.device) -> Precision:
-    """The arithmetic of a run: what the spec says, or bfloat16 on a GPU that has it and float32 elsewhere."""
+    """The arithmetic of a run: what the spec says, or bfloat16 where the device computes it faster, and float32 elsewhere.
+
+    On a CPU that is one with instructions for it, and a student of some width: a small one gains nothing and rounds.
+    """
     if spec.precision != "auto":
         return spec.precision
-    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    is_wide = (hidden_width(spec.student) or 0) >= MIN_BFLOAT16_WIDTH
+    return "bfloat16" if is_wide and computes_bfloat16() else "float32"
+
+
+def computes_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices itself (AVX512_BF16 or AMX)."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def load_data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase) -> RunData:

@@ -5,6 +5,7 @@ import typer
 from incipit.commands import (
     analyze,
     ask,
+    bench,
     checkpoints,
     demo,
     doctor,
@@ -31,6 +32,7 @@ app.command()(analyze.analyze)
 app.command()(ask.ask)
 app.command()(study.study)
 app.command()(evaluate.evaluate)
+app.command(context_settings=bench.SETTINGS)(bench.bench)
 app.command()(doctor.doctor)
 app.add_typer(runs.app, name="runs")
 app.add_typer(checkpoints.app, name="checkpoints")

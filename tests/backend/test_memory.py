@@ -12,7 +12,7 @@ from backend import memory as memory_module
 from backend.estimate import estimate
 from backend.memory import PROCESS_BYTES, Memory, Model, memory
 from benchmarks.memory_estimate import measured, spec_of
-from engine import batch, fused_loss, llama_decoder, sampler
+from engine import batch, decode_linear, fused_loss, llama_decoder, sampler
 from engine.flops import ModelShape
 from engine.spec import RunSpec
 
@@ -112,6 +112,13 @@ def test_what_the_estimate_copies_of_the_engine_is_what_the_engine_allows() -> N
         memory_module._MAX_DECODED,
         memory_module._MAX_JOINED_BYTES,
         memory_module._CPU_TOKENS,
+        memory_module._MIN_PACKED_ENTRIES,
     )
-    allowed = (fused_loss._CHUNK_ENTRIES, sampler._MAX_ROWS, llama_decoder._MAX_JOINED_BYTES, batch._CPU_TOKENS)
+    allowed = (
+        fused_loss._CHUNK_ENTRIES,
+        sampler._MAX_ROWS,
+        llama_decoder._MAX_JOINED_BYTES,
+        batch._CPU_TOKENS,
+        decode_linear.MIN_PACKED_ENTRIES,
+    )
     assert copied == allowed

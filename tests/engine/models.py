@@ -52,7 +52,7 @@ def tiny_model(name: str = "student-plan", field: Literal["student", "teacher"] 
 
 
 def write_random_model(
-    folder: Path, seed: int, *, hidden: int = 16, vocabulary: int = WORDS, context: int = 256
+    folder: Path, seed: int, *, hidden: int = 16, vocabulary: int = WORDS, context: int = 256, layers: int = 2
 ) -> None:
     """A small Llama with random weights as a Hugging Face folder; large weights make its distributions differ by context."""
     torch.manual_seed(seed)
@@ -60,7 +60,7 @@ def write_random_model(
         vocab_size=vocabulary,
         hidden_size=hidden,
         intermediate_size=2 * hidden,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=context,

@@ -191,3 +191,10 @@ def test_tokens_of_padding_rows_are_neither_sampled_nor_scored(tmp_path: Path) -
     assert update.logprob_gap < 1e-4
     columns = score_rollouts(student, teacher, rollouts, temperature=1.0, top_k=100, micro_batch=4)
     assert int(columns[0].candidate_ids.max()) < 81
+
+
+def test_rounding_of_bfloat16_is_not_taken_for_a_model_that_cannot_decode(tmp_path: Path) -> None:
+    """Its states are shown in float32, where rounding of this size would be a fault: no real model could be a teacher."""
+    write_random_model(tmp_path, 3, hidden=64, layers=12)
+    model = load_language_model(ModelSpec(path=str(tmp_path)), "teacher", CPU, "bfloat16")
+    assert model.head.weight.dtype == torch.bfloat16
