@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 MIN_PACKED_ENTRIES = 2**17
 # Products from which on a copy pays.
 _MIN_PRODUCTS = 8
+# Operators that torch's own compiler uses and does not document: a build without them decodes with plain products.
+_HAS_LAYOUTS = torch.backends.mkldnn.is_available() and all(  # type: ignore[no-untyped-call]
+    hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
+)
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def pays(num_tokens: int) -> bool:
 
 def is_packable(weight: Tensor) -> bool:
     """Whether oneDNN can lay the weight out, and it is large enough for that."""
-    if weight.device.type != "cpu" or weight.numel() < MIN_PACKED_ENTRIES or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if weight.device.type != "cpu" or weight.numel() < MIN_PACKED_ENTRIES or not _HAS_LAYOUTS:
         return False
     if weight.dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
