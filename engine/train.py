@@ -92,6 +92,10 @@ def _open_run(
     noted = pair_findings(student_model, teacher) + thinking_findings(spec.prompts, student_model.tokenizer)
     for finding in noted:
         journal.emit(Warned, code="model_pair", message=finding.message)
+    if not student_model.is_llama_shaped:
+        kind = student_model.module.config.model_type
+        message = f"The student ({kind}) is decoded by transformers' own module: the faster step is for models of Llama's shape."
+        journal.emit(Warned, code="plain_decoding", message=message, advice="Only the speed of rollouts differs.")
     student = Student(student_model, spec)
     if resume is not None:
         restore_student(resume, student)

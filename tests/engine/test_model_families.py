@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from engine.errors import RunError
+from engine.events import Warned
 from engine.language_model import LanguageModel, load_language_model
 from engine.model_spec import ModelSpec
 from engine.rollout import RolloutRequest
@@ -53,6 +54,8 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(family:
     )
     whole = train_here(spec, tmp_path / "whole")
     assert steps_of(whole) == [1, 2, 3]
+    slow = [one for one in whole if isinstance(one, Warned) and one.code == "plain_decoding"]
+    assert [f"({family})" in one.message for one in slow] == [True], "the slower way is taken with a word"
     start = tmp_path / "whole" / "attempts" / "1" / "checkpoints"
     again = train_here(spec, tmp_path / "whole", attempt=2, resume=start / "step-1")
     assert steps_of(again) == [2, 3]
