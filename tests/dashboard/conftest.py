@@ -14,7 +14,6 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page
 
-from backend.schemas import RolloutDetail
 from tests.chromium import chromium
 
 _HERE = Path(__file__).parent
@@ -39,13 +38,6 @@ def records() -> ModuleType:
 @pytest.fixture(scope="session")
 def traces() -> ModuleType:
     return _loaded("fake_traces")
-
-
-@pytest.fixture(scope="session")
-def lens_rollout(traces: ModuleType) -> RolloutDetail:
-    """A rollout of 2,048 tokens."""
-    made: RolloutDetail = traces.rollout("r-p8", 120, 0)
-    return made.model_copy(update={"trace": traces.trace(2048)})
 
 
 def free_port() -> int:

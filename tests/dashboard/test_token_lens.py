@@ -2,15 +2,14 @@
 
 import math
 import re
+from types import ModuleType
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from backend.schemas import RolloutDetail
 from dashboard.token_lens import SCRIPT, STYLE
 from dashboard.token_lens.payload import lens_payload
 
-MAX_DRAW_MS = 50.0
 _MOUNT_ONCE = """() => {
   const holder = document.createElement("div");
   document.getElementById("host").replaceChildren(holder);
@@ -138,15 +137,17 @@ def test_hovering_the_curve_points_at_the_token(lens: Page) -> None:
     expect(lens.locator(".token").nth(2)).to_have_class(re.compile(r"\bpointed\b"))
 
 
-def test_2048_tokens_are_drawn_within_50_ms(page: Page, lens_rollout: RolloutDetail) -> None:
+@pytest.mark.parametrize(("num_tokens", "most_ms"), [(2048, 50.0), (8192, 150.0)])
+def test_long_rollouts_are_drawn_at_once(page: Page, traces: ModuleType, num_tokens: int, most_ms: float) -> None:
+    rollout = traces.rollout("r-p8", 120, 0).model_copy(update={"trace": traces.trace(num_tokens)})
     page.set_content("<div id='host' style='width: 1100px'></div>")
     page.add_script_tag(content=SCRIPT.replace("export default function", "window.mount = function"))
     page.evaluate(
-        "([data, style]) => Object.assign(window, { data, style })",
-        [lens_payload(lens_rollout, "reverse_kl", None), STYLE],
+        "([data, style]) => Object.assign(window, { data, style })", [lens_payload(rollout, "reverse_kl", None), STYLE]
     )
     # The best of several: other work on the machine only ever adds to the time.
     taken = min(float(page.evaluate(_MOUNT_ONCE)) for _ in range(8))
-    print(f"first view of 2048 tokens after {taken} ms")
-    page.wait_for_function("document.querySelector('#host > *').shadowRoot.querySelectorAll('.token').length === 2048")
-    assert taken < MAX_DRAW_MS, f"2048 tokens took {taken} ms, {MAX_DRAW_MS} ms are allowed"
+    print(f"first view of {num_tokens} tokens after {taken} ms")
+    drawn = "document.querySelector('#host > *').shadowRoot.querySelectorAll('.token').length"
+    page.wait_for_function(f"{drawn} === {num_tokens}")
+    assert taken < most_ms, f"{num_tokens} tokens took {taken} ms, {most_ms} ms are allowed"
