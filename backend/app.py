@@ -94,7 +94,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.figures = figures
     # Added before the guard, hence inside it: what the guard refuses has no route to be counted by.
-    Instrumentator(registry=figures, excluded_handlers=["/metrics", "/livez"]).instrument(
+    Instrumentator(registry=figures, excluded_handlers=["^/metrics$", "^/livez$"]).instrument(
         app, metric_namespace="incipit"
     )
     app.add_middleware(Guard, settings=chosen)

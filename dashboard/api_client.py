@@ -109,9 +109,9 @@ class ApiClient(AlertCalls, PlaygroundCalls, PromptFileCalls, RunCalls, ViewCall
         wanted = {"keys": ",".join(keys) or None, "after_step": after_step}
         return self._get(f"/api/v1/runs/{run_id}/metrics", list[Metric], wanted)
 
-    def events(self, run_id: str, *, after_seq: int = 0, kinds: Sequence[str] = ()) -> EventPage:
-        """The history behind a sequence number, oldest first; empty items when there is no more. All kinds if none is named."""
-        query = {"after_seq": after_seq, "kind": list(kinds)}
+    def events(self, run_id: str, *, after_seq: int = 0, kinds: Sequence[str] = (), limit: int = 200) -> EventPage:
+        """At most `limit` of the history behind a sequence number, oldest first. All kinds if none is named."""
+        query = {"after_seq": after_seq, "kind": list(kinds), "limit": limit}
         return self._get(f"/api/v1/runs/{run_id}/events", EventPage, query)
 
     def evaluations(self, run_id: str) -> list[Evaluation]:

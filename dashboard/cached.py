@@ -35,11 +35,19 @@ from engine.findings import Finding
 from engine.trace_profile import TraceMetric
 
 _MAX_LISTED_RUNS = 1000
+_EVENT_PAGE = 200
 _MAX_EVENT_PAGES = 40
 _BY_IDENTITY: dict[type | str, Any] = {ApiClient: lambda client: client.identity}
-# Most of what a run has recorded stays as it is until an event tells of more: the page of a run at work asks for the run
-# each 2 s and for little else, see Run.last_seq.
-_BY_HISTORY: dict[type | str, Any] = {**_BY_IDENTITY, Run: lambda run: (run.id, run.last_seq)}
+
+
+# Most of what a run has recorded stays as it is until an event tells of more, see Run.last_seq: the page of a run at work asks
+# for the run each 2 s and for little else.
+def _recorded(run: Run) -> tuple[str, str, int]:
+    return run.id, run.state, _last_seq(run)
+
+
+_BY_HISTORY: dict[type | str, Any] = {**_BY_IDENTITY, Run: _recorded}
+_BY_STATE: dict[type | str, Any] = {**_BY_IDENTITY, Run: lambda run: (run.id, run.state)}
 
 
 def api() -> ApiClient:
@@ -96,7 +104,13 @@ def run(client: ApiClient, run_id: str) -> Run:
     return client.run(run_id)
 
 
-@st.cache_data(ttl=4, max_entries=64, show_spinner=False, hash_funcs=_BY_HISTORY)
+@st.cache_data(ttl=10, max_entries=256, show_spinner=False, hash_funcs=_BY_STATE)
+def _last_seq(run: Run) -> int:
+    """That of the run, which counts as unchanged for some seconds: a small run has an event at each look at it."""
+    return run.last_seq
+
+
+@st.cache_data(ttl=5, max_entries=64, show_spinner=False, hash_funcs=_BY_STATE)
 def metrics(client: ApiClient, run: Run) -> list[Metric]:
     return client.metrics(run.id)
 
@@ -106,17 +120,16 @@ def events(client: ApiClient, run: Run, kinds: Sequence[str] = ()) -> list[Store
     """The whole history, or that of some kinds, in at most 40 pages."""
     found: list[StoredEvent] = []
     for _ in range(_MAX_EVENT_PAGES):
-        page = client.events(run.id, after_seq=found[-1].seq if found else 0, kinds=kinds)
-        if not page.items:
-            break
+        page = client.events(run.id, after_seq=found[-1].seq if found else 0, kinds=kinds, limit=_EVENT_PAGE)
         found += page.items
+        if len(page.items) < _EVENT_PAGE:
+            break
     return found
 
 
-@st.cache_data(ttl=600, max_entries=64, show_spinner=False, hash_funcs=_BY_HISTORY)
-def warnings(client: ApiClient, run: Run) -> list[StoredEvent]:
-    """What the run warned of, oldest first: the first page of it."""
-    return client.events(run.id, kinds=("warning",)).items
+def notable(client: ApiClient, run: Run, kind: str) -> list[StoredEvent]:
+    """The run's estimate, its warnings, its evaluations (`estimated`, `warning`, `evaluation`), oldest first: one request for all."""
+    return [one for one in events(client, run, ("estimated", "warning", "evaluation")) if one.kind == kind]
 
 
 @st.cache_data(ttl=600, max_entries=128, show_spinner=False, hash_funcs=_BY_HISTORY)

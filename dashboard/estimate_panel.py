@@ -48,9 +48,8 @@ def executed_of(events: Sequence[StoredEvent]) -> FlopLedger | None:
 
 def show(client: ApiClient, run: Run) -> None:
     """Estimate beside actual: FLOPs by phase, training time, memory."""
-    known = cached.events(client, run, ("estimated", "evaluation"))
-    estimated: dict[str, Any] | None = next((one.payload for one in known if one.kind == "estimated"), None)
-    frame = costs_frame(run, estimated, executed_of([one for one in known if one.kind == "evaluation"]))
+    estimated: dict[str, Any] | None = next((one.payload for one in cached.notable(client, run, "estimated")), None)
+    frame = costs_frame(run, estimated, executed_of(cached.notable(client, run, "evaluation")))
     if frame.empty:
         return
     st.markdown("**Estimate and actual**")

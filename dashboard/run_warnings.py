@@ -40,7 +40,7 @@ def told_once(events: Sequence[StoredEvent]) -> list[RunWarning]:
 
 def warnings(client: ApiClient, run: Run) -> None:
     """The newest warnings as boxes, all of them as a table when there are more."""
-    told = told_once(cached.warnings(client, run))
+    told = told_once(cached.notable(client, run, "warning"))
     for one in told[:_SHOWN]:
         head = one.about if one.step is None else f"{one.about} · step {one.step:,}"
         parts = [f"**{notices.plain(head)}**", notices.plain(one.message)]
