@@ -102,7 +102,10 @@ def dashboard_rows(result: dict[str, Any]) -> list[Row]:
     paint, growth = result["paint_milliseconds"], result["growth_megabytes"]
     return [
         [
-            *(f"{paint[page]['median']} ({paint[page]['first']})" for page in ("home", "runs", "inspect")),
+            *(
+                f"{paint[page]['median']} ({paint[page]['first']})"
+                for page in ("home", "runs", "inspect", "inspect_by_link")
+            ),
             f"{result['requests_per_2_seconds']:.1f}",
             f"{growth['dashboard']:.0f}",
             f"{growth['api']:.0f}",

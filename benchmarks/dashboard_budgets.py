@@ -2,7 +2,8 @@
 
 A whole stack with 500 ended runs and one at work, seen by Debian's Chromium: time until Home and Runs are drawn, until a rollout of
 512 tokens can be read, requests to the API of one viewer of the run at work, and the growth of the servers' memory over 100
-page views and 20 downloads. Each page is opened in a new browser context, with nothing cached.
+page views and 20 downloads. Each page is opened in a new browser context, with nothing cached; the rollout also by its link on
+the run's page.
 """
 
 import json
@@ -84,6 +85,7 @@ def _measured(browser: Browser, url: str, api: httpx.Client, home: Path) -> dict
         "inspect": _times(
             browser, f"{url}/inspect?run={finished}&step=0", re.compile(rf"\b{NUM_TOKENS} tokens"), ".token"
         ),
+        "inspect_by_link": _times_by_link(browser, f"{url}/run?id={finished}"),
     }
     # Some ten steps a second: it evaluates and saves each 20 s, so most looks find new figures of steps and nothing else.
     at_work = _submitted(api, num_steps=20_000, checkpoints={"every_steps": 200}, evaluation=_every(200))
@@ -160,6 +162,23 @@ def _times(browser: Browser, address: str, says: str | re.Pattern[str], also: st
             page.get_by_text(says).first.wait_for(timeout=60_000)
             if also:
                 page.locator(also).first.wait_for(timeout=60_000)
+            seconds.append(time.perf_counter() - began)
+    return {"first": round(1000 * seconds[0]), "median": round(1000 * median(seconds[1:]))}
+
+
+def _times_by_link(browser: Browser, address: str) -> dict[str, float]:
+    """Milliseconds from the link on a run's page to the tokens; the first is of a browser that has seen no tokens yet."""
+    seconds = []
+    with _page(browser) as page:
+        for _ in range(_REPEATS + 1):
+            page.goto(address)
+            link = page.get_by_role("link", name="Inspect tokens").first
+            link.wait_for(timeout=60_000)
+            expect(page.locator("[data-test-script-state='running']")).to_have_count(0)
+            page.wait_for_timeout(1000)
+            began = time.perf_counter()
+            link.click()
+            page.locator(".token").first.wait_for(timeout=60_000)
             seconds.append(time.perf_counter() - began)
     return {"first": round(1000 * seconds[0]), "median": round(1000 * median(seconds[1:]))}
 
