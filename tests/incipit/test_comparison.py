@@ -62,6 +62,7 @@ def a_run(name: str, prefix: dict[str, object], flops: float, **changes: object)
         eta_seconds=None,
         queue_position=None,
         row_version=1,
+        last_seq=1,
     )
 
 
