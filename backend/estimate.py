@@ -260,7 +260,9 @@ def _assumptions(spec: RunSpec, num_steps: int, rates: Sequence[float], *, is_ad
         "Memory is for one process at its busiest moment; the parts follow each other and do not add up.",
     ]
     if spec.device == "auto" and spec.precision == "auto":
-        stated.append("Memory is for float32; where `auto` is bfloat16, on a GPU and on some CPUs, less is needed.")
+        stated.append(
+            "Memory is for float32. On a GPU `auto` is bfloat16 and needs less; on CPUs that compute it, it is not estimated."
+        )
     if is_adaptive:
         stated.append(
             "How the prefix grows is known only in training: FLOPs and time are for one that stays at its start, memory is "

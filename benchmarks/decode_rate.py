@@ -10,18 +10,15 @@ alone leaves out the first token of each row, behind its prompt, which either wa
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -29,7 +26,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from benchmarks.pairs import Pair, opened_pair
+from benchmarks.pairs import Pair, case_parser, smollm2_pair
 from engine.language_model import LanguageModel, load_language_model
 from engine.model_spec import ModelSpec
 from engine.rollout import RolloutRequest
@@ -93,23 +90,16 @@ def measured(pair: Pair, dtype: str, batch: int, tokens: int, rounds: int) -> di
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=int, nargs="+", default=[8, 16])
-    parser.add_argument("--tokens", type=int, nargs="+", default=[64])
-    parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="print JSON only")
-    arguments = parser.parse_args()
+    arguments = case_parser(__doc__, batches=[8, 16], tokens=[64]).parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(1)
     results = []
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            pair = opened_pair("smollm2", Path(folder))
-        except FileNotFoundError as error:
-            print(error, file=sys.stderr)
-            return 1
+    try:
+        pair = smollm2_pair()
+    except FileNotFoundError as error:
+        print(error, file=sys.stderr)
+        return 1
     for dtype, batch, tokens in itertools.product(arguments.dtypes, arguments.batches, arguments.tokens):
         one = measured(pair, dtype, batch, tokens, arguments.rounds)
         results.append(one)

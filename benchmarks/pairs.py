@@ -6,8 +6,9 @@ of small random Llamas with its tokenizer: 15 and 18 million parameters, four fi
 
 from __future__ import annotations
 
+import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +32,33 @@ class Pair:
         return [self.prompts[i % len(self.prompts)] for i in range(step * batch, (step + 1) * batch)]
 
 
+def case_parser(description: str | None, *, batches: list[int], tokens: list[int]) -> argparse.ArgumentParser:
+    """The options that the speed benchmarks share, with what they measure by default."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, nargs="+", default=batches)
+    parser.add_argument("--tokens", type=int, nargs="+", default=tokens)
+    parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true", help="print JSON only")
+    return parser
+
+
 def opened_pair(name: str, folder: Path) -> Pair:
     """The pair of a name; the random models are written below `folder`. FileNotFoundError says how to get SmolLM2."""
+    smollm2 = smollm2_pair()
+    if name == "smollm2":
+        return smollm2
+    folders = {role: _random_model(folder / role, layers) for role, layers in _RANDOM_LAYERS.items()}
+    return replace(smollm2, **folders)
+
+
+def smollm2_pair() -> Pair:
+    """What `incipit models fetch smollm2` stores; FileNotFoundError says so where it is not there."""
     for reference in _SMOLLM2.values():
         if not Path(resolve(reference)).is_dir():
             raise FileNotFoundError(f"{reference} is not there; run `incipit models fetch smollm2` and measure again.")
     folders = {role: resolve(reference) for role, reference in _SMOLLM2.items()}
-    prompts = _prompts(folders["teacher"])
-    if name == "random":
-        folders = {role: _random_model(folder / role, layers) for role, layers in _RANDOM_LAYERS.items()}
-    return Pair(**folders, prompts=prompts)
+    return Pair(**folders, prompts=_prompts(folders["teacher"]))
 
 
 def _prompts(tokenizer_folder: str) -> list[list[int]]:

@@ -11,7 +11,6 @@ Linux only: memory is the peak of resident memory beyond the open models.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import itertools
 import json
@@ -23,7 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pairs import PAIRS, opened_pair
+from benchmarks.pairs import PAIRS, case_parser, opened_pair
 
 SIDES = ("incipit", "trl")
 WARM_UP = 1  # rounds that are not counted
@@ -114,13 +113,8 @@ def row(one: dict[str, Any]) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = case_parser(__doc__, batches=[4, 16], tokens=[32, 128])
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
-    parser.add_argument("--batches", type=int, nargs="+", default=[4, 16])
-    parser.add_argument("--tokens", type=int, nargs="+", default=[32, 128])
-    parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="print JSON only")
     arguments = parser.parse_args()
     if importlib.util.find_spec("trl") is None:
         print("TRL is not installed; add it with: pip install -e '.[peer]'.", file=sys.stderr)

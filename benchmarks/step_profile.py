@@ -10,7 +10,6 @@ bytes take at the measured copy bandwidth, whichever is longer. One thread; CPU 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import os
@@ -28,7 +27,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 from transformers.utils import logging
 
-from benchmarks.pairs import PAIRS, Pair, opened_pair
+from benchmarks.pairs import PAIRS, Pair, case_parser, opened_pair
 from benchmarks.peer_side import Case, incipit_spec
 from engine import decode_rows
 from engine import student as student_module
@@ -174,13 +173,8 @@ def profiled(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = case_parser(__doc__, batches=[4], tokens=[32, 128])
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=["smollm2"])
-    parser.add_argument("--batches", type=int, nargs="+", default=[4])
-    parser.add_argument("--tokens", type=int, nargs="+", default=[32, 128])
-    parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="print JSON only")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
