@@ -47,7 +47,7 @@ _RUN = Run(
     state="queued", desired_state="run", priority=0, phase="", step=0, num_steps=40, student=_SPEC.student.path,
     teacher=_SPEC.teacher.path, prefix="8", divergence="reverse KL", attempt=0, best_accuracy=None, report_accuracy=None,
     training_flops=None, training_seconds=None, failure_kind=None, failure_message=None, created_at=_NOW, started_at=None,
-    finished_at=None, heartbeat_at=None, spec=_SPEC, flops=None, executed_flops=None, eta_seconds=None, queue_position=1,
+    finished_at=None, heartbeat_at=None, spec=_SPEC, flops=None, executed_flops=None, done_share=None, eta_seconds=None, queue_position=1,
     row_version=0,
     last_seq=1,
 )  # fmt: skip

@@ -98,8 +98,11 @@ class Run(RunSummary):
     spec: RunSpec
     flops: FlopLedger | None
     executed_flops: float | None
+    done_share: float | None
+    """Share of the run's time that is behind it, evaluations and checkpoints counted; None where eta_seconds is."""
     eta_seconds: tuple[float, float] | None
-    """Range of the seconds still to go, from the median of the last step times; None until 5 steps are done."""
+    """Range of the seconds still to go, judged by the run's own steps, evaluations and checkpoints; None until 5 steps of
+    distillation are done."""
     queue_position: int | None
     row_version: int
     """Raised by each change of state or wish, not by what training records; PATCH asks for it in If-Match."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,7 +61,7 @@ class CheckpointShelf:
         if missing is not None:
             self._refuse(state.step, missing.message, is_last, missing.free_bytes, missing.needed_bytes)
             return False
-        path = self.path_of(state.step)
+        path, began = self.path_of(state.step), time.monotonic()
         try:
             manifest, digest = save_checkpoint(path, student, state, attempt=int(self.attempt_folder.name))
         except RunError as error:
@@ -80,6 +81,7 @@ class CheckpointShelf:
             accuracy=accuracy,
             is_best=state.best_step == state.step,
             best_path=state.best_path,
+            seconds=time.monotonic() - began,
         )
         if self.spec is not None:
             self._drop(self.spec, state)

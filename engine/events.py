@@ -17,7 +17,7 @@ from engine.verdicts import Verdicts
 
 EVENT_VERSION = 1
 
-Phase = Literal["loading", "baseline", "warmup", "training", "report", "saving"]
+Phase = Literal["loading", "baseline", "warmup", "training", "evaluation", "report", "saving"]
 Subject = Literal["student", "base", "teacher"]
 Split = Literal["dev", "report"]
 EndReason = Literal["steps", "flops_budget", "sentinel", "early_stopping"]
@@ -209,6 +209,8 @@ class CheckpointSaved(EventBase):
     is_best: bool = False
     best_path: str | None = None
     """The best checkpoint so far, of whichever attempt, relative to the run folder."""
+    seconds: float = 0.0
+    """Wall seconds that writing it took; 0 in records of earlier versions."""
 
 
 class CheckpointRemoved(EventBase):

@@ -52,6 +52,7 @@ def measure_baselines(run: Run) -> None:
 
 def evaluate_student(run: Run) -> None:
     """Full-length evaluation on the dev split; a new best is saved at once."""
+    run.enter("evaluation", f"student of step {run.state.step} on dev")
     began = time.monotonic()
     evaluator = _evaluator(run, "dev")
     horizon = run.measured_horizon(run.state.step)

@@ -47,6 +47,8 @@ class Run:
     """Full-length dev accuracy by step, as measured by this attempt."""
     scores: dict[int, tuple[float, float]] = field(default_factory=dict)
     """What decides which student is the best, by step, as measured by this attempt; larger is better."""
+    entered: tuple[Phase, str] | None = None
+    """The phase that it is in, with what was said of it; None before the first."""
 
     def __post_init__(self) -> None:
         # A pinned checkpoint must stay, and only the supervisor knows which are: below one, dropping is its task.
@@ -97,8 +99,10 @@ class Run:
         self.state = self.state.model_copy(update=values)
 
     def enter(self, phase: Phase, detail: str = "") -> None:
-        """Tell the world which phase begins."""
-        self.journal.emit(PhaseChanged, phase=phase, detail=detail)
+        """Tell the world which phase begins, unless it goes on."""
+        if (phase, detail) != self.entered:
+            self.entered = (phase, detail)
+            self.journal.emit(PhaseChanged, phase=phase, detail=detail)
 
     @property
     def training_phase(self) -> Phase:

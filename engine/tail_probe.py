@@ -131,6 +131,7 @@ class TailProbe:
 
 def measure_tail(run: Run) -> None:
     """Measure the student of the current step, tell what was found, and let the sentinel act."""
+    run.enter("evaluation", f"tail of step {run.state.step}")
     began = time.monotonic()
     spec, state, step = run.spec.sentinel, run.state.sentinel, run.state.step
     assert isinstance(spec, WatchTail)

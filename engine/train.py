@@ -35,7 +35,6 @@ def train(
     try:
         if run.state.evaluated_step is None:
             measure_baselines(run)
-        run.enter(run.training_phase)
         while True:
             if run.tail_is_due():
                 measure_tail(run)
@@ -46,6 +45,7 @@ def train(
             if run.is_trained:
                 break
             control.raise_if_stopped()
+            run.enter(run.training_phase)
             run.train_step()
         report(run)
     except StopRequested:

@@ -163,5 +163,3 @@ def take_warmup_step(run: Run, warmup: Warmup) -> None:
         peak_memory_bytes=peak_memory_bytes(run.student.model.device),
         seconds={"total": seconds},
     )
-    if run.training_phase == "training":
-        run.enter("training")

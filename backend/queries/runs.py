@@ -2,20 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import quantiles
 from typing import Any
 
 from sqlalchemy import Select, and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from backend.project_database import EVERY_PROJECT
-from backend.records import Event, Metric
+from backend.queries.progress import progress_of
+from backend.records import Event
 from backend.run_states import RunState
 from backend.schemas import Run, RunSummary
 from backend.tables import Experiment as ExperimentRow
 from backend.tables import Run as RunRow
 
-_MIN_STEPS, _MAX_STEPS = 5, 20  # last steps that the time to go is judged by
+_NUM_RATES = 20  # last finished runs that the speed of a pair is judged by
 
 # The columns of a line of the list; the spec, the largest one, stays in the database.
 _SUMMARY: Select[*tuple[Any, ...]] = select(
@@ -79,17 +79,20 @@ def runs(session: Session, wanted: RunFilter, *, before: str | None = None, limi
 
 def run(session: Session, id: str) -> Run | None:
     """One run with its spec."""
-    beside = (RunRow.spec, RunRow.flops, RunRow.executed_flops, RunRow.row_version)
+    beside = (RunRow.spec, RunRow.flops, RunRow.executed_flops, RunRow.row_version, RunRow.progressed_at)
     newest = select(func.coalesce(func.max(Event.seq), 0)).where(Event.run_id == id).scalar_subquery().label("last_seq")
     row = session.execute(_SUMMARY.add_columns(*beside, newest).where(RunRow.id == id)).mappings().one_or_none()
     if row is None:
         return None
     values = dict(row)
+    progressed_at = values.pop("progressed_at")
     is_queued = values["state"] == "queued"
+    ahead = progress_of(session, values, progressed_at) if values["state"] == "running" else None
     return Run.model_validate(
         {
             **values,
-            "eta_seconds": _eta_seconds(session, id, values["num_steps"] - values["step"]),
+            "done_share": ahead and ahead.done_share,
+            "eta_seconds": ahead and ahead.eta_seconds,
             "queue_position": _queue_position(session, id, values["priority"]) if is_queued else None,
         }
     )
@@ -119,23 +122,9 @@ def training_rates(session: Session, student: str, teacher: str) -> list[float]:
         select(RunRow.training_flops, RunRow.training_seconds)
         .where(RunRow.state == "succeeded", RunRow.student == student, RunRow.teacher == teacher)
         .order_by(RunRow.id.desc())
-        .limit(_MAX_STEPS)
+        .limit(_NUM_RATES)
     )
     return [flops / seconds for flops, seconds in session.execute(query) if flops and seconds]
-
-
-def _eta_seconds(session: Session, id: str, remaining: int) -> tuple[float, float] | None:
-    query = (
-        select(Metric.value)
-        .where(Metric.run_id == id, Metric.key == "seconds.total")
-        .order_by(Metric.step.desc())
-        .limit(_MAX_STEPS)
-    )
-    seconds = [value for value in session.scalars(query) if value is not None]
-    if len(seconds) < _MIN_STEPS:
-        return None
-    low, _, high = quantiles(seconds, n=4)
-    return remaining * low, remaining * high
 
 
 def _queue_position(session: Session, id: str, priority: int) -> int:

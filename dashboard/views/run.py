@@ -63,7 +63,8 @@ def header(client: ApiClient, run: Run) -> None:
 
 
 def progress(client: ApiClient, run: Run) -> None:
-    done = min(run.step / run.num_steps, 1.0) if run.num_steps else 0.0
+    of_steps = min(run.step / run.num_steps, 1.0) if run.num_steps else 0.0
+    done = of_steps if run.done_share is None else run.done_share
     took = seconds_text(elapsed_seconds(run.started_at, run.finished_at))
     if run.state == "queued":
         place = f"number {run.queue_position} in the queue" if run.queue_position else "in the queue"
@@ -71,7 +72,8 @@ def progress(client: ApiClient, run: Run) -> None:
     elif run.state in ACTIVE_STATES:
         left = _LEFT.get(run.state, "estimating the time left")
         if run.state == "running" and run.eta_seconds is not None:
-            left = f"about {range_text(run.eta_seconds)} left"
+            sooner = ", or less by early stopping" if run.spec.early_stopping.kind != "none" else ""
+            left = f"about {range_text(run.eta_seconds)} left{sooner}"
         phase = run.phase or run.state
         st.progress(done, text=f"{phase} · step {run.step:,} of {run.num_steps:,} · {took} so far · {left}")
     elif run.state == "failed":

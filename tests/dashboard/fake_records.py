@@ -183,6 +183,7 @@ def run(run_id: str) -> schemas.Run:
         spec=spec,
         flops=ledger(run_id) if done else None,
         executed_flops=gflop * 1.07e9 if done else None,
+        done_share=0.25 if state == "running" else None,
         eta_seconds=(41.0, 55.0) if state == "running" else None,
         queue_position=1 if state == "queued" else None,
         row_version=1,

@@ -243,7 +243,7 @@ def test_warmup_steps_are_the_first_steps_of_the_run(tmp_path: Path, source: str
     assert [event.flops.teacher > 0 for event in steps] == [False] * 3 + [True] * 3
     assert (steps[2].flops.rollout > 0) is (source == "teacher")
     phases = [event.phase for event in events if isinstance(event, PhaseChanged)]
-    assert phases[-2:] == ["warmup", "training"]
+    assert phases[-3:] == ["warmup", "training", "evaluation"]
 
 
 @pytest.mark.usefixtures("home")

@@ -59,6 +59,7 @@ def a_run(name: str, prefix: dict[str, object], flops: float, **changes: object)
         spec=spec,
         flops=ledger,
         executed_flops=flops,
+        done_share=None,
         eta_seconds=None,
         queue_position=None,
         row_version=1,
