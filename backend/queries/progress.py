@@ -96,9 +96,10 @@ def _horizon_growth(spec: RunSpec, step: int, num_left: float, horizon: float) -
     previewed = [spec.preview_at(spec.distillation_step(one)) for one in ahead[:: max(1, len(ahead) // _MAX_PREVIEWED)]]
     if not previewed:
         return 1.0, 1.0
-    # An adaptive schedule never goes back to where it began.
-    shortest = fmean(short if short == long else max(short, horizon) for short, long in previewed)
-    longest = max(shortest, fmean(long for _, long in previewed))
+    if any(short < long for short, long in previewed):
+        # An adaptive schedule never goes back: the preview counts from its start, the run may be farther.
+        previewed = [(max(short, horizon), max(long, horizon)) for short, long in previewed]
+    shortest, longest = (fmean(ends) for ends in zip(*previewed, strict=True))
     return min(1.0, shortest / horizon), max(1.0, longest / horizon)
 
 
