@@ -202,6 +202,8 @@ def start_button(
     runs = client.experiment_runs(created.id)
     if len(runs) == 1:
         st.switch_page("views/run.py", query_params={"id": runs[0].id})
+    for filter in ("q", "state", "page"):  # filters outlive their page: an old one would hide the new runs
+        st.session_state.pop(filter, None)
     st.switch_page("views/runs.py", query_params={"experiment": created.name})
 
 

@@ -108,7 +108,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         bind="query-params", width=240, placeholder="all",
     )  # fmt: skip
     view = st.segmented_control(
-        "View", ["table", "list"], default="table", required=True, key="view", bind="query-params"
+        "View", ["table", "list"], default="table", required=True, key="layout", bind="query-params"
     )
 
 try:
