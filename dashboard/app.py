@@ -13,6 +13,7 @@ st.set_page_config(
     page_title="Incipit", page_icon=_ICON, layout="wide"
 )  # before the navigation, which would take the icon of a page
 st.logo(_ICON)
+st.html("<style>.stMainBlockContainer { padding-top: 4.5rem }</style>")  # Streamlit leaves 6rem, for a bar half as high
 page = st.navigation(
     [
         st.Page("views/home.py", title="Home", icon=":material/home:", default=True),

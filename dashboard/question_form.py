@@ -90,7 +90,7 @@ def _ask(client: ApiClient, document: dict[str, Any]) -> None:
 def _settings(seed: Seed) -> dict[str, Any]:
     """The fields of a question besides its prompt."""
     question, key = seed.question, seed.identity
-    columns = st.columns([2, 1, 1, 1, 1, 1], vertical_alignment="bottom")
+    columns = st.columns([2, 1, 1, 1, 1, 1, 1], vertical_alignment="bottom")
     helps = {name: field.description for name, field in Question.model_fields.items()}
     with columns[0]:
         template = st.segmented_control(
@@ -103,6 +103,7 @@ def _settings(seed: Seed) -> dict[str, Any]:
         (
             ("temperature", "Temperature", 0.1),
             ("top_p", "Top-p", 0.05),
+            ("min_p", "Min-p", 0.05),
             ("max_completion_tokens", "Most tokens", 16),
             ("num_samples", f"Answers (≤ {MAX_SAMPLES})", 1),
             ("seed", "Seed", 1),
@@ -169,6 +170,7 @@ def _seed(client: ApiClient, run: Run) -> Seed:
         "enable_thinking": spec.prompts.enable_thinking,
         "temperature": spec.sampling.temperature,
         "top_p": 1.0,
+        "min_p": 0.0,
         "max_completion_tokens": min(_TOKENS, spec.max_completion_tokens),
         "num_samples": 1,
         "seed": spec.seed,

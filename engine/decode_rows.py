@@ -15,7 +15,7 @@ from engine.drawing import drawn
 from engine.flops import FlopLedger
 from engine.language_model import Decoder, LanguageModel
 from engine.rollout import Rollout, RolloutRequest, uniforms
-from engine.truncation import truncated
+from engine.truncation import EVERY_TOKEN, Truncation
 
 _CUDA_COMPACT_EVERY = 16  # steps; asking a GPU whether rows have ended makes it wait for the answer
 
@@ -26,8 +26,7 @@ class Draw:
 
     seed: int
     temperature: float
-    top_k: int = 0
-    top_p: float = 1.0
+    truncation: Truncation = EVERY_TOKEN
 
 
 class DecodeRows:
@@ -173,8 +172,8 @@ class DecodeRows:
             picked = torch.zeros(len(self.chosen), dtype=self.logits.dtype, device=self.chosen.device)
         else:
             logits = self.logits if draw.temperature == 1 else self.logits / draw.temperature
-            if draw.top_k or draw.top_p < 1:
-                logits = truncated(torch.log_softmax(logits, -1), top_k=draw.top_k, top_p=draw.top_p)
+            if draw.truncation:
+                logits = draw.truncation.of(torch.log_softmax(logits, -1))
             self.chosen, picked = drawn(logits, self.noise[self.position])
         self.columns.append((self.alive, self.chosen, picked))
         if self.num_top:

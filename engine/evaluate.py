@@ -25,6 +25,7 @@ from engine.sampler import Sampler
 from engine.scorers import Mark, Scorer
 from engine.scoring import TokenColumns, executed_scoring_flops, score_rollouts
 from engine.spec import RunSpec
+from engine.truncation import Truncation
 from engine.verdicts import Verdicts, verdicts_of
 
 
@@ -145,7 +146,8 @@ class Evaluator:
         k, draw = self.spec.evaluation.samples_per_prompt, self.spec.evaluation.answer_sampling
         if not k:
             return [], {}, 0.0
-        sampler = Sampler(model, self.spec.seed, draw.temperature, self.on_token, top_k=draw.top_k, top_p=draw.top_p)
+        kept = Truncation(draw.top_k, draw.top_p, draw.min_p)
+        sampler = Sampler(model, self.spec.seed, draw.temperature, self.on_token, truncation=kept)
         requests = [RolloutRequest(index, prompt.token_ids, k, 0) for index, prompt in enumerate(self.prompts)]
         rollouts = sampler.sample(requests, self.spec.max_completion_tokens)
         self._executed += sampler.executed.total

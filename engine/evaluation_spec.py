@@ -23,6 +23,8 @@ class AnswerSampling(Frozen):
     """Draw from the most likely tokens that together have this probability; 1 draws from all."""
     top_k: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Draw from this many most likely tokens; 0 draws from all."""
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Draw from the tokens at least this many times as likely as the most likely one; 0 draws from all."""
 
 
 class EvaluationSpec(PromptColumns):

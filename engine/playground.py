@@ -19,6 +19,7 @@ from engine.sampler import Sampler
 from engine.scoring import TokenColumns, score_rollouts
 from engine.token_trace import TokenTrace, write_traces
 from engine.trace import token_trace
+from engine.truncation import Truncation
 from engine.voices import Voice, check_room, opened_model, reader_of, refusal, voices_of
 
 _MAX_TEXT = 32_768  # characters of an answer outside its trace
@@ -107,7 +108,8 @@ def _sampled(asked: PlaygroundSpec, model: LanguageModel, voice: Voice, part: _P
             low + (high - low) * num_done / limit, f"{voice.speaker.in_words} writes: {num_done} of {limit} tokens"
         )
 
-    sampler = Sampler(model, asked.seed, asked.temperature, on_token, top_p=asked.top_p)
+    kept = Truncation(top_p=asked.top_p, min_p=asked.min_p)
+    sampler = Sampler(model, asked.seed, asked.temperature, on_token, truncation=kept)
     return sampler.sample([RolloutRequest(0, voice.prompt_token_ids, asked.num_samples, 0)], limit)
 
 

@@ -31,6 +31,8 @@ class Question(Frozen):
     """Softmax temperature of sampling; 0 takes the most likely token."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Sample from the most likely tokens that together have this probability; 1 is all."""
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Sample from the tokens at least this many times as likely as the most likely one; 0 is all."""
     max_completion_tokens: Tokens = 128
     """Where an answer is cut, in tokens."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0

@@ -16,6 +16,7 @@ from engine.decode_rows import DecodeRows, Draw
 from engine.flops import FlopLedger
 from engine.language_model import Decoder, LanguageModel
 from engine.rollout import Rollout, RolloutRequest
+from engine.truncation import EVERY_TOKEN, Truncation
 
 _T = TypeVar("_T")
 
@@ -31,10 +32,8 @@ class Sampler:
     temperature: float
     on_token: Callable[[], None] = field(default=lambda: None)
     """Called after every decode step; it may raise to stop."""
-    top_k: int = 0
-    """Sample from this many most likely tokens; 0 samples from all."""
-    top_p: float = 1.0
-    """Sample from the most likely tokens that together have this probability; then log-probabilities are those among them."""
+    truncation: Truncation = EVERY_TOKEN
+    """Which tokens may be drawn; where it leaves any out, log-probabilities are those among the kept ones."""
     executed_tokens: int = 0
     """Positions computed so far, padding and ended rows included."""
     executed: FlopLedger = field(default_factory=FlopLedger)
@@ -79,7 +78,7 @@ class Sampler:
         num_top: int = 0,
     ) -> DecodeRows:
         longest = max(request.limit(horizon) for request in requests)
-        draw = Draw(self.seed, self.temperature, self.top_k, self.top_p)
+        draw = Draw(self.seed, self.temperature, self.truncation)
         return DecodeRows(self.model, requests, longest, draw, decoder, room=room, num_top=num_top)
 
     def _counted(self, rows: DecodeRows) -> list[list[Rollout]]:

@@ -93,7 +93,9 @@ def _steps_left(session: Session, id: str, spec: RunSpec, step: int) -> float:
 def _horizon_growth(spec: RunSpec, step: int, num_left: float, horizon: float) -> tuple[float, float]:
     """Mean horizon of the steps to come over that of the last ones; a step's time grows at most in that proportion."""
     ahead = range(step, step + int(num_left))
-    previewed = [spec.preview_at(spec.distillation_step(one)) for one in ahead[:: max(1, len(ahead) // _MAX_PREVIEWED)]]
+    previewed: list[tuple[float, float]] = [
+        spec.preview_at(spec.distillation_step(one)) for one in ahead[:: max(1, len(ahead) // _MAX_PREVIEWED)]
+    ]
     if not previewed:
         return 1.0, 1.0
     if any(short < long for short, long in previewed):

@@ -60,7 +60,8 @@ def show(client: ApiClient, question: PlaygroundQuestion) -> None:
         st.caption(
             notices.plain(
                 f"{', '.join(question.speakers)} · scored by the teacher of {question.run_name}{chat} · temperature "
-                f"{asked.temperature:g}, top-p {asked.top_p:g}, at most {asked.max_completion_tokens} tokens, seed {asked.seed}"
+                f"{asked.temperature:g}, top-p {asked.top_p:g}, min-p {asked.min_p:g}, at most {asked.max_completion_tokens} tokens, "
+                f"seed {asked.seed}"
             )
         )
         with st.container(horizontal=True):

@@ -24,6 +24,9 @@ def ask(
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Where an answer is cut.")] = 128,
     temperature: Annotated[float, typer.Option("--temperature", help="0 takes the most likely token.")] = 1.0,
     top_p: Annotated[float, typer.Option("--top-p", help="Sample from the likely tokens only; 1 is all.")] = 1.0,
+    min_p: Annotated[
+        float, typer.Option("--min-p", help="Sample from tokens at least this many times as likely as the likeliest.")
+    ] = 0.0,
     samples: Annotated[int, typer.Option("--samples", help="Answers of each.")] = 1,
     seed: Annotated[int, typer.Option("--seed", help="All draw with the same random numbers.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -53,6 +56,7 @@ def ask(
         "max_completion_tokens": max_tokens,
         "temperature": temperature,
         "top_p": top_p,
+        "min_p": min_p,
         "num_samples": samples,
         "seed": seed,
         "speakers": [_speaker(one) for one in of],

@@ -38,6 +38,7 @@ def evaluate(
     temperature: Annotated[float | None, typer.Option("--temperature", help="Of the samples.")] = None,
     top_p: Annotated[float | None, typer.Option("--top-p", help="Of the samples.")] = None,
     top_k: Annotated[int | None, typer.Option("--top-k", help="Of the samples; 0 is off.")] = None,
+    min_p: Annotated[float | None, typer.Option("--min-p", help="Of the samples; 0 is off.")] = None,
     max_tokens: Annotated[
         int | None, typer.Option("--max-tokens", help="Longest completion; default the task's.")
     ] = None,
@@ -65,7 +66,7 @@ def evaluate(
         return
     if model is None or task is None:
         _refuse("A model and --task are needed, or --compare with two results; see incipit evaluate --help.")
-    draw = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+    draw = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
     chosen = {"samples_per_prompt": samples, "max_completion_tokens": max_tokens, "num_prompts": limit}
     reference, defaults = _task_defaults(task, folder, revision, sampling)
     document = _document(
@@ -112,10 +113,12 @@ def _sampling_of(task: TaskFile, name: str) -> dict[str, Any]:
 
 def _document(model: str, reference: str, settings: dict[str, Any], scorer: str | None) -> dict[str, Any]:
     """A spec of which the engine uses the student and the evaluation."""
+    from engine.evaluation_spec import AnswerSampling
+
     evaluation: dict[str, Any] = {"path": reference, "num_sampled": 1, "num_prompts": settings.get("num_prompts", 1000)}
     if "samples_per_prompt" in settings:
         evaluation["samples_per_prompt"] = settings["samples_per_prompt"]
-    evaluation["answer_sampling"] = {k: settings[k] for k in ("temperature", "top_p", "top_k") if k in settings}
+    evaluation["answer_sampling"] = {k: settings[k] for k in AnswerSampling.model_fields if k in settings}
     if scorer is not None:
         try:
             evaluation["scorer"] = jsonlib.loads(scorer) if scorer.lstrip().startswith("{") else {"kind": scorer}

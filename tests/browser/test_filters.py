@@ -7,7 +7,7 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.site import Site
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("browser"), pytest.mark.usefixtures("finished")]
 
 
 def _go_to(page: Page, title: str, address: str) -> None:
@@ -16,7 +16,7 @@ def _go_to(page: Page, title: str, address: str) -> None:
     expect(page.get_by_role("heading", name=title, level=1)).to_be_visible()
 
 
-def test_filters_of_runs_survive_other_pages_and_a_reload(page: Page, site: Site, finished: list[str]) -> None:
+def test_filters_of_runs_survive_other_pages_and_a_reload(page: Page, site: Site) -> None:
     page.goto(f"{site.dashboard_url}/runs")
     search = page.get_by_role("textbox", name="Search")
     search.fill("prefix 4")
@@ -38,7 +38,7 @@ def test_filters_of_runs_survive_other_pages_and_a_reload(page: Page, site: Site
     expect(narrowed).to_be_visible()
 
 
-def test_a_layout_of_runs_is_none_of_the_playground(page: Page, site: Site, finished: list[str]) -> None:
+def test_a_layout_of_runs_is_none_of_the_playground(page: Page, site: Site) -> None:
     page.goto(f"{site.dashboard_url}/runs")
     page.get_by_role("radio", name="list").click()
     expect(page).to_have_url(re.compile(r"layout=list"))

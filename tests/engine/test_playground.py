@@ -125,8 +125,9 @@ def test_equal_models_say_the_same_with_one_seed_whoever_speaks(models: dict[str
     assert max(traces[1].reverse_kl) < 1e-6
 
 
-def test_top_p_keeps_to_the_likely_tokens(models: dict[str, Path], tmp_path: Path) -> None:
-    asked = document(models, [checkpoint(models["a"])], num_samples=4, top_p=1e-6)
+@pytest.mark.parametrize("kept", [{"top_p": 1e-6}, {"min_p": 1.0}])
+def test_truncation_keeps_to_the_likely_tokens(models: dict[str, Path], tmp_path: Path, kept: Document) -> None:
+    asked = document(models, [checkpoint(models["a"])], num_samples=4, **kept)
     _, traces = answered(asked, tmp_path)
     assert {rank for trace in traces for rank in trace.student_rank} == {1}
 
@@ -198,6 +199,7 @@ def test_a_damaged_checkpoint_is_named_before_a_model_is_opened(tmp_path: Path, 
         ({"num_samples": 5}, "num_samples"),
         ({"system_message": "Be brief."}, "system_message"),
         ({"top_p": 0}, "top_p"),
+        ({"min_p": 1.1}, "min_p"),
         ({"speakers": []}, "speakers"),
         ({"speakers": [{"kind": "base"}, {"kind": "teacher"}, {"kind": "base"}]}, "speakers.2"),
         ({"prompt": ""}, "prompt"),

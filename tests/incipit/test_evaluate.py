@@ -34,7 +34,7 @@ def test_a_model_is_evaluated_on_a_task_and_two_of_them_are_paired(tmp_path: Pat
         out = tmp_path / f"{seed}.json"
         status, text = run(
             model, "--task", "gsm8k", "--folder", task_folder, "--max-tokens", 8, "--samples", 2, "--sampling",
-            "qwen3_thinking", "--out", out, "--json",
+            "qwen3_thinking", "--min-p", 0.1, "--out", out, "--json",
         )  # fmt: skip
         assert status == 0, text
         files.append(out)
@@ -42,7 +42,7 @@ def test_a_model_is_evaluated_on_a_task_and_two_of_them_are_paired(tmp_path: Pat
         assert json.loads(text[text.index("{\n") :]) == found
         assert found["source"] == f"task:gsm8k?folder={task_folder}"
         assert found["scorer"]["kind"] == "final_number"
-        assert found["answer_sampling"] == {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
+        assert found["answer_sampling"] == {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0.1}
         assert found["verdicts"]["samples_per_problem"] == 2
         assert found["num_prompts"] == len(found["verdicts"]["right"]) == 5
         assert found["accuracy_low"] <= found["metrics"]["accuracy"] + 1e-12
