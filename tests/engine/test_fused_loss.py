@@ -136,6 +136,19 @@ def test_value_and_gradients_are_those_of_the_plain_computation(
         torch.testing.assert_close(gradient, wanted, **close)
 
 
+def test_no_token_has_no_loss_and_no_gradient() -> None:
+    case = Case(0)
+    gradients = torch.autograd.grad(case.fused(ReverseKL()).total, case.leaves)
+    assert all(torch.equal(found, torch.zeros_like(leaf)) for found, leaf in zip(gradients, case.leaves, strict=True))
+
+
+def test_a_chunk_has_twice_the_tokens_where_a_product_has_two_bytes() -> None:
+    case = Case(100)
+    heads = Heads(case.student_head, case.teacher_head, 1.0)
+    with chunks_of(16, 13):
+        assert [list(heads.chunks(100, size))[1].start for size in (2, 4, 8)] == [32, 16, 16]
+
+
 def test_the_gradient_that_comes_from_behind_is_multiplied_in() -> None:
     case = Case(20)
     once = torch.autograd.grad(case.fused(ReverseKL()).total, case.leaves)
