@@ -11,7 +11,7 @@ import torch
 
 from engine.checkpoint import TrainerState, load_trainer_state, restore_student, without_lost_best
 from engine.control import Control
-from engine.errors import RunError, StopRequested, is_out_of_memory, is_out_of_space
+from engine.errors import RunError, StopRequested, first_line, is_out_of_memory, is_out_of_space
 from engine.events import Finished, PhaseChanged, Ready, Started, Stopped, Warned
 from engine.journal import Journal
 from engine.measuring import evaluate_student, measure_baselines, report
@@ -96,7 +96,7 @@ def _open_run(
         kind = student_model.module.config.model_type
         message = f"The student ({kind}) is decoded by transformers' own module: the faster step is for models of Llama's shape."
         journal.emit(Warned, code="plain_decoding", message=message, advice="Only the speed of rollouts differs.")
-    student = Student(student_model, spec)
+    student = Student(student_model, spec, state.plan)
     if resume is not None:
         restore_student(resume, student)
     journal.emit(
@@ -130,22 +130,18 @@ def failure_of(error: BaseException) -> RunError:
     if isinstance(error, RunError):
         return error
     if isinstance(error, torch.OutOfMemoryError):
-        return RunError("gpu_error", f"The GPU's memory ran out ({_first_line(error)}); {_SMALLER}.")
+        return RunError("gpu_error", f"The GPU's memory ran out ({first_line(error)}); {_SMALLER}.")
     if isinstance(error, torch.AcceleratorError):
         return RunError(
             "gpu_error",
-            f"The GPU failed ({_first_line(error)}); look at the driver's log (dmesg, nvidia-smi) if that happens again.",
+            f"The GPU failed ({first_line(error)}); look at the driver's log (dmesg, nvidia-smi) if that happens again.",
         )
     if is_out_of_memory(error):
         return RunError(
-            "oom_host", f"The machine's memory ran out ({_first_line(error)}); {_SMALLER}, or run fewer slots."
+            "oom_host", f"The machine's memory ran out ({first_line(error)}); {_SMALLER}, or run fewer slots."
         )
     if is_out_of_space(error):
         return RunError(
-            "disk_full", f"No space is left for the files of the run ({_first_line(error)}); free some and resume."
+            "disk_full", f"No space is left for the files of the run ({first_line(error)}); free some and resume."
         )
-    return RunError("internal", f"{type(error).__name__}: {_first_line(error)} (a defect; the log has the traceback).")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0][:300]
+    return RunError("internal", f"{type(error).__name__}: {first_line(error)} (a defect; the log has the traceback).")
