@@ -18,8 +18,8 @@ class MemoryPlan(Frozen):
 
     @classmethod
     def stated(cls, spec: RunSpec) -> MemoryPlan:
-        """What the spec says."""
-        return cls(micro_batch_rollouts=spec.micro_batch_rollouts, recomputes_blocks=spec.recomputes_blocks)
+        """What the spec says; where that is auto, what is usual: 16 rollouts, blocks that run once."""
+        return cls(micro_batch_rollouts=spec.usual_micro_batch, recomputes_blocks=spec.recomputes_blocks)
 
     def halved(self, num_together: int) -> MemoryPlan | None:
         """The plan after `num_together` rollouts of one pass were too many; None when it was one alone."""
