@@ -23,7 +23,7 @@ _ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "
 def child(*arguments: str) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "tests.engine.short_of_memory", *arguments],
-        env=_ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False,
+        env=_ENVIRONMENT, capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
