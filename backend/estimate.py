@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from backend.estimates import Estimate, PhaseSeconds
-from backend.memory import Model, memory
 from backend.problems import invalid
 from engine.adapter_shape import ADAPTABLE, AdapterShape
 from engine.adapter_spec import Adapter, Lora, NoAdapter
@@ -23,6 +22,8 @@ from engine.flops import (
 )
 from engine.locations import resolve
 from engine.loss_region import LossRegion, WholeRegion
+from engine.memory import Model, longest_horizon, memory
+from engine.memory_choice import least
 from engine.model_spec import ModelSpec
 from engine.sentinel_spec import WatchTail
 from engine.spec import RunSpec
@@ -54,9 +55,8 @@ def estimate(spec: RunSpec, rates: Sequence[float]) -> Estimate:
     flops = _total(shortest[:num_steps], of_step) + rest
     is_adaptive = shortest != longest
     full = _total([_Batch(spec.max_completion_tokens, spec.prompts_per_step)] * num_steps, of_step) + rest
-    has_anchors = any(batch.num_anchored for batch in shortest) or spec.warmup_phase.num_steps
-    longest_horizon = spec.max_completion_tokens if has_anchors else max(batch.horizon for batch in longest)
-    used = memory(spec, student, teacher, prompt_tokens, longest_horizon)
+    used = memory(spec, student, teacher, prompt_tokens, longest_horizon(spec))
+    fewest = memory(spec, student, teacher, prompt_tokens, longest_horizon(spec), least(spec))
     shown = sorted({round(i * (spec.num_distillation_steps - 1) / (_MAX_SHOWN - 1)) for i in range(_MAX_SHOWN)})
     previews = [spec.preview_at(step) for step in shown]
     return Estimate(
@@ -67,6 +67,7 @@ def estimate(spec: RunSpec, rates: Sequence[float]) -> Estimate:
         saving=full.training / flops.training,
         memory_bytes=used.parts,
         memory_total_bytes=used.total,
+        memory_least_bytes=fewest.total,
         seconds=PhaseSeconds(low=flops.training / max(rates), high=flops.training / min(rates)) if rates else None,
         horizons=[low for low, _ in previews],
         longest_horizons=[high for _, high in previews] if is_adaptive else [],
@@ -263,6 +264,12 @@ def _assumptions(spec: RunSpec, num_steps: int, rates: Sequence[float], *, is_ad
         stated.append(
             "Memory is for float32. On a GPU `auto` is bfloat16 and needs less; on CPUs that compute it, it is not estimated."
         )
+    if spec.micro_batch_rollouts == "auto":
+        stated.append(
+            f"Micro-batches have {spec.usual_micro_batch} rollouts; the worker takes as many as fit into its free memory."
+        )
+    if spec.gradient_checkpointing == "auto":
+        stated.append("Blocks run once; the worker recomputes them where the update does not fit otherwise.")
     if is_adaptive:
         stated.append(
             "How the prefix grows is known only in training: FLOPs and time are for one that stays at its start, memory is "

@@ -23,9 +23,12 @@ class Estimate(Frozen):
     saving: float
     """full-length training FLOPs / this run's training FLOPs."""
     memory_bytes: dict[str, int]
-    """By part, see backend/memory.py; on a CPU with the libraries (process) and what the C library keeps (allocator)."""
+    """By part, see engine/memory.py; on a CPU with the libraries (process) and what the C library keeps (allocator)."""
     memory_total_bytes: int
     """At the busiest moment: less than the sum of the parts, since cache and activations are not there at once."""
+    memory_least_bytes: int | None = None
+    """The same where the worker's memory is short and the `auto` of micro_batch_rollouts and gradient_checkpointing takes the
+    least; None in records of earlier versions."""
     seconds: PhaseSeconds | None
     """Range from earlier runs on this installation; None when there is none to go by."""
     horizons: list[int]

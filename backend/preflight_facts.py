@@ -25,10 +25,11 @@ def estimated_facts(spec: RunSpec, facts: Mapping[str, int | float | str | None]
         "estimated_evaluation_flops": found.flops.evaluation,
     }
     available = facts.get("device_memory_bytes")
-    if not isinstance(available, int) or found.memory_total_bytes <= available:
+    needed = found.memory_total_bytes if found.memory_least_bytes is None else found.memory_least_bytes
+    if not isinstance(available, int) or needed <= available:
         return {**facts, **estimated}, []
     message = (
-        f"micro_batch_rollouts is {spec.micro_batch_rollouts} and the run needs about {found.memory_total_bytes / 1e9:.1f} GB of memory, "
+        f"micro_batch_rollouts is {spec.micro_batch_rollouts} and the run needs about {needed / 1e9:.1f} GB of memory, "
         f"of which the worker's device has {available / 1e9:.1f} GB; lower micro_batch_rollouts, set adapter to lora or choose "
         "smaller models."
     )

@@ -1,6 +1,6 @@
 """Peak memory that loss and gradient add at T tokens: the fused loss, and the same from whole [T, V] logits.
 
-    python -m benchmarks.divergence_memory [--tokens 256 1024 4096] [--json]
+    python -m benchmarks.divergence_memory [--tokens 256 1024 4096] [--vocabulary 32768] [--json]
 
 Every figure comes from a process of its own. Target: the fused loss does not grow with T beyond the hidden states
 (2 · T · H · 4 bytes here: their gradient, and its product with the gradient from behind). Linux only: it resets and reads
@@ -33,16 +33,16 @@ def memory_bytes(kind: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {kind}; this benchmark needs Linux.")
 
 
-def peak_bytes(way: str, tokens: int) -> int:
+def peak_bytes(way: str, tokens: int, vocabulary: int) -> int:
     """What one loss and its gradient add to this process, at their peak."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(tokens, STUDENT_WIDTH, generator=generator).requires_grad_()
-    weight = torch.randn(VOCABULARY, STUDENT_WIDTH, generator=generator).requires_grad_()
+    weight = torch.randn(vocabulary, STUDENT_WIDTH, generator=generator).requires_grad_()
     teacher_hidden = torch.randn(tokens, TEACHER_WIDTH, generator=generator)
-    teacher_weight = torch.randn(VOCABULARY, TEACHER_WIDTH, generator=generator)
-    target_ids = torch.randint(VOCABULARY, (tokens,), generator=generator)
-    student_head = OutputHead(weight, None, 1.0, None, VOCABULARY)
-    teacher_head = OutputHead(teacher_weight, None, 1.0, None, VOCABULARY)
+    teacher_weight = torch.randn(vocabulary, TEACHER_WIDTH, generator=generator)
+    target_ids = torch.randint(vocabulary, (tokens,), generator=generator)
+    student_head = OutputHead(weight, None, 1.0, None, vocabulary)
+    teacher_head = OutputHead(teacher_weight, None, 1.0, None, vocabulary)
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
     before = memory_bytes("VmRSS")
     if way == "fused":
@@ -62,31 +62,33 @@ def peak_bytes(way: str, tokens: int) -> int:
     return memory_bytes("VmHWM") - before
 
 
-def measured(way: str, tokens: int) -> int:
+def measured(way: str, tokens: int, vocabulary: int = VOCABULARY) -> int:
     """`peak_bytes` in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.divergence_memory", "--one", way, str(tokens)]
+    command = [sys.executable, "-m", "benchmarks.divergence_memory", "--one", way, str(tokens), str(vocabulary)]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, nargs="+", default=[256, 1024, 4096])
+    parser.add_argument("--vocabulary", type=int, default=VOCABULARY)
     parser.add_argument("--json", action="store_true", help="print JSON only")
-    parser.add_argument("--one", nargs=2, metavar=("WAY", "TOKENS"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, metavar=("WAY", "TOKENS", "VOCABULARY"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         torch.set_num_threads(1)
-        print(peak_bytes(arguments.one[0], int(arguments.one[1])))
+        print(peak_bytes(arguments.one[0], *map(int, arguments.one[1:])))
         return
     results = [
-        {"tokens": tokens, **{f"{way}_bytes": measured(way, tokens) for way in WAYS}} for tokens in arguments.tokens
+        {"tokens": tokens, **{f"{way}_bytes": measured(way, tokens, arguments.vocabulary) for way in WAYS}}
+        for tokens in arguments.tokens
     ]
     first = results[0]
     for result in results:
         states = 2 * 4 * STUDENT_WIDTH * (result["tokens"] - first["tokens"])
         result["fused_growth_beyond_states_bytes"] = result["fused_bytes"] - first["fused_bytes"] - states
     if arguments.json:
-        print(json.dumps({"vocabulary": VOCABULARY, "results": results}))
+        print(json.dumps({"vocabulary": arguments.vocabulary, "results": results}))
         return
     for result in results:
         print(

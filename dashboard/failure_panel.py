@@ -57,10 +57,10 @@ def fixes(kind: str, spec: RunSpec) -> list[tuple[str, dict[str, Any]]]:
 
 def _fixes(kind: str, spec: RunSpec) -> Iterator[tuple[str, dict[str, Any]]]:
     if kind in _MEMORY_KINDS:
-        if spec.micro_batch_rollouts > 1:
-            half = spec.micro_batch_rollouts // 2
+        if spec.usual_micro_batch > 1:
+            half = spec.usual_micro_batch // 2
             yield f"Micro-batches of {half}", {"micro_batch_rollouts": half}
-        if spec.gradient_checkpointing == "never":
+        if not spec.recomputes_blocks:
             yield "Recompute activations", {"gradient_checkpointing": "always"}
         if isinstance(spec.prefix, ConstantPrefix) and spec.prefix.tokens > 1:
             yield f"A prefix of {spec.prefix.tokens // 2}", {"prefix.tokens": spec.prefix.tokens // 2}

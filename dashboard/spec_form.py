@@ -201,6 +201,9 @@ def _widget(leaf: FormField, given: Any, key: str) -> Any:
             )
             or None
         )
+    if leaf.kind == "whole or word":
+        typed = st.text_input(label, value="" if given is None else str(given), key=key, help=said).strip()
+        return _read(typed, int) if typed else None
     if leaf.kind == "whole":
         return st.number_input(label, value=None if given is None else int(given), step=1, key=key, help=said)
     return st.number_input(

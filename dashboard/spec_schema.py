@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Schema = Mapping[str, Any]
-Kind = Literal["text", "whole", "number", "choice", "flag", "list", "table", "group", "union"]
+Kind = Literal["text", "whole", "whole or word", "number", "choice", "flag", "list", "table", "group", "union"]
 _KINDS: dict[str, Kind] = {"string": "text", "integer": "whole", "number": "number", "boolean": "flag"}
 
 
@@ -75,6 +75,11 @@ def _field(schema: Schema, definitions: Schema, path: str, *, is_required: bool)
     is_nullable = any(option.get("type") == "null" for option in options)
     if is_nullable:
         described = {**described, **next(option for option in options if option.get("type") != "null")}
+    words = tuple(option["const"] for option in options if "const" in option)
+    if words:
+        number = next(option for option in options if option.get("type") == "integer")
+        limits = f"{_limits(number)}, or {' or '.join(words)}"
+        return FormField(path, "whole or word", help_text, default, is_required, is_nullable, limits, words)
     if "properties" in described:
         inner = _properties(described, definitions, path + ".")
         return FormField(path, "group", help_text, default, is_required, fields=inner)

@@ -9,9 +9,8 @@ from backend.estimates import Estimate
 from backend.schemas import Worker
 from dashboard import notices
 from dashboard.quantities import bytes_text, range_text, share_text
+from engine.memory import MEMORY_ERROR
 
-MEMORY_ERROR = 0.15
-"""Of the estimate, as benchmarks/memory_estimate.py measures it."""
 _NUM_PARTS = 3
 _ADVICE = {
     "student_weights": "train an adapter in place of all weights",
@@ -103,8 +102,15 @@ def _fit_of(estimate: Estimate, rooms: Sequence[Room], num_runs: int) -> Fit:
     needed, has = f"about **{bytes_text(need)}**", f"**{bytes_text(best.num_bytes)}**"
     at_once = min(num_runs, best.num_sharing)
     error = share_text(MEMORY_ERROR)
-    if need > best.num_bytes:
-        verdict: Verdict = "too large"
+    fewest = need if estimate.memory_least_bytes is None else estimate.memory_least_bytes
+    if fewest * (1 + MEMORY_ERROR) <= best.num_bytes < need * (1 + MEMORY_ERROR):
+        verdict: Verdict = "fits"
+        sentence = (
+            f"Fits with less at once: the run would take {needed} of memory, but the roomiest connected worker ({best.place}) "
+            f"has {has}, so what is *auto* comes down to **{bytes_text(fewest)}** at the least; the result is the same."
+        )
+    elif need > best.num_bytes:
+        verdict = "too large"
         sentence = (
             f"Needs {needed} of memory, but the roomiest connected worker ({best.place}) has {has}. {_remedy(estimate)} "
             f"The estimate is right within about {error}: you can start all the same."

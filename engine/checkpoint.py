@@ -21,6 +21,7 @@ from engine.flops import FlopLedger
 from engine.frozen import Frozen
 from engine.health import HealthState
 from engine.manifest import MANIFEST, Expected, Manifest, damage_of, spec_sha256
+from engine.memory_plan import MemoryPlan
 from engine.prefix_state import PrefixState
 from engine.sentinel import SentinelState
 from engine.staging import put_in_place, sealed_files, staging_beside, write_synced
@@ -50,6 +51,8 @@ class TrainerState(Frozen):
     executed_flops: float = 0.0
     """Executed FLOPs so far, all phases."""
     training_seconds: float = 0.0
+    plan: MemoryPlan | None = None
+    """How it keeps within its memory; None before it was planned and in checkpoints of earlier versions."""
     evaluated_step: int | None = None
     """Last step whose evaluation is complete; None before the baselines."""
     best_step: int | None = None

@@ -54,7 +54,7 @@ def collect_rollouts(
     )
     if isinstance(spec.selection, ProbeSelection):
         candidates = probed_candidates(
-            spec.selection, writers.student, teacher, requests, max(horizons), micro_batch=spec.micro_batch_rollouts
+            spec.selection, writers.student, teacher, requests, max(horizons), micro_batch=spec.usual_micro_batch
         )
     else:
         candidates = Candidates.all_kept(writers.write(source, requests, max(horizons)))

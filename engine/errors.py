@@ -48,3 +48,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def speaks_of_memory(words: str) -> bool:
     """Whether these words, an error's or the last of a process, say that the machine's memory ran out."""
     return _OUT_OF_MEMORY.search(words) is not None
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the traceback of a library behind it; at most 300 characters."""
+    return (str(error).strip().splitlines() or ["no message"])[0][:300]

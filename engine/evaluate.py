@@ -166,7 +166,7 @@ class Evaluator:
         return FlopLedger(evaluation=self._executed)
 
     def _scored(self, model: LanguageModel, teacher: LanguageModel, rollouts: list[Rollout]) -> list[TokenColumns]:
-        micro_batch = self.spec.micro_batch_rollouts
+        micro_batch = self.spec.usual_micro_batch
         self._executed += executed_scoring_flops(model, teacher, rollouts, micro_batch)
         return score_rollouts(
             model,

@@ -32,6 +32,11 @@ def checkpoint_blocks(module: PreTrainedModel) -> None:
         block.forward = _recomputed(block.forward)
 
 
+def can_recompute(module: PreTrainedModel) -> bool:
+    """Whether the backbone has blocks that `checkpoint_blocks` knows."""
+    return bool(_blocks(module))
+
+
 def last_product_parameters(module: PreTrainedModel) -> int:
     """Weights of each block's last matrix product, which a recomputation does not reach: only its input is needed."""
     products = [[m for m in block.modules() if isinstance(m, nn.Linear)] for block in _blocks(module)]

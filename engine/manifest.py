@@ -17,6 +17,8 @@ from engine.spec import RunSpec
 
 MANIFEST = "manifest.json"
 _CHUNK_BYTES = 16 * 1024**2
+# What was the default before: left out like the default, so that checkpoints from then are still their run's.
+_FORMER_DEFAULTS = {"gradient_checkpointing": "never"}
 
 
 class ManifestFile(Frozen):
@@ -126,10 +128,14 @@ def _stated(value: Any) -> Any:
         return {
             name: _stated(getattr(value, name))
             for name, field in fields.items()
-            if name == "kind" or getattr(value, name) != field.get_default(call_default_factory=True)
+            if name == "kind" or _is_told(name, getattr(value, name), field.get_default(call_default_factory=True))
         }
     if isinstance(value, list | tuple):
         return [_stated(item) for item in value]
     if isinstance(value, dict):
         return {str(key): _stated(item) for key, item in value.items()}
     return value
+
+
+def _is_told(name: str, value: object, default: object) -> bool:
+    return value != default and not (name in _FORMER_DEFAULTS and value == _FORMER_DEFAULTS[name])

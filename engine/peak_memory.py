@@ -1,10 +1,13 @@
-"""How much memory this process has used at most, in bytes: what the estimate before the start is compared with."""
+"""How much memory this process has used at most, and how much it may use, in bytes: what estimates are compared with."""
 
 import resource
 import sys
 from pathlib import Path
 
+import psutil
 import torch
+
+from engine.machine_memory import machine_memory
 
 _STATUS = Path("/proc/self/status")
 
@@ -19,3 +22,10 @@ def peak_memory_bytes(device: torch.device) -> int:
                 return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kilobytes
+
+
+def room_bytes(device: torch.device) -> int:
+    """What this process may take in all: what is free on the GPU, or on the machine and in its container, and what it has already."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    return machine_memory().available_bytes + psutil.Process().memory_info().rss

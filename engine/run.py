@@ -10,10 +10,11 @@ from engine.checkpoint import TrainerState
 from engine.checkpoint_shelf import CheckpointShelf
 from engine.collect import collect_rollouts
 from engine.control import Control
-from engine.events import EndReason, Phase, PhaseChanged, Split, StepDone
+from engine.events import EndReason, Phase, PhaseChanged, Split, StepDone, Warned
 from engine.journal import Journal
 from engine.language_model import LanguageModel
 from engine.loss_region import nothing_supervised
+from engine.memory_plan import Shortage
 from engine.peak_memory import peak_memory_bytes
 from engine.prefix_state import PrefixSignals, PrefixState
 from engine.rollout import Rollout
@@ -59,6 +60,7 @@ class Run:
         count = watched.num_rollouts if watched.kind == "watch" else 0
         self.tail_probe = TailProbe(self.spec, self.teacher, prompts[:count], self.control.raise_if_stopped)
         self.warmup = Warmup.of(self)
+        self.student.on_shortage = self._keep_within_memory
 
     @property
     def attempt_folder(self) -> Path:
@@ -165,6 +167,13 @@ class Run:
             position_count=update.position_count,
         )
         return schedule.advance(state, signals)
+
+    def _keep_within_memory(self, shortage: Shortage) -> None:
+        """Tell that an update ran out of memory, and let checkpoints keep what was changed for it."""
+        self.change_state(plan=shortage.plan)
+        self.journal.emit(
+            Warned, code="micro_batch", message=shortage.in_words, step=self.state.step, advice=shortage.advice
+        )
 
     def tail_is_due(self) -> bool:
         """Whether the sentinel still has to look at the student of the current step."""

@@ -6,7 +6,7 @@ The sentence under a field is its documentation everywhere: here, in the OpenAPI
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from engine.adapter_spec import Adapter, NoAdapter
 from engine.anchoring import Anchoring, NoAnchoring
@@ -31,6 +31,18 @@ from engine.token_weights import NoWeights
 from engine.warmup_spec import NoWarmup, WarmupPhase
 
 SPEC_VERSION = 1
+USUAL_MICRO_BATCH = 16
+
+
+def _number_or_auto(value: object, read: ValidatorFunctionWrapHandler) -> object:
+    """One sentence in place of one for each kind of value."""
+    try:
+        return read(value)
+    except ValidationError:
+        raise ValueError(f"micro_batch_rollouts is {value!r}; give a whole number from 1 to 65,536, or auto.") from None
+
+
+MicroBatch = Annotated[Annotated[int, Field(ge=1, le=65_536)] | Literal["auto"], WrapValidator(_number_or_auto)]
 
 # No control characters: a name is printed to terminals.
 _NAME = r"^[^\s\x00-\x1f\x7f-\x9f]([^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f])?$"
@@ -111,11 +123,12 @@ class RunSpec(Frozen):
     """Prompts in the global batch of one step."""
     rollouts_per_prompt: Annotated[int, Field(ge=1, le=1024)] = 1
     """Completions sampled for each prompt of a step; they share the prompt's prefill."""
-    micro_batch_rollouts: Annotated[int, Field(ge=1, le=65_536)] = 16
-    """Most rollouts in one forward and backward pass (a CPU takes fewer of long ones); lower it when memory is short, the result
-    stays the same."""
-    gradient_checkpointing: Literal["never", "always"] = "never"
-    """Whether the student's blocks forget their activations and recompute them: memory for one more forward pass."""
+    micro_batch_rollouts: MicroBatch = USUAL_MICRO_BATCH
+    """Most rollouts in one forward and backward pass (a CPU takes fewer of long ones), 1 to 65,536, or auto: as many as fit into the
+    memory that is free at the start. The loss is the same within 1e-6 in float32; when memory runs out, the run goes on with half."""
+    gradient_checkpointing: Literal["auto", "never", "always"] = "auto"
+    """Whether the student's blocks forget their activations and recompute them: memory for one more forward pass. `auto` does so
+    where the update would not fit into the free memory otherwise; the result is the same bit for bit."""
     sampling: SamplingSpec = SamplingSpec()
     """How completions are sampled, by whichever model."""
     adapter: Adapter = NoAdapter()
@@ -152,8 +165,14 @@ class RunSpec(Frozen):
         return self.prompts_per_step * self.rollouts_per_prompt
 
     @property
+    def usual_micro_batch(self) -> int:
+        """micro_batch_rollouts, 16 where it is auto: of passes without a gradient, which hold little and are then the same on
+        every machine, and of estimates for a machine that is not known."""
+        return USUAL_MICRO_BATCH if self.micro_batch_rollouts == "auto" else self.micro_batch_rollouts
+
+    @property
     def recomputes_blocks(self) -> bool:
-        """Whether the backward pass runs the student's blocks a second time."""
+        """Whether the backward pass runs the student's blocks a second time, whatever the memory; see engine/memory_plan.py."""
         return self.gradient_checkpointing == "always"
 
     @property

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from engine.batch import RolloutBatch, micro_batches
-from engine.errors import RunError
+from engine.errors import RunError, first_line, is_out_of_memory
 from engine.flops import FlopLedger, padded_update_flops, signal_flops, update_flops
 from engine.fused_loss import Heads, fused_divergence
 from engine.gradient_checkpointing import checkpoint_blocks
 from engine.language_model import LanguageModel
+from engine.memory_plan import MemoryPlan, Shortage
 from engine.objective import Objective
 from engine.rollout import Rollout
 from engine.spec import RunSpec
 from engine.token_weighting import weights_of_batch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,10 +74,13 @@ class Update:
 class Student:
     """A language model with its AdamW state. Weights are float32."""
 
-    def __init__(self, model: LanguageModel, spec: RunSpec) -> None:
+    def __init__(self, model: LanguageModel, spec: RunSpec, plan: MemoryPlan | None = None) -> None:
+        """`plan` is how it keeps within its memory; None is as the spec says."""
         self.model = model
         self.spec = spec
-        if spec.recomputes_blocks:
+        self.plan = MemoryPlan.stated(spec) if plan is None else plan
+        self.on_shortage: Callable[[Shortage], None] = lambda shortage: None
+        if self.plan.recomputes_blocks:
             checkpoint_blocks(model.module)
         # Norms and biases are not decayed, as is usual; they are the parameters with fewer than two axes.
         named = [(name, p) for name, p in model.module.named_parameters() if p.requires_grad]
@@ -130,12 +138,48 @@ class Student:
         return float(norm)
 
     def accumulate(self, rollouts: list[Rollout], teacher: LanguageModel) -> _Sums:
-        """Add the gradient of the mean loss on all supervised tokens of `rollouts` (one at least) to the parameters'."""
+        """Leave the gradient of the mean loss on all supervised tokens of `rollouts` (one at least) in the parameters."""
         num_supervised = sum(len(rollout.supervised) for rollout in rollouts)
-        sums = _Sums(max(rollout.supervised.stop for rollout in rollouts))
-        for group in micro_batches(rollouts, self.spec.micro_batch_rollouts, self.model.device):
-            self._backward(group, teacher, num_supervised, sums)
-        return sums
+
+        def take(groups: list[list[Rollout]]) -> _Sums:
+            sums = _Sums(max(rollout.supervised.stop for rollout in rollouts))
+            for group in groups:
+                self._backward(group, teacher, num_supervised, sums)
+            return sums
+
+        return self.in_micro_batches(rollouts, take)
+
+    def in_micro_batches(self, rollouts: list[Rollout], take: Callable[[list[list[Rollout]]], T]) -> T:
+        """What `take` gives, which adds the gradients of all micro-batches to parameters that have none.
+
+        When memory runs out, their gradients are dropped and it is called again with micro-batches of half the size, which
+        stays for the rest of the run. Raises RunError("oom_host" or "gpu_error") when a single rollout is too much.
+        """
+        while True:
+            groups = micro_batches(rollouts, self.plan.micro_batch_rollouts, self.model.device)
+            try:
+                return take(groups)
+            except Exception as error:
+                if not (isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(error)):
+                    raise
+                cause, is_of_gpu = first_line(error), isinstance(error, torch.OutOfMemoryError)
+            # Behind the handler: as long as the error lives, its traceback holds the tensors of the failed pass.
+            self.optimizer.zero_grad(set_to_none=True)
+            if is_of_gpu:
+                torch.cuda.empty_cache()  # blocks of the old sizes fit the new ones badly
+            self._take_less_at_once(max(map(len, groups)), cause, is_of_gpu=is_of_gpu)
+
+    def _take_less_at_once(self, num_together: int, cause: str, *, is_of_gpu: bool) -> None:
+        plan = self.plan.halved(num_together)
+        if plan is None:
+            raise RunError(
+                "gpu_error" if is_of_gpu else "oom_host",
+                f"The {'GPU' if is_of_gpu else 'machine'}'s memory ran out with one rollout at a time ({cause}), so that "
+                "a smaller micro_batch_rollouts does not help; set gradient_checkpointing to always, shorten the prefix or "
+                "max_completion_tokens, or use a machine with more memory.",
+            )
+        self.plan = plan
+        self.on_shortage(Shortage(num_together, plan, cause))
 
     def _backward(self, group: list[Rollout], teacher: LanguageModel, num_supervised: int, sums: _Sums) -> None:
         model = self.model
@@ -176,7 +220,7 @@ class Student:
                 len(rollout.prompt_token_ids),
                 len(rollout.completion_token_ids),
                 num_supervised=len(rollout.supervised),
-                recomputes_blocks=self.spec.recomputes_blocks,
+                recomputes_blocks=self.plan.recomputes_blocks,
             )
         sums.executed += padded_update_flops(
             model.shape,
@@ -184,7 +228,7 @@ class Student:
             len(group),
             batch.token_ids.shape[1],
             len(batch.target_ids),
-            recomputes_blocks=self.spec.recomputes_blocks,
+            recomputes_blocks=self.plan.recomputes_blocks,
         )
         if self.spec.projects_twice:
             signal = signal_flops(model.shape, teacher.shape, len(batch.target_ids))

@@ -59,7 +59,7 @@ class TailProbe:
     def measure(self, student: LanguageModel, horizon: int) -> tuple[dict[str, float | None], float]:
         """The student's figures behind and inside `horizon`, and the FLOPs that they cost. RunError("nan_loss") when not finite."""
         rollouts = self._sample(student)
-        micro_batch = self.spec.micro_batch_rollouts
+        micro_batch = self.spec.usual_micro_batch
         columns = score_rollouts(
             student,
             self.teacher,
@@ -89,9 +89,9 @@ class TailProbe:
     def stop_probability(self, model: LanguageModel) -> float | None:
         """The probability of a stop token where the teacher's texts end, the mean over those that end by themselves; None without any."""
         total = 0.0
-        self.executed_flops += executed_reading_flops(model, self._ended, self.spec.micro_batch_rollouts)
+        self.executed_flops += executed_reading_flops(model, self._ended, self.spec.usual_micro_batch)
         stops = sorted(token for token in model.eos_token_ids if token < model.head.vocabulary)
-        for group in micro_batches(self._ended, self.spec.micro_batch_rollouts, model.device):
+        for group in micro_batches(self._ended, self.spec.usual_micro_batch, model.device):
             batch = RolloutBatch.collate(group, model.pad_token_id, model.device)
             with model.autocast():
                 hidden = model.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index]

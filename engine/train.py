@@ -11,13 +11,19 @@ import torch
 
 from engine.checkpoint import TrainerState, load_trainer_state, restore_student, without_lost_best
 from engine.control import Control
-from engine.errors import RunError, StopRequested, is_out_of_memory, is_out_of_space
+from engine.errors import RunError, StopRequested, first_line, is_out_of_memory, is_out_of_space
 from engine.events import Finished, PhaseChanged, Ready, Started, Stopped, Warned
+from engine.gradient_checkpointing import can_recompute
 from engine.journal import Journal
+from engine.language_model import LanguageModel
 from engine.measuring import evaluate_student, measure_baselines, report
+from engine.memory import Model, longest_horizon
+from engine.memory_choice import Pair, choose
+from engine.memory_plan import MemoryPlan
 from engine.pairing import pair_findings, thinking_findings
+from engine.peak_memory import room_bytes
 from engine.run import Run
-from engine.setup import choose_device, choose_precision, fit_lengths, load_data, load_models
+from engine.setup import Precision, RunData, choose_device, choose_precision, fit_lengths, load_data, load_models
 from engine.spec import RunSpec
 from engine.student import Student
 from engine.tail_probe import measure_tail
@@ -96,7 +102,9 @@ def _open_run(
         kind = student_model.module.config.model_type
         message = f"The student ({kind}) is decoded by transformers' own module: the faster step is for models of Llama's shape."
         journal.emit(Warned, code="plain_decoding", message=message, advice="Only the speed of rollouts differs.")
-    student = Student(student_model, spec)
+    plan = state.plan or _plan(spec, student_model, teacher, data, precision, journal)
+    state = state.model_copy(update={"plan": plan})
+    student = Student(student_model, spec, plan)
     if resume is not None:
         restore_student(resume, student)
     journal.emit(
@@ -109,6 +117,32 @@ def _open_run(
     )
     resumed_step = state.step if resume is not None else None
     return Run(spec, folder, attempt, journal, control, student, teacher, data, state, resumed_step=resumed_step)
+
+
+def _plan(
+    spec: RunSpec, student: LanguageModel, teacher: LanguageModel, data: RunData, precision: Precision, journal: Journal
+) -> MemoryPlan:
+    """How the run keeps within its memory: as the spec says, with what its `auto` becomes, which is told."""
+    choice = choose(
+        spec.model_copy(update={"device": student.device.type, "precision": precision}),
+        Pair(
+            _described(student),
+            _described(teacher),
+            data.longest_prompt,
+            longest_horizon(spec),
+            can_recompute(student.module),
+        ),
+        room_bytes(student.device),
+    )
+    if choice.chosen:
+        advice = "" if choice.fits else "Take fewer or shorter rollouts, smaller models, or a machine with more memory."
+        journal.emit(Warned, code="memory_plan", message=choice.in_words, advice=advice)
+    return choice.plan
+
+
+def _described(model: LanguageModel) -> Model:
+    adapter = model.shape.adapter
+    return Model(model.shape, model.num_parameters - (0 if adapter is None else adapter.parameters))
 
 
 def _stopped(run: Run) -> bool:
@@ -130,22 +164,18 @@ def failure_of(error: BaseException) -> RunError:
     if isinstance(error, RunError):
         return error
     if isinstance(error, torch.OutOfMemoryError):
-        return RunError("gpu_error", f"The GPU's memory ran out ({_first_line(error)}); {_SMALLER}.")
+        return RunError("gpu_error", f"The GPU's memory ran out ({first_line(error)}); {_SMALLER}.")
     if isinstance(error, torch.AcceleratorError):
         return RunError(
             "gpu_error",
-            f"The GPU failed ({_first_line(error)}); look at the driver's log (dmesg, nvidia-smi) if that happens again.",
+            f"The GPU failed ({first_line(error)}); look at the driver's log (dmesg, nvidia-smi) if that happens again.",
         )
     if is_out_of_memory(error):
         return RunError(
-            "oom_host", f"The machine's memory ran out ({_first_line(error)}); {_SMALLER}, or run fewer slots."
+            "oom_host", f"The machine's memory ran out ({first_line(error)}); {_SMALLER}, or run fewer slots."
         )
     if is_out_of_space(error):
         return RunError(
-            "disk_full", f"No space is left for the files of the run ({_first_line(error)}); free some and resume."
+            "disk_full", f"No space is left for the files of the run ({first_line(error)}); free some and resume."
         )
-    return RunError("internal", f"{type(error).__name__}: {_first_line(error)} (a defect; the log has the traceback).")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0][:300]
+    return RunError("internal", f"{type(error).__name__}: {first_line(error)} (a defect; the log has the traceback).")

@@ -43,7 +43,7 @@ def trial(spec: RunSpec, student: LanguageModel, teacher: LanguageModel, data: R
     if student.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(student.device)
     horizon = spec.prefix_horizon_at(0, spec.prefix_state())
-    count = min(spec.micro_batch_rollouts, spec.prompts_per_step)
+    count = min(spec.usual_micro_batch, spec.prompts_per_step)
     if student.device.type == "cpu":
         count = min(count, _CPU_ROLLOUTS)
     longest = sorted(range(len(data.train)), key=lambda i: -len(data.train[i].token_ids))[:count]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine.batch import RolloutBatch, micro_batches
+from engine.batch import RolloutBatch
 from engine.completion_spec import DataCompletions, TeacherCompletions
 from engine.cross_entropy import fused_cross_entropy
 from engine.evaluate import EncodedPrompt
@@ -69,11 +69,16 @@ class Warmup:
     def update(self, rollouts: list[Rollout], step: int, *, sampling: FlopLedger, executed: FlopLedger) -> WarmupStep:
         """One optimizer update on all completion tokens of `rollouts`: one mean over the global batch."""
         num_tokens = sum(len(rollout.completion_token_ids) for rollout in rollouts)
-        loss = entropy = 0.0
-        for group in micro_batches(rollouts, self.spec.micro_batch_rollouts, self.student.model.device):
-            of_group = self._backward(group, num_tokens)
-            loss, entropy = loss + of_group[0], entropy + of_group[1]
-            executed += of_group[2]
+
+        def take(groups: list[list[Rollout]]) -> tuple[float, float, FlopLedger]:
+            each = [self._backward(group, num_tokens) for group in groups]
+            return (
+                sum(loss for loss, _, _ in each),
+                sum(entropy for _, entropy, _ in each),
+                sum((ledger for *_, ledger in each), FlopLedger()),
+            )
+
+        loss, entropy, of_groups = self.student.in_micro_batches(rollouts, take)
         rate = self.phase.learning_rate * self.spec.optimizer.warmup_share_at(step)
         norm = self.student.apply(loss, rate, step)
         flops = sampling
@@ -83,7 +88,7 @@ class Warmup:
                 self.student.model.shape,
                 len(rollout.prompt_token_ids) + num_completion,
                 num_completion,
-                recomputes_blocks=self.spec.recomputes_blocks,
+                recomputes_blocks=self.student.plan.recomputes_blocks,
             )
         metrics: dict[str, float | None] = {
             "loss": None,
@@ -96,7 +101,7 @@ class Warmup:
             "natural_stop_rate": sum(rollout.finish_reason == "eos" for rollout in rollouts) / len(rollouts),
             "student_entropy": entropy / num_tokens,
         }
-        return WarmupStep(metrics, flops, executed)
+        return WarmupStep(metrics, flops, executed + of_groups)
 
     def _backward(self, group: list[Rollout], num_tokens: int) -> tuple[float, float, FlopLedger]:
         """Add the gradient of a micro-batch; its part of the mean, its summed entropy, its executed FLOPs."""
@@ -107,7 +112,7 @@ class Warmup:
         loss = fused_cross_entropy(hidden, batch.target_ids, model.head, num_supervised_tokens=num_tokens)
         loss.total.backward()  # type: ignore[no-untyped-call]
         num_rows, width = batch.token_ids.shape
-        blocks = student_flops(model.shape, width, 0, recomputes_blocks=self.spec.recomputes_blocks)
+        blocks = student_flops(model.shape, width, 0, recomputes_blocks=self.student.plan.recomputes_blocks)
         heads = student_flops(model.shape, 0, len(batch.target_ids))
         return float(loss.total.detach()), float(loss.entropy.sum()), blocks * num_rows + heads
 

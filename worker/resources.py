@@ -16,7 +16,7 @@ from backend.database import Database
 from backend.queries.claims import Claim
 from backend.queries.resources import add_sample
 from backend.resources import ResourceFigures, WorkerCapabilities
-from worker.machine_memory import machine_memory
+from engine.machine_memory import machine_memory
 from worker.slots import Slot
 
 _SECONDS = 10.0

@@ -56,7 +56,7 @@ def _columns(asked: DivergenceByPosition, subjects: Subjects) -> list[TokenColum
         )
         columns += score_rollouts(
             subjects.student, subjects.teacher, rollouts,
-            temperature=spec.sampling.temperature, top_k=1, micro_batch=spec.micro_batch_rollouts,
+            temperature=spec.sampling.temperature, top_k=1, micro_batch=spec.usual_micro_batch,
         )  # fmt: skip
     return columns
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from backend import memory as memory_module
 from backend.estimate import estimate
-from backend.memory import PROCESS_BYTES, Memory, Model, memory
 from benchmarks.memory_estimate import measured, spec_of
 from engine import batch, decode_linear, fused_loss, llama_decoder, sampler
+from engine import memory as memory_module
 from engine.flops import ModelShape
+from engine.memory import PROCESS_BYTES, Memory, Model, memory
 from engine.spec import RunSpec
 
 Document = dict[str, Any]

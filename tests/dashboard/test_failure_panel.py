@@ -22,8 +22,8 @@ def opened(changes: str) -> AppTest:
     return app.switch_page("views/new_run.py").run()
 
 
-def number(app: AppTest, label: str) -> object:
-    return next(one.value for one in app.number_input if one.label == label)
+def typed(app: AppTest, label: str) -> object:
+    return next(one.value for one in app.text_input if one.label == label)
 
 
 @pytest.mark.parametrize("kind", get_args(FailureKind))
@@ -53,7 +53,7 @@ def test_nothing_is_offered_that_is_done_already(records: ModuleType) -> None:
 def test_a_fix_opens_the_form_with_its_change_and_says_so() -> None:
     app = opened(json.dumps({"micro_batch_rollouts": 4}))
     assert not app.exception
-    assert number(app, "Micro batch rollouts") == 4
+    assert typed(app, "Micro batch rollouts") == "4"
     assert any("1 field differs from run r" in one.label for one in app.expander)
     assert "set" not in app.query_params
 
@@ -66,4 +66,4 @@ def test_an_address_with_changes_that_do_not_fit_changes_nothing(changes: str) -
     app = opened(changes)
     assert not app.exception
     assert any("do not fit the run" in one.value for one in app.warning)
-    assert number(app, "Micro batch rollouts") == 16
+    assert typed(app, "Micro batch rollouts") == "16"

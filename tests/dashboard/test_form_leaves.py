@@ -7,7 +7,8 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from dashboard.spec_form import list_of
-from dashboard.spec_schema import FormField
+from dashboard.spec_schema import FormField, form_fields
+from engine.spec import RunSpec
 
 PAGE = str(Path(__file__).with_name("form_page.py"))
 WHOLE = FormField("n", "whole", "")
@@ -57,3 +58,9 @@ def test_a_list_is_read_as_it_was_typed(text: str, values: list[Any]) -> None:
 
 def test_an_empty_list_of_a_field_that_may_be_empty_is_none() -> None:
     assert list_of(" , ", FormField("n", "list", "", is_nullable=True, item=WHOLE)) is None
+
+
+def test_a_number_or_a_word_is_told_in_its_limits_and_read_as_it_was_typed() -> None:
+    field = next(one for one in form_fields(RunSpec.model_json_schema()) if one.path == "micro_batch_rollouts")
+    assert (field.kind, field.default) == ("whole or word", 16)
+    assert field.limits == "at least 1, at most 65536, or auto"

@@ -1,6 +1,8 @@
 """One mean over all completion tokens of the global batch: whatever the micro-batches, the padding and the order."""
 
 import dataclasses
+import itertools
+import math
 import random
 
 import pytest
@@ -185,20 +187,38 @@ def test_tokens_behind_the_horizon_have_no_part_in_the_gradient() -> None:
     assert_same(gradients, {n: p.grad for n, p in model.module.named_parameters() if p.grad is not None})
 
 
-def test_micro_batches_hold_every_rollout_once() -> None:
-    rollouts = eight_rollouts()
-    groups = micro_batches(rollouts, 3, torch.device("cpu"))
-    assert [len(group) for group in groups] == [3, 3, 2]
-    assert sorted(each.prompt_index for group in groups for each in group) == list(range(8))
-
-
-def test_long_rollouts_make_smaller_micro_batches_on_a_cpu_alone() -> None:
+@given(st.lists(st.integers(1, 2500), min_size=1, max_size=9), st.integers(1, 5))
+def test_a_cpu_cuts_where_padding_and_passes_cost_least(lengths: list[int], size: int) -> None:
+    """Against every way to cut the sorted rollouts that the limits allow."""
+    rollouts = [rollout(1, 1, index) for index in range(len(lengths))]
     long = [
-        dataclasses.replace(each, completion_token_ids=[5] * 600, completion_logprobs=[0.0] * 600)
-        for each in eight_rollouts()
+        dataclasses.replace(one, completion_token_ids=[5] * length, completion_logprobs=[0.0] * length)
+        for one, length in zip(rollouts, lengths, strict=True)
     ]
-    assert [len(group) for group in micro_batches(long, 8, torch.device("cpu"))] == [3, 3, 2]
-    assert [len(group) for group in micro_batches(long, 8, torch.device("cuda"))] == [8]
+    groups = micro_batches(long, size, CPU)
+    assert sorted(each.prompt_index for group in groups for each in group) == list(range(len(lengths)))
+
+    def cost(widths: list[list[int]]) -> float:
+        too_many = any(len(rows) > size or len(rows) > max(1, 2048 // max(rows)) for rows in widths)
+        return math.inf if too_many else sum(len(rows) * max(rows) + 64 for rows in widths)
+
+    ordered = sorted(length + 1 for length in lengths)
+    cuts = (
+        [0, *cut, len(ordered)]
+        for number in range(len(ordered))
+        for cut in itertools.combinations(range(1, len(ordered)), number)
+    )
+    least = min(cost([ordered[a:b] for a, b in itertools.pairwise(cut)]) for cut in cuts)
+    assert cost([[1 + len(each.completion_token_ids) for each in group] for group in groups]) == least
+
+
+def test_a_gpu_takes_as_many_as_it_may() -> None:
+    groups = micro_batches(eight_rollouts(), 3, torch.device("cuda"))
+    assert [len(group) for group in groups] == [3, 3, 2]
+
+
+def test_no_rollouts_make_no_micro_batch() -> None:
+    assert micro_batches([], 3, CPU) == micro_batches([], 3, torch.device("cuda")) == []
 
 
 def test_a_student_that_is_its_teacher_learns_nothing() -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
+from engine.batch import micro_batches
 from engine.flops import FlopLedger, ModelShape
 from engine.language_model import LanguageModel
 from engine.rollout import Rollout, RolloutRequest
@@ -83,8 +84,10 @@ def test_an_update(micro_batch: int, choice: str) -> None:
     with FlopCounterMode(display=False) as counter:
         done = student.update(rollouts, teacher, 0)
     passes = 3 + (choice == "always")
-    ordered = sorted(len(r.prompt_token_ids) + len(r.completion_token_ids) for r in rollouts)
-    groups = [ordered[start : start + micro_batch] for start in range(0, len(ordered), micro_batch)]
+    groups = [
+        [len(r.prompt_token_ids) + len(r.completion_token_ids) for r in group]
+        for group in micro_batches(rollouts, micro_batch, model.device)
+    ]
     square = sum(
         len(group) * (above_causal(teacher.shape, group[-1]) + passes * above_causal(model.shape, group[-1]))
         for group in groups

@@ -5,8 +5,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from engine.machine_memory import machine_memory
 from worker import resources
-from worker.machine_memory import machine_memory
 from worker.slots import Slot
 
 _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")

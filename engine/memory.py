@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.flops import ModelShape
+from engine.memory_plan import MemoryPlan
 from engine.spec import RunSpec
 
+MEMORY_ERROR = 0.15
+"""Of an estimate, as benchmarks/memory_estimate.py measures it."""
 _FLOAT32, _BFLOAT16 = 4, 2
 # Interpreter, torch and transformers with all that they load: resident memory of an engine that holds a tiny model.
 PROCESS_BYTES = 445_000_000
@@ -41,8 +44,27 @@ class Memory:
     total: int
 
 
-def memory(spec: RunSpec, student: Model, teacher: Model, prompt_tokens: int, longest_horizon: int) -> Memory:
-    """Memory of one engine process; `longest_horizon` is the largest of any training step, in tokens."""
+def longest_horizon(spec: RunSpec) -> int:
+    """The largest horizon that any training step may have, in tokens; the full length where there are anchors or a warm-up."""
+    steps = range(spec.num_distillation_steps)
+    if spec.warmup_phase.num_steps or any(spec.anchoring.num_anchored(step, spec.prompts_per_step) for step in steps):
+        return spec.max_completion_tokens
+    return max(spec.preview_at(step)[1] for step in steps)
+
+
+def memory(
+    spec: RunSpec,
+    student: Model,
+    teacher: Model,
+    prompt_tokens: int,
+    longest_horizon: int,
+    plan: MemoryPlan | None = None,
+) -> Memory:
+    """Memory of one engine process; `longest_horizon` is the largest of any training step, in tokens.
+
+    `plan` is how it keeps within its memory; None is what the spec states, see `MemoryPlan.stated`.
+    """
+    plan = MemoryPlan.stated(spec) if plan is None else plan
     is_on_gpu = spec.device == "cuda"
     is_half = spec.precision == "bfloat16" or (spec.precision == "auto" and is_on_gpu)
     size = _BFLOAT16 if is_half else _FLOAT32
@@ -57,7 +79,7 @@ def memory(spec: RunSpec, student: Model, teacher: Model, prompt_tokens: int, lo
         "teacher_weights": 0 if is_shared else teacher.num_parameters * size,
         "optimizer": 2 * num_trained * _FLOAT32,
     }
-    update, is_in_parts = _update(spec, shape, prompt_tokens + longest_horizon, size, has_adapter=has_adapter)
+    update, is_in_parts = _update(spec, plan, shape, prompt_tokens + longest_horizon, size, has_adapter=has_adapter)
     if is_half and not has_adapter:  # autocast keeps one for the backward pass
         update["low_precision_copy"] = shape.block_parameters * _BFLOAT16
     gradients = num_trained * _FLOAT32
@@ -74,10 +96,10 @@ def memory(spec: RunSpec, student: Model, teacher: Model, prompt_tokens: int, lo
 
 
 def _update(
-    spec: RunSpec, shape: ModelShape, rollout_tokens: int, size: int, *, has_adapter: bool
+    spec: RunSpec, plan: MemoryPlan, shape: ModelShape, rollout_tokens: int, size: int, *, has_adapter: bool
 ) -> tuple[dict[str, int], bool]:
     """Parts of a micro-batch's forward and backward pass, and whether a step has several."""
-    num_rows = min(spec.micro_batch_rollouts, spec.rollouts_per_step)
+    num_rows = min(plan.micro_batch_rollouts, spec.rollouts_per_step)
     if spec.device != "cuda":
         num_rows = min(num_rows, max(1, _CPU_TOKENS // rollout_tokens))
     num_tokens = num_rows * rollout_tokens
@@ -85,7 +107,7 @@ def _update(
     # The sum of the head's gradient and that of the present chunk; a frozen head has none.
     head = 0 if has_adapter else 2 * shape.head_parameters * _FLOAT32
     activations = num_tokens * _kept_per_token(shape) * size
-    if spec.recomputes_blocks:  # each block keeps its input, one has all of its own
+    if plan.recomputes_blocks:  # each block keeps its input, one has all of its own
         activations = num_tokens * (shape.layers * shape.hidden + _kept_per_token(shape) // shape.layers) * size
     parts = {"activations": activations, "divergence": divergence, "head_gradient": head}
     return parts, spec.rollouts_per_step > num_rows

@@ -1,0 +1,53 @@
+"""How a run keeps within its memory: rollouts in a micro-batch, blocks that run twice. It imports without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.frozen import Frozen
+from engine.spec import RunSpec
+
+
+class MemoryPlan(Frozen):
+    """What an update may hold at once. It is part of every checkpoint; no choice changes the loss by more than rounding."""
+
+    micro_batch_rollouts: int
+    """Most rollouts in one forward and backward pass."""
+    recomputes_blocks: bool
+    """Whether the student's blocks forget their activations and run again in the backward pass."""
+
+    @classmethod
+    def stated(cls, spec: RunSpec) -> MemoryPlan:
+        """What the spec says; where that is auto, what is usual: 16 rollouts, blocks that run once."""
+        return cls(micro_batch_rollouts=spec.usual_micro_batch, recomputes_blocks=spec.recomputes_blocks)
+
+    def halved(self, num_together: int) -> MemoryPlan | None:
+        """The plan after `num_together` rollouts of one pass were too many; None when it was one alone."""
+        if num_together == 1:
+            return None
+        return self.model_copy(update={"micro_batch_rollouts": num_together // 2})
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """Memory ran out in an update, which was begun again from its first micro-batch with less at once."""
+
+    num_together: int
+    """Rollouts of the largest micro-batch when it happened."""
+    plan: MemoryPlan
+    """In force from then on."""
+    cause: str
+    """The first line of the error."""
+
+    @property
+    def in_words(self) -> str:
+        """One sentence with both sizes."""
+        return (
+            f"Memory ran out with {self.num_together} rollouts in a micro-batch ({self.cause}); the update was begun again "
+            f"and the run goes on with {self.plan.micro_batch_rollouts}, the global batch is the same."
+        )
+
+    @property
+    def advice(self) -> str:
+        """One sentence: what to do."""
+        return f"Start such runs with micro_batch_rollouts {self.plan.micro_batch_rollouts}: the result is the same."
