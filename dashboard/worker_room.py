@@ -17,6 +17,7 @@ _ADVICE = {
     "optimizer": "train an adapter in place of all weights",
     "gradients": "train an adapter in place of all weights",
     "low_precision_copy": "train an adapter in place of all weights",
+    "student_copy": "set *overlap* to false",
     "teacher_weights": "set *precision* to bfloat16, or take a smaller teacher",
     "activations": "halve *micro-batch rollouts* or set *gradient checkpointing* to always (the result stays the same)",
     "divergence": "halve *micro-batch rollouts* (the result stays the same)",

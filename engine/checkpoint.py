@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+from engine.collect import StepRollouts
 from engine.disk_space import mebibytes
 from engine.early_stopping import EarlyStoppingState
 from engine.errors import RunError, is_out_of_space
@@ -53,6 +54,8 @@ class TrainerState(Frozen):
     training_seconds: float = 0.0
     plan: MemoryPlan | None = None
     """How it keeps within its memory; None before it was planned and in checkpoints of earlier versions."""
+    ahead: StepRollouts | None = None
+    """Under overlap, what the next step trains on: it was sampled by the student of one update before."""
     evaluated_step: int | None = None
     """Last step whose evaluation is complete; None before the baselines."""
     best_step: int | None = None

@@ -44,12 +44,16 @@ class Control:
 
     def raise_if_stopped(self) -> None:
         """Raise StopRequested once a stop was asked for. To be called at every step of work, each sampled token included."""
+        self.show_life()
+        if self.stop:
+            raise StopRequested
+
+    def show_life(self) -> None:
+        """Touch the pulse file, now and then; for work that must not be stopped in its middle."""
         if self._pulse is not None and time.monotonic() - self._pulsed_at >= PULSE_SECONDS:
             self._pulsed_at = time.monotonic()
             with suppress(OSError):  # on a full disk the file cannot be made; the work itself will say so
                 self._pulse.touch()
-        if self.stop:
-            raise StopRequested
 
     def take_checkpoint_wish(self) -> bool:
         """Whether a checkpoint was asked for since the last call."""

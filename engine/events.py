@@ -226,8 +226,8 @@ class Warned(EventBase):
 
     kind: Literal["warning"] = "warning"
     code: str
-    """What it is about: `model_pair`, `plain_decoding`, an alarm of engine/health.py or drift of the sentinel, such as `alarm_repetition`
-    or `sentinel_eos_rate`; `sentinel_action` is what the sentinel did."""
+    """What it is about: `model_pair`, `plain_decoding`, `overlap`, an alarm of engine/health.py or drift of the sentinel, such as
+    `alarm_repetition` or `sentinel_eos_rate`; `sentinel_action` is what the sentinel did."""
     message: str
     """One sentence; of an alarm with the value and the limit."""
     step: int | None = None

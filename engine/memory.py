@@ -87,6 +87,9 @@ def memory(
     scoring = _SCORING_TENSORS * _FLOAT32 * _chunk_tokens(shape, spec.max_completion_tokens) * shape.vocabulary
     # While the last micro-batch's loss is taken its own gradients are not there yet, those of the earlier ones are.
     training = sum(update.values()) + (gradients if is_in_parts else max(0, gradients - update["activations"]))
+    if spec.overlap:  # a second student samples while the first is updated
+        held["student_copy"] = student.num_parameters * _FLOAT32
+        training += sum(sampling.values())
     busiest = max(training, sum(sampling.values()), scoring)
     used = sum(held.values()) - held["process"] + busiest
     share = _ALLOCATOR_SHARE_WITH_ADAPTER if has_adapter else _ALLOCATOR_SHARE

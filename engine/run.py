@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from engine.checkpoint import TrainerState
 from engine.checkpoint_shelf import CheckpointShelf
-from engine.collect import collect_rollouts
+from engine.collect import StepRollouts, collect_rollouts
 from engine.control import Control
 from engine.events import EndReason, Phase, PhaseChanged, Split, StepDone, Warned
 from engine.journal import Journal
 from engine.language_model import LanguageModel
 from engine.loss_region import nothing_supervised
 from engine.memory_plan import Shortage
+from engine.overlap import Overlap
 from engine.peak_memory import peak_memory_bytes
 from engine.prefix_state import PrefixSignals, PrefixState
 from engine.rollout import Rollout
@@ -60,6 +63,7 @@ class Run:
         count = watched.num_rollouts if watched.kind == "watch" else 0
         self.tail_probe = TailProbe(self.spec, self.teacher, prompts[:count], self.control.raise_if_stopped)
         self.warmup = Warmup.of(self)
+        self.overlap = Overlap(self.student.model) if self.spec.overlap else None
         self.student.on_shortage = self._keep_within_memory
 
     @property
@@ -117,27 +121,25 @@ class Run:
             take_warmup_step(self, self.warmup)
             return
         began = time.monotonic()
-        spec, step = self.spec_at(self.state.step), self.spec.distillation_step(self.state.step)
-        horizon = spec.horizon_at(step, self.state.prefix)
-        collected = collect_rollouts(
-            spec,
-            self.student.model,
-            self.teacher,
-            self.data.train,
-            step=step,
-            horizons=spec.horizons_at(step, self.state.prefix),
-            on_token=self.control.raise_if_stopped,
-        )
+        step = self.spec.distillation_step(self.state.step)
+        horizon = self.spec_at(self.state.step).horizon_at(step, self.state.prefix)
+        sampled_now = []
+        if (collected := self.state.ahead) is None:
+            collected = self._collect(self.state.step, self.student.model, self.control.raise_if_stopped)
+            sampled_now.append(collected)
         sampled = time.monotonic()
-        update = self.student.update(collected.rollouts, self.teacher, step)
+        update, ahead = self._update(collected, step)
+        if ahead is not None:
+            sampled_now.append(ahead)
         done = time.monotonic()
         if update.loss is None:
             self.journal.warn_once("nothing_supervised", nothing_supervised(self.state.step + 1, horizon))
-        executed = collected.executed + update.executed
+        executed = sum((one.executed for one in sampled_now), update.executed)
         self.change_state(
             step=self.state.step + 1,
+            ahead=ahead,
             prefix=self._prefix_after(step, collected.rollouts, update),
-            flops=self.state.flops + collected.flops + update.flops,
+            flops=sum((one.flops for one in sampled_now), self.state.flops + update.flops),
             executed=self.state.executed + executed,
             executed_flops=self.state.executed_flops + executed.total,
             training_seconds=self.state.training_seconds + done - began,
@@ -156,6 +158,26 @@ class Run:
             seconds={"rollout": sampled - began, "update": done - sampled, "total": done - began},
         )
         watch_step(self, update, is_full=horizon >= self.spec.max_completion_tokens)
+
+    def _collect(self, at: int, student: LanguageModel, on_token: Callable[[], None]) -> StepRollouts:
+        """The rollouts of the run's step `at` (counted from 0), of a student."""
+        spec, step = self.spec_at(at), self.spec.distillation_step(at)
+        horizons = spec.horizons_at(step, self.state.prefix)
+        return collect_rollouts(
+            spec, student, self.teacher, self.data.train, step=step, horizons=horizons, on_token=on_token
+        )
+
+    def _update(self, collected: StepRollouts, step: int) -> tuple[Update, StepRollouts | None]:
+        """Train on what was collected; under overlap, meanwhile collect for the step behind it, if there is one."""
+        following = self.state.step + 1
+
+        def update() -> Update:
+            return self.student.update(collected.rollouts, self.teacher, step)
+
+        if self.overlap is None or following == self.spec.num_steps:
+            return update(), None
+        # A stop waits for both: weights that were changed belong to a step that is done.
+        return self.overlap.beside(update, partial(self._collect, following), self.control.show_life)
 
     def _prefix_after(self, step: int, rollouts: list[Rollout], update: Update) -> PrefixState:
         schedule, state = self.spec.prefix, self.state.prefix

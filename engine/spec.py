@@ -129,6 +129,9 @@ class RunSpec(Frozen):
     gradient_checkpointing: Literal["auto", "never", "always"] = "auto"
     """Whether the student's blocks forget their activations and recompute them: memory for one more forward pass. `auto` does so
     where the update would not fit into the free memory otherwise; the result is the same bit for bit."""
+    overlap: bool = False
+    """Whether the rollouts of a step are sampled while the step before updates the student: faster where a core or a GPU has room
+    for both, and one step off-policy. It takes memory for a second copy of the student."""
     sampling: SamplingSpec = SamplingSpec()
     """How completions are sampled, by whichever model."""
     adapter: Adapter = NoAdapter()

@@ -102,6 +102,9 @@ def _open_run(
         kind = student_model.module.config.model_type
         message = f"The student ({kind}) is decoded by transformers' own module: the faster step is for models of Llama's shape."
         journal.emit(Warned, code="plain_decoding", message=message, advice="Only the speed of rollouts differs.")
+    if spec.overlap:
+        message = "Overlap is on: rollouts are sampled while the student before them is updated, so they are one step off-policy."
+        journal.emit(Warned, code="overlap", message=message, advice="Set overlap to false for on-policy rollouts.")
     plan = state.plan or _plan(spec, student_model, teacher, data, precision, journal)
     state = state.model_copy(update={"plan": plan})
     student = Student(student_model, spec, plan)

@@ -63,9 +63,10 @@ def test_activations_are_what_autograd_keeps(base: Document, kv_heads: int) -> N
     assert guess.parts["activations"] == pytest.approx(found, rel=0.15)
 
 
-def test_a_whole_run_of_the_tiny_pair_is_met_within_15_percent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_whole_run_of_the_tiny_pair_is_met_within_15_percent(tmp_path: Path, *, overlap: bool) -> None:
     """The process's own part is measured here: it depends on the build of torch."""
-    spec = spec_of("tiny", tmp_path)
+    spec = spec_of("tiny", tmp_path).model_copy(update={"overlap": overlap})
     used, guess = measured(spec), estimate(spec, []).memory_total_bytes - PROCESS_BYTES
     assert used["process_bytes"] + guess == pytest.approx(used["peak_bytes"], rel=0.15)
 
@@ -91,6 +92,12 @@ def test_phases_that_follow_each_other_are_not_added(base: Document) -> None:
     assert found.total > sum(
         found.parts[part] for part in ("process", "student_weights", "teacher_weights", "optimizer")
     )
+
+
+def test_under_overlap_a_second_student_samples_beside_the_update(base: Document) -> None:
+    plain, both = of(base, device="cuda"), of(base, device="cuda", overlap=True)
+    assert both.parts["student_copy"] == plain.parts["student_weights"]
+    assert both.total >= plain.total + plain.parts["student_weights"] + plain.parts["cache"]
 
 
 def test_a_gpu_holds_neither_the_process_nor_what_the_c_library_keeps(base: Document) -> None:
