@@ -98,6 +98,25 @@ def api_rows(result: dict[str, Any]) -> list[Row]:
     ]
 
 
+def rollout_rows(result: dict[str, Any]) -> list[Row]:
+    return [
+        [
+            one["database"],
+            *(f"{one[f'{name}_milliseconds']:.0f}" for name in ("first", "p50", "p95", "cpu")),
+            f"{one['bytes'] / 1e3:.0f}",
+        ]
+        for one in result["results"]
+    ]
+
+
+def start_rows(result: dict[str, Any]) -> list[Row]:
+    held = [" / ".join(f"{size:.0f}" for size in result[name].values()) for name in ("supervisor", "control")]
+    return [
+        [one["pair"], *(f"{one[f'{name}_seconds']:.1f}" for name in ("ready", "cpu", "loading")), *held]
+        for one in result["results"]
+    ]
+
+
 def dashboard_rows(result: dict[str, Any]) -> list[Row]:
     paint, growth = result["paint_milliseconds"], result["growth_megabytes"]
     return [
@@ -149,11 +168,13 @@ _BENCHMARKS: dict[str, tuple[list[str], Callable[[dict[str, Any]], list[Row]]]] 
     "Divergence memory": (["-m", "benchmarks.divergence_memory", "--json"], memory_rows),
     "Memory estimate": (["-m", "benchmarks.memory_estimate", "--json"], estimate_rows),
     "Run list": (["benchmarks/run_list.py"], run_list_rows),
+    "Start-up": (["-m", "benchmarks.start_up"], start_rows),
 }
 
 _LOAD: dict[str, tuple[list[str], Callable[[dict[str, Any]], list[Row]]]] = {
     "Recorded points": (["-m", "benchmarks.recorded_points"], recorded_rows),
     "API under load": (["-m", "benchmarks.api_load"], api_rows),
+    "Rollouts": (["-m", "benchmarks.rollout_reads"], rollout_rows),
 }
 
 _DASHBOARD: dict[str, tuple[list[str], Callable[[dict[str, Any]], list[Row]]]] = {

@@ -1,6 +1,7 @@
 """What every change must keep: light imports, small files, nothing unsafe, our own packages under our own names."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,22 +36,21 @@ def files_of(*folders: str) -> list[Path]:
     return [ROOT / name for name in tracked.stdout.split() if name.endswith((".py", ".js")) and (ROOT / name).exists()]
 
 
-def test_light_modules_import_without_torch() -> None:
+def test_light_modules_import_without_torch(tmp_path: Path) -> None:
     modules = [
         "engine.spec",
         "engine.events",
         "engine.flops",
         "engine.token_trace",
         "engine.locations",
-        "worker.supervisor",
         "incipit.cli",
     ]
-    for folder in ("backend", "dashboard"):
+    for folder in ("backend", "dashboard", "worker"):
         for path in files_of(folder):
             name = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
             # A view runs when it is imported, and migrations run inside Alembic.
             if path.suffix == ".py" and not name.startswith(
-                ("dashboard.views", "dashboard.app", "backend.migrations", "backend.__main__")
+                ("dashboard.views", "dashboard.app", "backend.migrations", "backend.__main__", "worker.__main__")
             ):
                 modules.append(name.removesuffix(".__init__"))
     code = (
@@ -58,9 +58,26 @@ def test_light_modules_import_without_torch() -> None:
         f"for name in {modules!r}: importlib.import_module(name)"
     )
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd="/", check=False
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env=os.environ | {"INCIPIT_HOME": str(tmp_path)},
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-1500:]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads resident memory from /proc")
+def test_what_a_spec_costs_every_process_is_small() -> None:
+    code = (
+        "import psutil, pydantic, pydantic_core, typing, enum\n"
+        "rss = psutil.Process().memory_info\n"
+        "before = rss().rss\nimport engine.spec, engine.events\nprint(rss().rss - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=True)
+    # 17 MB; one counted repeat of a Unicode class in a pattern, such as \\w{1,200}, adds 15.
+    assert int(done.stdout) < 28e6
 
 
 def test_no_file_is_longer_than_its_limit() -> None:

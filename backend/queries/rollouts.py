@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from backend.records import Rollout as RolloutRow
@@ -43,9 +43,11 @@ def rollout(session: Session, id: str) -> tuple[Rollout, TraceLocation] | None:
 
 def p99_reverse_kl(session: Session, run_id: str) -> float:
     """99th percentile, over the rollouts of a run, of each one's largest reverse KL, in nats (nearest rank)."""
-    query = select(RolloutRow.max_reverse_kl).where(RolloutRow.run_id == run_id).order_by(RolloutRow.max_reverse_kl)
-    values = list(session.scalars(query))
-    return values[(99 * len(values) + 99) // 100 - 1]
+    of_run = RolloutRow.run_id == run_id
+    # Of n values the nearest rank is the one with n // 100 larger ones; the database sorts, for a long run has 10,000s.
+    num_larger = (session.scalar(select(func.count()).select_from(RolloutRow).where(of_run)) or 0) // 100
+    descending = select(RolloutRow.max_reverse_kl).where(of_run).order_by(RolloutRow.max_reverse_kl.desc())
+    return session.scalars(descending.offset(num_larger).limit(1)).one()
 
 
 def trained_start(session: Session, rollout: Rollout) -> int:

@@ -1,11 +1,13 @@
 """Traced rollouts: the most divergent first, each with what both models thought of its tokens."""
 
+import math
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 
 from backend.database import Database
+from backend.queries.rollouts import p99_reverse_kl
 from backend.records import Rollout
 from backend.settings import Settings
 from engine.token_trace import TokenTrace, write_traces
@@ -81,6 +83,20 @@ def test_the_newest_step_comes_first_and_the_most_divergent_rollout_in_it(
     assert [one["row"] for one in by_prompt["items"]] == [0, 1, 2]
     assert client.get(f"/api/v1/runs/{run_id}/rollouts", params={"step": 7}).json()["items"] == []
     assert client.get(f"/api/v1/runs/{run_id}/rollouts", params={"sort": "1; DROP"}).status_code == 422
+
+
+@pytest.mark.parametrize("count", [1, 99, 100, 101, 199, 200])
+def test_the_colour_scale_ends_at_the_nearest_rank_of_all_maxima(database: Database, run_id: str, count: int) -> None:
+    common = {
+        "run_id": run_id, "fence": FENCE, "subject": "student", "horizon": 8, "path": "t", "row": 0, "prompt_index": 0,
+        "prompt": "Q", "completion": "A", "num_prompt_tokens": 1, "num_tokens": 1, "finish_reason": "eos",
+        "mean_reverse_kl": 0.0,
+    }  # fmt: skip
+    maxima = [float(7919 * at % 1009) for at in range(count)]
+    with database.write() as session:
+        session.add_all(Rollout(**common, step=at, max_reverse_kl=value) for at, value in enumerate(maxima))
+    with database.read() as session:
+        assert p99_reverse_kl(session, run_id) == sorted(maxima)[math.ceil(0.99 * count) - 1]
 
 
 def test_a_rollout_comes_with_its_tokens(client: TestClient, run_id: str, trace_path: Path) -> None:
