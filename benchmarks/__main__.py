@@ -1,6 +1,6 @@
 """`make bench` and `make load`: run benchmarks and add dated rows, with the commit, to the tables of docs/performance.md.
 
-    python -m benchmarks [--print] [load|dashboard|peer]     (--print shows the rows and writes nothing)
+    python -m benchmarks [--print] [load|dashboard|peer|vllm]     (--print shows the rows and writes nothing)
 
 The tables are made by this command alone. Each row names the machine's load at its start, since a busy machine is slower.
 """
@@ -146,6 +146,19 @@ def decode_rows(result: dict[str, Any]) -> list[Row]:
     ]
 
 
+def vllm_rows(result: dict[str, Any]) -> list[Row]:
+    return [
+        [
+            str(one["batch"]),
+            str(one["tokens"]),
+            f"{one['incipit_tokens_per_second']:.0f}",
+            f"{one['vllm_tokens_per_second']:.0f}",
+            *(f"{one[f'{name}_ratio']:.2f}" for name in ("decode_wall", "decode_cpu", "wall", "cpu")),
+        ]
+        for one in result["results"]
+    ]
+
+
 def profile_rows(result: dict[str, Any]) -> list[Row]:
     """A cell for each phase: CPU seconds and the share of its roofline."""
     return [
@@ -188,7 +201,11 @@ _PEER: dict[str, tuple[list[str], Callable[[dict[str, Any]], list[Row]]]] = {
     "Decoding": (["-m", "benchmarks.decode_rate", "--json"], decode_rows),
     "Phases": (["-m", "benchmarks.step_profile", "--json"], profile_rows),
 }
-_SUITES = {"peer": _PEER, "speed": _BENCHMARKS, "load": _LOAD, "dashboard": _DASHBOARD}
+# Needs options: python -m benchmarks vllm --only "Against vLLM" --vllm-python VENV/bin/python
+_VLLM: dict[str, tuple[list[str], Callable[[dict[str, Any]], list[Row]]]] = {
+    "Against vLLM": (["-m", "benchmarks.vllm_rate", "--json"], vllm_rows),
+}
+_SUITES = {"vllm": _VLLM, "peer": _PEER, "speed": _BENCHMARKS, "load": _LOAD, "dashboard": _DASHBOARD}
 
 
 def main() -> int:
