@@ -27,7 +27,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Training": (
         "num_steps", "warmup_phase", "prompts_per_step", "rollouts_per_prompt", "micro_batch_rollouts", "gradient_checkpointing",
-        "sampling", "adapter", "optimizer", "training_flops_budget", "device", "precision",
+        "overlap", "sampling", "adapter", "optimizer", "training_flops_budget", "device", "precision",
     ),
     "Evaluation and storage": ("evaluation", "early_stopping", "sentinel", "health", "traces", "checkpoints"),
 }  # fmt: skip
@@ -92,12 +92,8 @@ def draw_form(
     """Draw the form, starting from the document `seed`; another `revision` starts afresh."""
     form = DrawnForm()
     by_name = {one.path: one for one in fields if one.path not in _ELSEWHERE}
-    named = {name for names in GROUPS.values() for name in names}
-    groups = {**GROUPS, "Further fields": tuple(name for name in by_name if name not in named)}
-    for title, names in groups.items():
-        leaves = [leaf for name in names if name in by_name for leaf in by_name[name].leaves()]
-        if not leaves:
-            continue
+    for title, names in GROUPS.items():
+        leaves = [leaf for name in names for leaf in by_name[name].leaves()]
         st.header(title, anchor=False)
         _draw_columns(form, [leaf for leaf in leaves if leaf.path in _FIRST], seed, revision)
         later = [leaf for leaf in leaves if leaf.path not in _FIRST]
