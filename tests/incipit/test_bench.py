@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.__main__ import _PEER
+from benchmarks.__main__ import _PEER, _VLLM
 from benchmarks.pairs import opened_pair
 from incipit.cli import app
 
@@ -16,6 +16,18 @@ def test_two_benchmarks_at_once_are_refused() -> None:
     done = CliRunner().invoke(app, ["bench", "--profile", "--decode"])
     assert done.exit_code == 2
     assert "name one of them" in done.output
+    done = CliRunner().invoke(app, ["bench", "--decode", "--vllm-python", "python"])
+    assert done.exit_code == 2
+    assert "--decode and --vllm-python are 2 benchmarks" in done.output
+
+
+def test_the_comparison_with_vllm_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("INCIPIT_HOME", str(tmp_path))
+    done = CliRunner().invoke(app, ["bench", "--vllm-python", "/nowhere/python", "--rounds", "1"])
+    assert done.exit_code == 1
+    assert "incipit models fetch smollm2" in capfd.readouterr().err
 
 
 def test_models_that_are_not_there_are_named_with_the_command_that_fetches_them(
@@ -29,11 +41,23 @@ def test_models_that_are_not_there_are_named_with_the_command_that_fetches_them(
 def test_each_table_has_a_column_for_every_cell() -> None:
     page = (ROOT / "docs" / "performance.md").read_text("utf-8")
     values = {"seconds": 1.0, "reached": 0.5, "cpu": 1.0, "memory": 1e6}
-    ratios = {f"{name}_ratio": 1.0 for name in ("cpu", "wall", "rollout", "update", "memory", "decode")}
-    rates = {f"{name}_tokens_per_second": 1.0 for name in ("incipit", "generate")}
+    ratios = {
+        f"{name}_ratio": 1.0
+        for name in (
+            "cpu",
+            "wall",
+            "rollout",
+            "update",
+            "memory",
+            "decode",
+            "decode_wall",
+            "decode_cpu",
+        )
+    }
+    rates = {f"{name}_tokens_per_second": 1.0 for name in ("incipit", "generate", "vllm")}
     phases = {"phases": {str(i): values for i in range(7)}, "matrix_rate": 1e9, "copy_bandwidth": 1e9}
     one = {"pair": "random", "dtype": "float32", "batch": 4, "tokens": 32, "incipit": values, "trl": values}
-    for heading, (_, rows_of) in _PEER.items():
+    for heading, (_, rows_of) in (_PEER | _VLLM).items():
         titles = page.split(f"## {heading}\n")[1].split("\n| ")[1].splitlines()[0]
         (row,) = rows_of({"results": [one | ratios | rates | phases]})
         assert len(row) + 3 == titles.count("|"), heading
