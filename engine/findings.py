@@ -95,6 +95,9 @@ _SENTENCES: dict[str, _Sentence] = {
     "finite_number": lambda value, limit: f"is {value} but must be a finite number; correct it.",
     "string_type": lambda value, limit: f"is {value} but must be text; correct it.",
     "literal_error": lambda value, limit: f"is {value} but must be one of {limit['expected']}; choose one of them.",
+    "number_or_auto": lambda value, limit: (
+        f"is {value} but must be a whole number from 1 to 65,536, or auto; correct it."
+    ),
     "reference": lambda value, limit: f"is {value}, but {limit['problem']}",
     "contradiction": lambda value, limit: f"contradicts itself: {limit['problem']}",
     "union_tag_invalid": lambda value, limit: (

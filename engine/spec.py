@@ -7,6 +7,7 @@ The sentence under a field is its documentation everywhere: here, in the OpenAPI
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, model_validator
+from pydantic_core import PydanticCustomError
 
 from engine.adapter_spec import Adapter, NoAdapter
 from engine.anchoring import Anchoring, NoAnchoring
@@ -39,7 +40,7 @@ def _number_or_auto(value: object, read: ValidatorFunctionWrapHandler) -> object
     try:
         return read(value)
     except ValidationError:
-        raise ValueError(f"micro_batch_rollouts is {value!r}; give a whole number from 1 to 65,536, or auto.") from None
+        raise PydanticCustomError("number_or_auto", "Give a whole number from 1 to 65,536, or auto.") from None
 
 
 MicroBatch = Annotated[Annotated[int, Field(ge=1, le=65_536)] | Literal["auto"], WrapValidator(_number_or_auto)]

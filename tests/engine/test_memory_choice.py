@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from engine.events import StepDone, Warned
+from engine.findings import findings_of
 from engine.flops import ModelShape
 from engine.manifest import MANIFEST, Manifest, spec_sha256
 from engine.memory import Model
@@ -112,9 +113,11 @@ def test_this_process_has_room_for_more_than_it_holds() -> None:
 def test_anything_else_is_refused_in_one_sentence(value: object) -> None:
     with pytest.raises(ValidationError) as caught:
         tiny_spec(micro_batch_rollouts=value)
-    (error,) = caught.value.errors()
-    assert error["loc"] == ("micro_batch_rollouts",)
-    assert error["msg"].endswith(f"micro_batch_rollouts is {value!r}; give a whole number from 1 to 65,536, or auto.")
+    (finding,) = findings_of(caught.value, {"micro_batch_rollouts": value})
+    assert finding.field == "micro_batch_rollouts"
+    assert finding.message == (
+        f"micro_batch_rollouts is {value!r} but must be a whole number from 1 to 65,536, or auto; correct it."
+    )
 
 
 def test_checkpoints_from_when_never_was_the_default_are_still_of_their_run() -> None:
