@@ -93,7 +93,9 @@ def draw_form(
     form = DrawnForm()
     by_name = {one.path: one for one in fields if one.path not in _ELSEWHERE}
     for title, names in GROUPS.items():
-        leaves = [leaf for name in names for leaf in by_name[name].leaves()]
+        leaves = [leaf for name in names if name in by_name for leaf in by_name[name].leaves()]
+        if not leaves:
+            continue
         st.header(title, anchor=False)
         _draw_columns(form, [leaf for leaf in leaves if leaf.path in _FIRST], seed, revision)
         later = [leaf for leaf in leaves if leaf.path not in _FIRST]

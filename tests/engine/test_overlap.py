@@ -1,5 +1,6 @@
 """Overlap: one step off-policy, exactly that, and resumed to the bit."""
 
+import copy
 import random
 import signal
 import threading
@@ -110,7 +111,7 @@ def test_a_stop_keeps_what_was_sampled_ahead(tmp_path: Path) -> None:
 
 
 def test_the_copy_has_the_weights_of_before_whatever_the_work_does() -> None:
-    model = random_model()
+    model = copy.deepcopy(random_model())  # tests share that one
     overlap = Overlap(model)
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
     is_changed = threading.Event()
