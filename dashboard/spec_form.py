@@ -92,7 +92,9 @@ def draw_form(
     """Draw the form, starting from the document `seed`; another `revision` starts afresh."""
     form = DrawnForm()
     by_name = {one.path: one for one in fields if one.path not in _ELSEWHERE}
-    for title, names in GROUPS.items():
+    named = {name for names in GROUPS.values() for name in names}
+    groups = {**GROUPS, "Further fields": tuple(name for name in by_name if name not in named)}
+    for title, names in groups.items():
         leaves = [leaf for name in names if name in by_name for leaf in by_name[name].leaves()]
         if not leaves:
             continue
