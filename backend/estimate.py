@@ -55,8 +55,9 @@ def estimate(spec: RunSpec, rates: Sequence[float]) -> Estimate:
     flops = _total(shortest[:num_steps], of_step) + rest
     is_adaptive = shortest != longest
     full = _total([_Batch(spec.max_completion_tokens, spec.prompts_per_step)] * num_steps, of_step) + rest
-    used = memory(spec, student, teacher, prompt_tokens, longest_horizon(spec))
-    fewest = memory(spec, student, teacher, prompt_tokens, longest_horizon(spec), least(spec))
+    horizon = longest_horizon(spec)
+    used = memory(spec, student, teacher, prompt_tokens, horizon)
+    fewest = memory(spec, student, teacher, prompt_tokens, horizon, least(spec))
     shown = sorted({round(i * (spec.num_distillation_steps - 1) / (_MAX_SHOWN - 1)) for i in range(_MAX_SHOWN)})
     previews = [spec.preview_at(step) for step in shown]
     return Estimate(

@@ -215,6 +215,11 @@ def test_a_cpu_cuts_where_padding_and_passes_cost_least(lengths: list[int], size
 def test_a_gpu_takes_as_many_as_it_may() -> None:
     groups = micro_batches(eight_rollouts(), 3, torch.device("cuda"))
     assert [len(group) for group in groups] == [3, 3, 2]
+    long = [
+        dataclasses.replace(each, completion_token_ids=[5] * 600, completion_logprobs=[0.0] * 600)
+        for each in eight_rollouts()
+    ]
+    assert [len(group) for group in micro_batches(long, 8, torch.device("cuda"))] == [8]
 
 
 def test_no_rollouts_make_no_micro_batch() -> None:

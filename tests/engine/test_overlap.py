@@ -1,6 +1,5 @@
 """Overlap: one step off-policy, exactly that, and resumed to the bit."""
 
-import copy
 import random
 import signal
 import threading
@@ -24,7 +23,7 @@ from engine.overlap import Overlap
 from engine.setup import load_data, load_models
 from engine.spec import RunSpec
 from engine.student import Student
-from tests.engine.models import random_model
+from tests.engine.models import fresh_random_model, random_model
 from tests.engine.running import EngineProcess, events_of, quick_document, quick_spec, steps_of, train_here
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -111,7 +110,7 @@ def test_a_stop_keeps_what_was_sampled_ahead(tmp_path: Path) -> None:
 
 
 def test_the_copy_has_the_weights_of_before_whatever_the_work_does() -> None:
-    model = copy.deepcopy(random_model())  # tests share that one
+    model = fresh_random_model()
     overlap = Overlap(model)
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
     is_changed = threading.Event()
