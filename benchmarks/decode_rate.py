@@ -11,13 +11,8 @@ alone leaves out the first token of each row, behind its prompt, which either wa
 from __future__ import annotations
 
 import itertools
-import json
 import os
-import statistics
 import sys
-import time
-from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
+from benchmarks.decode_ways import Way, alternated, print_results
 from benchmarks.pairs import Pair, case_parser, smollm2_pair
 from engine.language_model import LanguageModel, load_language_model
 from engine.model_spec import ModelSpec
@@ -61,31 +57,20 @@ def measured(pair: Pair, dtype: str, batch: int, tokens: int, rounds: int) -> di
         eos_token_ids=frozenset(),
     )
     theirs = AutoModelForCausalLM.from_pretrained(pair.student, dtype=getattr(torch, dtype)).eval()
-    ways: dict[str, Callable[[list[list[int]], int], None]] = {
-        "incipit": lambda prompts, count: sampled(ours, prompts, count),
-        "generate": lambda prompts, count: generated(theirs, prompts, count),
+    ways = {
+        "incipit": Way(lambda prompts, count: sampled(ours, prompts, count)),
+        "generate": Way(lambda prompts, count: generated(theirs, prompts, count)),
     }
-    taken: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
-    for round_ in range(WARM_UP + rounds):
-        prompts = pair.prompts_of_step(round_, batch)
-        for count, (name, way) in itertools.product((1, tokens), ways.items()):
-            cpu_began, wall_began = time.process_time(), time.perf_counter()
-            way(prompts, count)
-            taken[name, count].append((time.process_time() - cpu_began, time.perf_counter() - wall_began))
-    medians = {
-        key: [statistics.median(values) for values in zip(*times[WARM_UP:], strict=True)]
-        for key, times in taken.items()
-    }
-    whole = {name: medians[name, tokens] for name in ways}
-    alone = {name: medians[name, tokens][0] - medians[name, 1][0] for name in ways}
+    found = alternated(ways, pair, batch, tokens, rounds=rounds, warm_up=WARM_UP)
+    incipit, generate = found["incipit"], found["generate"]
     return {
         "dtype": dtype,
         "batch": batch,
         "tokens": tokens,
-        **{f"{name}_tokens_per_second": batch * (tokens - 1) / alone[name] for name in ways},
-        "decode_ratio": alone["generate"] / alone["incipit"],
-        "cpu_ratio": whole["generate"][0] / whole["incipit"][0],
-        "wall_ratio": whole["generate"][1] / whole["incipit"][1],
+        **{f"{name}_tokens_per_second": batch * (tokens - 1) / one.alone.cpu for name, one in found.items()},
+        "decode_ratio": generate.alone.cpu / incipit.alone.cpu,
+        "cpu_ratio": generate.whole.cpu / incipit.whole.cpu,
+        "wall_ratio": generate.whole.wall / incipit.whole.wall,
     }
 
 
@@ -94,25 +79,23 @@ def main() -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(1)
-    results = []
     try:
         pair = smollm2_pair()
     except FileNotFoundError as error:
         print(error, file=sys.stderr)
         return 1
-    for dtype, batch, tokens in itertools.product(arguments.dtypes, arguments.batches, arguments.tokens):
-        one = measured(pair, dtype, batch, tokens, arguments.rounds)
-        results.append(one)
-        if not arguments.json:
-            print(
-                f"{dtype}, batch {batch}, {tokens} tokens: {one['incipit_tokens_per_second']:.0f} tokens per CPU second, "
-                f"generate {one['generate_tokens_per_second']:.0f}: {one['decode_ratio']:.2f} times the rate; "
-                f"with the prompts {one['cpu_ratio']:.2f}, by the wall {one['wall_ratio']:.2f} (target {TARGET})",
-                flush=True,
-            )
-    if arguments.json:
-        print(json.dumps({"rounds": arguments.rounds, "target": TARGET, "results": results}))
+    cases = itertools.product(arguments.dtypes, arguments.batches, arguments.tokens)
+    results = (measured(pair, dtype, batch, tokens, arguments.rounds) for dtype, batch, tokens in cases)
+    print_results(results, _in_words, arguments, TARGET)
     return 0
+
+
+def _in_words(one: dict[str, Any]) -> str:
+    return (
+        f"{one['dtype']}, batch {one['batch']}, {one['tokens']} tokens: {one['incipit_tokens_per_second']:.0f} tokens per CPU "
+        f"second, generate {one['generate_tokens_per_second']:.0f}: {one['decode_ratio']:.2f} times the rate; "
+        f"with the prompts {one['cpu_ratio']:.2f}, by the wall {one['wall_ratio']:.2f} (target {TARGET})"
+    )
 
 
 if __name__ == "__main__":

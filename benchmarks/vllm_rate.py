@@ -12,16 +12,13 @@ other's. The rate of decoding alone leaves out the first token of each row, behi
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +30,7 @@ import psutil
 import torch
 
 from benchmarks.decode_rate import sampled
+from benchmarks.decode_ways import Way, alternated, print_results
 from benchmarks.pairs import Pair, case_parser, smollm2_pair
 from engine.language_model import load_language_model
 from engine.model_spec import ModelSpec
@@ -113,31 +111,20 @@ def measured(pair: Pair, server: Server, batch: int, tokens: int, rounds: int) -
         load_language_model(ModelSpec(path=pair.student), "student", torch.device("cpu"), "bfloat16"),
         eos_token_ids=frozenset(),
     )
-    ways: dict[str, tuple[Callable[[list[list[int]], int], None], Callable[[], float]]] = {
-        "incipit": (lambda prompts, count: sampled(ours, prompts, count), time.process_time),
-        "vllm": (server.complete, server.cpu_seconds),
+    ways = {
+        "incipit": Way(lambda prompts, count: sampled(ours, prompts, count)),
+        "vllm": Way(server.complete, server.cpu_seconds),
     }
-    taken: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
-    for round_ in range(WARM_UP + rounds):
-        prompts = pair.prompts_of_step(round_, batch)
-        for count, (name, (way, cpu_seconds)) in itertools.product((1, tokens), ways.items()):
-            cpu_began, wall_began = cpu_seconds(), time.perf_counter()
-            way(prompts, count)
-            taken[name, count].append((cpu_seconds() - cpu_began, time.perf_counter() - wall_began))
-    medians = {
-        key: [statistics.median(values) for values in zip(*times[WARM_UP:], strict=True)]
-        for key, times in taken.items()
-    }
-    whole = {name: medians[name, tokens] for name in ways}
-    alone = {name: [medians[name, tokens][i] - medians[name, 1][i] for i in range(2)] for name in ways}
+    found = alternated(ways, pair, batch, tokens, rounds=rounds, warm_up=WARM_UP)
+    incipit, vllm = found["incipit"], found["vllm"]
     return {
         "batch": batch,
         "tokens": tokens,
-        **{f"{name}_tokens_per_second": batch * (tokens - 1) / alone[name][1] for name in ways},
-        "decode_wall_ratio": alone["vllm"][1] / alone["incipit"][1],
-        "wall_ratio": whole["vllm"][1] / whole["incipit"][1],
-        "decode_cpu_ratio": alone["vllm"][0] / alone["incipit"][0],
-        "cpu_ratio": whole["vllm"][0] / whole["incipit"][0],
+        **{f"{name}_tokens_per_second": batch * (tokens - 1) / one.alone.wall for name, one in found.items()},
+        "decode_wall_ratio": vllm.alone.wall / incipit.alone.wall,
+        "wall_ratio": vllm.whole.wall / incipit.whole.wall,
+        "decode_cpu_ratio": vllm.alone.cpu / incipit.alone.cpu,
+        "cpu_ratio": vllm.whole.cpu / incipit.whole.cpu,
     }
 
 
@@ -156,22 +143,20 @@ def main() -> int:
     except FileNotFoundError as error:
         print(error, file=sys.stderr)
         return 1
-    results = []
     with serving(arguments.vllm_python, pair.student, arguments.core, max(arguments.batches)) as server:
-        for batch, tokens in itertools.product(arguments.batches, arguments.tokens):
-            one = measured(pair, server, batch, tokens, arguments.rounds)
-            results.append(one)
-            if not arguments.json:
-                print(
-                    f"bfloat16, batch {batch}, {tokens} tokens: {one['incipit_tokens_per_second']:.0f} tokens per second, "
-                    f"vLLM {one['vllm_tokens_per_second']:.0f}: {one['decode_wall_ratio']:.2f} times the rate, "
-                    f"{one['decode_cpu_ratio']:.2f} by CPU seconds; with the prompts {one['wall_ratio']:.2f} and "
-                    f"{one['cpu_ratio']:.2f} (target {TARGET})",
-                    flush=True,
-                )
-    if arguments.json:
-        print(json.dumps({"rounds": arguments.rounds, "target": TARGET, "results": results}))
+        cases = itertools.product(arguments.batches, arguments.tokens)
+        results = (measured(pair, server, batch, tokens, arguments.rounds) for batch, tokens in cases)
+        print_results(results, _in_words, arguments, TARGET)
     return 0
+
+
+def _in_words(one: dict[str, Any]) -> str:
+    return (
+        f"bfloat16, batch {one['batch']}, {one['tokens']} tokens: {one['incipit_tokens_per_second']:.0f} tokens per second, "
+        f"vLLM {one['vllm_tokens_per_second']:.0f}: {one['decode_wall_ratio']:.2f} times the rate, "
+        f"{one['decode_cpu_ratio']:.2f} by CPU seconds; with the prompts {one['wall_ratio']:.2f} and "
+        f"{one['cpu_ratio']:.2f} (target {TARGET})"
+    )
 
 
 if __name__ == "__main__":

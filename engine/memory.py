@@ -49,7 +49,9 @@ def longest_horizon(spec: RunSpec) -> int:
     steps = range(spec.num_distillation_steps)
     if spec.warmup_phase.num_steps or any(spec.anchoring.num_anchored(step, spec.prompts_per_step) for step in steps):
         return spec.max_completion_tokens
-    return max(spec.preview_at(step)[1] for step in steps)
+    state = spec.prefix_state()  # made once: there may be a million steps
+    longest = max(spec.prefix.longest_at(step, state, spec.evaluation.every_steps) for step in steps)
+    return spec.loss_region.sampled_tokens(longest)
 
 
 def memory(
