@@ -15,24 +15,13 @@ from engine import memory as memory_module
 from engine.flops import ModelShape
 from engine.memory import PROCESS_BYTES, Memory, Model, memory
 from engine.spec import RunSpec
+from tests.engine.models import MEDIUM
 
 Document = dict[str, Any]
-PAIR = Model(
-    ModelShape.from_config(
-        {
-            "hidden_size": 512,
-            "num_hidden_layers": 8,
-            "num_attention_heads": 8,
-            "intermediate_size": 1408,
-            "vocab_size": 32_000,
-        }
-    ),
-    40_000_000,
-)
 
 
 def of(base: Document, **changes: object) -> Memory:
-    return memory(RunSpec.model_validate(base | {"device": "cpu"} | changes), PAIR, PAIR, 100, 200)
+    return memory(RunSpec.model_validate(base | {"device": "cpu"} | changes), MEDIUM, MEDIUM, 100, 200)
 
 
 @pytest.mark.parametrize("kv_heads", [8, 2])
@@ -103,8 +92,8 @@ def test_under_overlap_a_second_student_samples_beside_the_update(base: Document
 def test_a_gpu_holds_neither_the_process_nor_what_the_c_library_keeps(base: Document) -> None:
     found = of(base, device="cuda").parts
     assert found["process"] == found["allocator"] == 0
-    assert found["teacher_weights"] == 2 * PAIR.num_parameters
-    assert found["low_precision_copy"] == 2 * PAIR.shape.block_parameters
+    assert found["teacher_weights"] == 2 * MEDIUM.num_parameters
+    assert found["low_precision_copy"] == 2 * MEDIUM.shape.block_parameters
 
 
 def test_many_samples_and_a_teacher_that_writes_need_a_larger_cache(base: Document) -> None:

@@ -8,13 +8,28 @@ from typing import Literal
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from engine.flops import ModelShape
 from engine.language_model import LanguageModel, load_language_model
 from engine.locations import resolve
+from engine.memory import Model
 from engine.model_spec import ModelSpec
 from engine.spec import RunSpec
 
 TINY = Path(resolve("builtin:tiny"))
 CPU = torch.device("cpu")
+MEDIUM = Model(
+    ModelShape.from_config(
+        {
+            "hidden_size": 512,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 8,
+            "intermediate_size": 1408,
+            "vocab_size": 32_000,
+        }
+    ),
+    40_000_000,
+)
+"""A Llama that estimates are made for; it has no weights."""
 WORDS = 81  # vocabulary of the tiny pair's tokenizer, which the random models share
 
 

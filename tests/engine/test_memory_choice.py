@@ -12,32 +12,18 @@ from pydantic import ValidationError
 
 from engine.events import StepDone, Warned
 from engine.findings import findings_of
-from engine.flops import ModelShape
 from engine.manifest import MANIFEST, Manifest, spec_sha256
-from engine.memory import Model
 from engine.memory_choice import Choice, Pair, choose, least
 from engine.memory_plan import MemoryPlan
 from engine.peak_memory import room_bytes
 from engine.spec import RunSpec
 from engine.staging import sealed_files
 from engine.student import Student
-from tests.engine.models import CPU, fresh_random_model, random_model, tiny_spec
+from tests.engine.models import CPU, MEDIUM, fresh_random_model, random_model, tiny_spec
 from tests.engine.running import quick_spec, train_here
 from tests.engine.test_batch_laws import eight_rollouts
 
-MODEL = Model(
-    ModelShape.from_config(
-        {
-            "hidden_size": 512,
-            "num_hidden_layers": 8,
-            "num_attention_heads": 8,
-            "intermediate_size": 1408,
-            "vocab_size": 32_000,
-        }
-    ),
-    40_000_000,
-)
-PAIR = Pair(MODEL, MODEL, prompt_tokens=100, longest_horizon=200)
+PAIR = Pair(MEDIUM, MEDIUM, prompt_tokens=100, longest_horizon=200)
 rooms = st.integers(0, 40 * 10**9)
 
 
@@ -91,7 +77,7 @@ def test_all_rollouts_at_once_where_there_is_room_and_half_of_them_where_there_i
 
 
 def test_a_model_without_such_blocks_is_not_told_to_recompute_them() -> None:
-    rigid = Pair(MODEL, MODEL, 100, 200, can_recompute=False)
+    rigid = Pair(MEDIUM, MEDIUM, 100, 200, can_recompute=False)
     assert choose(spec_of(), rigid, 0).plan == MemoryPlan(micro_batch_rollouts=1, recomputes_blocks=False)
 
 
