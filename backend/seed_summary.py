@@ -18,7 +18,7 @@ class SeedSummary(Frozen):
     num_seeds: int
     is_baseline: bool
     accuracy: float
-    """Mean over seeds, each of its best checkpoint on the report prompts."""
+    """Mean over seeds, each of its best checkpoint on the report prompts, or on the dev prompts where there are none."""
     accuracy_interval: tuple[float, float] | None
     accuracy_range: tuple[float, float]
     """The worst and the best seed."""

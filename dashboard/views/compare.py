@@ -114,7 +114,8 @@ def table_section(comparison: Comparison) -> None:
         else "No arm trains at full length, so no saving can be stated."
     )
     st.caption(
-        f"Accuracy is on the report prompts with the best checkpoint, brackets are 95 % over prompts. {against} "
+        "Accuracy is the best checkpoint's: on the report prompts where a run has some, else on the dev prompts that chose it, "
+        f"which flatters it. Brackets are 95 % over prompts. {against} "
         "McNemar p is the exact test against the baseline, problem by problem: below 0.05 the two arms differ on these "
         "problems, whatever their brackets say. Share inside and tail are reverse KL of full-length samples."
     )
