@@ -1,7 +1,7 @@
-"""Why a run failed: the named cause, what to do, and changes that help, each a form that is filled in already."""
+"""Why a run failed: the named cause, the last lines of its log, what to do, and forms that are filled in with what helps."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import streamlit as st
@@ -29,9 +29,11 @@ _ADVICE = {
 }
 _MEMORY_KINDS = frozenset({"oom_host", "gpu_error", "engine_crashed"})
 _MAX_FIXES = 3
+_MAX_LOG_LINES = 5
 
 
-def show(run: Run) -> None:
+def show(run: Run, log_lines: Sequence[tuple[str, str, str]]) -> None:
+    """`log_lines` are time, kind and words of what the run has said, the newest first."""
     with st.container(border=True):
         st.error(
             f"**{notices.plain(run.failure_message or 'The run failed without a message.')}**", icon=":material/error:"
@@ -39,6 +41,9 @@ def show(run: Run) -> None:
         kind = run.failure_kind or "internal"
         st.markdown(f"**What you can do.** {_ADVICE.get(kind, _ADVICE['internal'])}")
         st.caption(f"Kind: {notices.plain(kind)} · step {run.step:,} · attempt {run.attempt}")
+        if log_lines:
+            last = [" · ".join(line) for line in reversed(log_lines[:_MAX_LOG_LINES])]
+            st.code("\n".join(last), language=None, wrap_lines=True)
         with st.container(horizontal=True):
             for label, changes in fixes(kind, run.spec):
                 st.page_link(

@@ -8,6 +8,7 @@ from dashboard import (
     address,
     cached,
     failure_panel,
+    frames,
     notices,
     run_actions,
     run_panels,
@@ -77,7 +78,7 @@ def progress(client: ApiClient, run: Run) -> None:
         phase = run.phase or run.state
         st.progress(done, text=f"{phase} · step {run.step:,} of {run.num_steps:,} · {took} so far · {left}")
     elif run.state == "failed":
-        failure_panel.show(run)
+        failure_panel.show(run, frames.log_lines(cached.events(client, run)))
     elif run.state == "paused":
         st.progress(done, text=f"Paused at step {run.step:,} of {run.num_steps:,}; it goes on when it is resumed.")
     else:

@@ -157,6 +157,10 @@ def test_a_failed_run_says_why_and_what_to_do() -> None:
     app = opened("run", id="r-failed")
     assert any("31\\.2 GB" in one.value or "31.2 GB" in one.value for one in app.error)
     assert "Halve *micro-batch rollouts*" in said(app)
+    (log,) = app.code
+    times = [line.split(" · ")[0] for line in log.value.splitlines()]
+    assert 1 <= len(times) <= 5
+    assert times == sorted(times), "the newest line is the last one, as in a log"
 
 
 @pytest.mark.usefixtures("scene")
