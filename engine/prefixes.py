@@ -8,6 +8,7 @@ come, so that the dashboard can preview a schedule with the same code that the e
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from bisect import bisect_right
 from itertools import accumulate
 from typing import Annotated, Literal
@@ -22,9 +23,9 @@ from engine.prefix_state import MAX_TOKENS, PrefixSignals, PrefixState, Tokens
 class _FixedPrefix(Frozen):
     """A schedule that follows the step alone."""
 
+    @abstractmethod
     def horizon_at(self, step: int, state: PrefixState) -> int:
         """Prefix length at this step, in tokens; `step` counts from 0."""
-        raise NotImplementedError
 
     def advance(self, state: PrefixState, signals: PrefixSignals) -> PrefixState:
         """The state after a step: unchanged, this schedule depends on the step alone."""

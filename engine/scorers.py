@@ -4,6 +4,7 @@ Completions are hostile text: what has to be parsed or computed is marked in a p
 """
 
 import re
+from abc import abstractmethod
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field
@@ -25,9 +26,9 @@ class Mark(NamedTuple):
 
 
 class _Scorer(Frozen):
+    @abstractmethod
     def mark(self, completion: str, answer: str, entry: str | None = None) -> Mark:
         """Verdict and final answer; `entry` is what a generated problem is checked with, see engine.prompts.PromptRow."""
-        raise NotImplementedError
 
     def is_right(self, completion: str, answer: str, entry: str | None = None) -> bool:
         """Whether the completion has the answer."""
