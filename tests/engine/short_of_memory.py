@@ -107,12 +107,12 @@ def digest(weights: list[Tensor]) -> list[float]:
 
 
 def a_run(folder: Path, document: str, mebibytes: int | None) -> dict[str, Any]:
-    """A whole run, in which memory becomes short behind the first step."""
+    """A whole run, in which memory is short in the second step alone."""
     spec = RunSpec.model_validate_json(document)
 
     def listen(event: RunEvent) -> None:
-        if mebibytes is not None and isinstance(event, StepDone) and event.step == 1:
-            leave(mebibytes)
+        if mebibytes is not None and isinstance(event, StepDone):
+            leave(mebibytes) if event.step == 1 else leave_all()
 
     with Journal(folder / "attempts" / "1" / "events.jsonl", listen) as journal:
         try:
