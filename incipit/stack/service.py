@@ -4,7 +4,9 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -82,11 +84,16 @@ class Service:
         return ended_alone
 
     def kill(self) -> None:
-        """SIGKILL to the whole group, also when its leader is gone already."""
+        """SIGKILL to the whole group, also when its leader is gone already; returns when none of it lives."""
         if self._process is None:
             return
+        members = _members(self._process.pid)
         _kill_group(self._process.pid)
         self._process.wait(_KILL_SECONDS)
+        # Those behind the leader are nobody's children here: nothing but looking tells when the kernel is done with them.
+        deadline = time.monotonic() + _KILL_SECONDS
+        while any(started_at(pid) is not None for pid in members) and time.monotonic() < deadline:
+            time.sleep(0.005)
 
     def last_log_line(self) -> str:
         """The last line that it wrote, for a message; empty when there is none."""
@@ -136,6 +143,16 @@ def end_orphan(pid: int, start_time: float, seconds: float) -> None:
         return
     except psutil.TimeoutExpired:
         _kill_group(pid)
+
+
+def _members(leader: int) -> list[int]:
+    """Processes of a group beside its leader."""
+    found = []
+    for pid in psutil.pids():
+        with suppress(ProcessLookupError, PermissionError):
+            if pid != leader and os.getpgid(pid) == leader:
+                found.append(pid)
+    return found
 
 
 def _kill_group(leader: int) -> None:
