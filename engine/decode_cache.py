@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
@@ -10,16 +11,17 @@ from transformers.cache_utils import DynamicLayer
 class _PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is checked as Any
     """Keys and values [B, heads, S, D] as views of one buffer [2, B, heads, capacity, D]."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.capacity = capacity
+        self.kept_dtype = dtype
         self.length = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             rows, heads, _, width = key_states.shape
-            self.buffer = key_states.new_empty(2, rows, heads, self.capacity, width)
+            self.buffer = key_states.new_empty(2, rows, heads, self.capacity, width, dtype=self.kept_dtype)
         added = key_states.shape[-2]
         room = self.buffer.narrow(3, self.length, added)
         room[0].copy_(key_states)
@@ -53,10 +55,13 @@ class _PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is
         return self.keys, self.values
 
 
-def decode_cache(module: PreTrainedModel, capacity: int) -> DynamicCache:
-    """An empty cache for `capacity` positions; layers with a sliding window keep transformers' own kind."""
+def decode_cache(module: PreTrainedModel, capacity: int, dtype: torch.dtype | None = None) -> DynamicCache:
+    """An empty cache for `capacity` positions in `dtype` (None: that of the keys that come); layers with a sliding window
+    keep transformers' own kind."""
     cache = DynamicCache(config=module.config)
-    cache.layers = [_PreallocatedLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [
+        _PreallocatedLayer(capacity, dtype) if type(layer) is DynamicLayer else layer for layer in cache.layers
+    ]
     return cache
 
 

@@ -64,7 +64,9 @@ class DecodeRows:
         if bool((lengths != width).any()):
             mask = (torch.arange(width) >= (width - lengths)[:, None]).to(device)
             inputs = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
-        self.cache: Any = decode_cache(self.model.module, width + min(horizon if room is None else room, horizon))
+        capacity = width + min(horizon if room is None else room, horizon)
+        # Under autocast, attention reads keys in its own type anyway; kept in it, they take half the memory and time.
+        self.cache: Any = decode_cache(self.model.module, capacity, self.model.autocast_dtype)
         last = self.model.hidden(token_ids.to(device), past_key_values=self.cache, use_cache=True, **inputs)[:, -1]
         self.executed_tokens = token_ids.numel()
         """Positions computed so far, padding and ended rows included."""

@@ -102,8 +102,11 @@ class LlamaDecoder:
         if isinstance(position, Tensor):
             cos, sin = cos[:, None], sin[:, None]
         states = functional.embedding(token_ids, self.embedding)
+        bias = None if mask is None else _bias(mask, cache.layers[0].keys.dtype)
         for layer, kept in zip(self.layers, cache.layers, strict=True):
-            qkv = _project(layer.attention_norm(states), layer.qkv).view(rows, heads + 2 * kv_heads, width)
+            # Turned in the type of the states: in place in bfloat16, every one of the four operations would cast back and forth.
+            qkv = _project(layer.attention_norm(states), layer.qkv).to(states.dtype)
+            qkv = qkv.view(rows, heads + 2 * kv_heads, width)
             if layer.query_norm is not None and layer.key_norm is not None:
                 query, key, value = qkv.split_with_sizes([heads, kv_heads, kv_heads], dim=1)
                 qkv = torch.cat([layer.query_norm(query), layer.key_norm(key), value], dim=1)
@@ -112,24 +115,33 @@ class LlamaDecoder:
             turned.mul_(cos).addcmul_(swapped, sin)
             query, key_value = qkv.split_with_sizes([heads, 2 * kv_heads], dim=1)
             keys, values = kept.append(key_value.view(rows, 2, kv_heads, width).transpose(0, 1))
-            layer.output.add_to(states, self._attended(query, keys, values, mask))
+            layer.output.add_to(states, self._attended(query, keys, values, bias))
             gate_up = _project(layer.mlp_norm(states), layer.gate_up)
             gate, up = gate_up.split_with_sizes([gate_up.shape[1] // 2] * 2, dim=1)
             layer.down.add_to(states, layer.activation(gate).mul_(up))
         return self.norm(states)
 
-    def _attended(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    def _attended(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """[B, heads·D] from a query [B, heads, D] for each row, and its keys and values [B, kv heads, S, D]."""
-        rows, kv_heads, _, width = keys.shape
+        rows, kv_heads, num_seen, width = keys.shape
+        query = query.to(keys.dtype)
         # The query heads that share a key/value head stand as its queries: nothing is repeated.
-        if mask is None and self.norm.is_composed:
+        if self.norm.is_composed and keys.dtype == query.dtype == torch.float32:
             # For one query, torch's kernel for a CPU takes longer than the products that it is made of.
-            query = (query.to(keys.dtype) * self.scaling).view(rows * kv_heads, -1, width)
-            scores = torch.bmm(query, keys.flatten(0, 1).transpose(1, 2))
+            query, turned = (query * self.scaling).view(rows * kv_heads, -1, width), keys.flatten(0, 1).transpose(1, 2)
+            if bias is None:
+                scores = torch.bmm(query, turned)
+            else:
+                scores = torch.baddbmm(bias.expand(-1, kv_heads, 1, num_seen).reshape(-1, 1, num_seen), query, turned)
             return torch.bmm(torch.softmax(scores, -1), values.flatten(0, 1)).view(rows, -1)
-        query = query.reshape(rows, kv_heads, -1, width).to(keys.dtype)
-        attended = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=self.scaling)
+        query = query.reshape(rows, kv_heads, -1, width)
+        attended = functional.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=self.scaling)
         return attended.reshape(rows, -1)
+
+
+def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores, 0 or -∞, so that no layer has to make it of the mask."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -math.inf)
 
 
 @torch.inference_mode()
