@@ -19,6 +19,9 @@ _ADVICE = {
     "oom_host": "Halve *micro-batch rollouts* (the result stays the same), shorten the prefix, or use a worker with more memory.",
     "gpu_error": "Halve *micro-batch rollouts* if its memory ran out (the result stays the same); else look at the driver's log.",
     "nan_loss": "Lower the learning rate or raise the warm-up; bfloat16 may need float32 for very small models.",
+    "server_unreachable": "Start a rollout server at one of the addresses of *rollouts*; the run goes on by itself from its last "
+    "checkpoint.",
+    "server_mismatch": "Start the rollout server as the message says, then try again from the last checkpoint.",
     "stalled": "See the log below for what it last did; then try again from the last checkpoint.",
     "start_timeout": "See the log below: a slow download or disk is usual. INCIPIT_START_SECONDS on the control process allows more.",
     "worker_lost": "See the worker's log and the machine's memory; then try again from the last checkpoint.",

@@ -11,10 +11,12 @@ from engine.language_model import LanguageModel
 from engine.loss_region import LossRegion
 from engine.prompts import prompts_of_step
 from engine.rollout import Rollout, RolloutRequest
+from engine.sampler import Sampler
 from engine.selection import Candidates, probed_candidates
 from engine.selection_spec import ProbeSelection
 from engine.sources import Writers
 from engine.spec import RunSpec
+from engine.vllm_sampler import RolloutServers, VllmSampler
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class StepRollouts:
     executed: FlopLedger
     """FLOPs of all that was computed, padding and rows that had ended included."""
     metrics: dict[str, float | None]
-    """What the selection has to tell of the step."""
+    """What selection and servers have to tell of the step."""
 
 
 def collect_rollouts(
@@ -39,8 +41,12 @@ def collect_rollouts(
     step: int,
     horizons: list[int],
     on_token: Callable[[], None],
+    servers: RolloutServers | None = None,
 ) -> StepRollouts:
-    """The rollouts of `step` (counted from 0); `horizons` has the tokens that those of each prompt may have."""
+    """The rollouts of `step` (counted from 0); `horizons` has the tokens that those of each prompt may have.
+
+    What the student writes is sampled on `servers`, where there are any.
+    """
     first = step * spec.prompts_per_step
     drawn = prompts_of_step(len(prompts), spec.seed, step, spec.prompts_per_step)
     requests = [
@@ -52,7 +58,10 @@ def collect_rollouts(
     writers = Writers.of(
         student, teacher, prompts, seed=spec.seed, temperature=spec.sampling.temperature, on_token=on_token
     )
+    if servers is not None:
+        writers.student = servers.sampler(student, step, spec.seed, spec.sampling.temperature, on_token)
     if isinstance(spec.selection, ProbeSelection):
+        assert isinstance(writers.student, Sampler), "a rule refuses probes on servers"
         candidates = probed_candidates(
             spec.selection, writers.student, teacher, requests, max(horizons), micro_batch=spec.usual_micro_batch
         )
@@ -67,7 +76,7 @@ def collect_rollouts(
         rollouts=[_supervised(rollout, region) for group, region in kept for rollout in group],
         flops=flops,
         executed=writers.executed + candidates.executed,
-        metrics=candidates.metrics,
+        metrics=candidates.metrics | (writers.student.metrics if isinstance(writers.student, VllmSampler) else {}),
     )
 
 

@@ -22,7 +22,17 @@ Subject = Literal["student", "base", "teacher"]
 Split = Literal["dev", "report"]
 EndReason = Literal["steps", "flops_budget", "sentinel", "early_stopping"]
 FailureKind = Literal[
-    "bad_spec", "bad_model", "bad_data", "bad_checkpoint", "oom_host", "gpu_error", "nan_loss", "disk_full", "internal"
+    "bad_spec",
+    "bad_model",
+    "bad_data",
+    "bad_checkpoint",
+    "oom_host",
+    "gpu_error",
+    "nan_loss",
+    "disk_full",
+    "server_unreachable",
+    "server_mismatch",
+    "internal",
 ]
 
 

@@ -14,6 +14,8 @@ OF_FAILURE: dict[FailureKind, int] = {
     "nan_loss": 16,
     "disk_full": 17,
     "gpu_error": 18,
+    "server_unreachable": 19,
+    "server_mismatch": 20,
     "internal": 70,
 }
 FAILURE_OF: dict[int, FailureKind] = {code: kind for kind, code in OF_FAILURE.items()}

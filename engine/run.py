@@ -21,11 +21,13 @@ from engine.overlap import Overlap
 from engine.peak_memory import peak_memory_bytes
 from engine.prefix_state import PrefixSignals, PrefixState
 from engine.rollout import Rollout
+from engine.rollout_backend_spec import VllmRollouts
 from engine.sentinel_spec import WatchTail
 from engine.setup import RunData
 from engine.spec import RunSpec
 from engine.student import Student, Update
 from engine.tail_probe import TailProbe
+from engine.vllm_sampler import RolloutServers
 from engine.warmup import Warmup, take_warmup_step
 from engine.watch import watch_step
 
@@ -64,7 +66,13 @@ class Run:
         self.tail_probe = TailProbe(self.spec, self.teacher, prompts[:count], self.control.raise_if_stopped)
         self.warmup = Warmup.of(self)
         self.overlap = Overlap(self.student.model) if self.spec.overlap else None
+        self.servers = self._rollout_servers()
         self.student.on_shortage = self._keep_within_memory
+
+    def close(self) -> None:
+        """Take away what only this attempt has needed."""
+        if self.servers is not None:
+            self.servers.close()
 
     @property
     def attempt_folder(self) -> Path:
@@ -164,8 +172,22 @@ class Run:
         spec, step = self.spec_at(at), self.spec.distillation_step(at)
         horizons = spec.horizons_at(step, self.state.prefix)
         return collect_rollouts(
-            spec, student, self.teacher, self.data.train, step=step, horizons=horizons, on_token=on_token
+            spec,
+            student,
+            self.teacher,
+            self.data.train,
+            step=step,
+            horizons=horizons,
+            on_token=on_token,
+            servers=self.servers,
         )
+
+    def _rollout_servers(self) -> RolloutServers | None:
+        if not isinstance(self.spec.rollouts, VllmRollouts):
+            return None
+        num_tokens = self.data.longest_prompt + self.spec.max_completion_tokens
+        longest = max((prompt.token_ids for prompt in self.data.train), key=len)
+        return RolloutServers(self.spec.rollouts, self.attempt_folder, num_tokens, longest)
 
     def _update(self, collected: StepRollouts, step: int) -> tuple[Update, StepRollouts | None]:
         """Train on what was collected; under overlap, meanwhile collect for the step behind it, if there is one."""

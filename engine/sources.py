@@ -11,13 +11,14 @@ from engine.flops import FlopLedger
 from engine.language_model import LanguageModel
 from engine.rollout import Rollout, RolloutRequest
 from engine.sampler import Sampler
+from engine.vllm_sampler import VllmSampler
 
 
 @dataclass
 class Writers:
     """Those who can write: both models, and the prompt file with its completions."""
 
-    student: Sampler
+    student: Sampler | VllmSampler
     teacher: Sampler
     prompts: list[EncodedPrompt]
 

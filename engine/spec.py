@@ -24,6 +24,7 @@ from engine.optimizer_spec import OptimizerSpec
 from engine.prefix_state import PrefixState, Tokens
 from engine.prefixes import ConstantPrefix, PrefixSchedule
 from engine.prompt_spec import PromptSpec
+from engine.rollout_backend_spec import EngineRollouts, RolloutBackend
 from engine.selection_spec import AllRollouts, RolloutSelection
 from engine.sentinel_spec import NoSentinel, Sentinel
 from engine.spec_rules import RULES
@@ -104,6 +105,8 @@ class RunSpec(Frozen):
     """Whether some rollouts leave the schedule and run to the full length, where every token is trained on."""
     completions: CompletionSource = StudentCompletions()
     """Who writes the completions that are trained on."""
+    rollouts: RolloutBackend = EngineRollouts()
+    """Where the student's completions are sampled during training."""
     selection: RolloutSelection = AllRollouts()
     """Which of a step's rollouts are trained on."""
     divergence: Divergence = ReverseKL()

@@ -56,6 +56,8 @@ def train(
         report(run)
     except StopRequested:
         return _stopped(run)
+    finally:
+        run.close()
     journal.emit(
         Finished,
         step=run.state.step,

@@ -13,6 +13,7 @@ from incipit.commands import (
     keys,
     models,
     prompts,
+    rollout_server,
     runs,
     study,
     train,
@@ -33,6 +34,7 @@ app.command()(ask.ask)
 app.command()(study.study)
 app.command()(evaluate.evaluate)
 app.command(context_settings=bench.SETTINGS)(bench.bench)
+app.command("rollout-server", context_settings=rollout_server.SETTINGS)(rollout_server.rollout_server)
 app.command()(doctor.doctor)
 app.add_typer(runs.app, name="runs")
 app.add_typer(checkpoints.app, name="checkpoints")

@@ -6,8 +6,9 @@ from datetime import datetime, timedelta
 RETRY_SECONDS = 30.0
 """Before the first retry; doubled for each further one without a new checkpoint in between."""
 MAX_RETRY_SECONDS = 900.0
-RETRYABLE = frozenset({"oom_host", "gpu_error", "disk_full"})
-"""What an engine names and what may pass by itself: memory and disk are shared with others, and a GPU can be reset."""
+RETRYABLE = frozenset({"oom_host", "gpu_error", "disk_full", "server_unreachable"})
+"""What an engine names and what may pass by itself: memory and disk are shared with others, a GPU can be reset, and a rollout
+server started again."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,71 @@
+"""Rules of a spec about who samples the rollouts and when. Each raises `misfit` with the field, the value, the limit and the fix."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.adapter_spec import NoAdapter
+from engine.adaptive_prefixes import DivergenceSharePrefix, PlateauPrefix, ValidationPrefix
+from engine.findings import misfit
+from engine.policy_gradient import PolicyGradient
+from engine.rollout_backend_spec import VllmRollouts
+from engine.selection_spec import ProbeSelection
+from engine.sentinel_spec import WatchTail
+
+if TYPE_CHECKING:
+    from engine.spec import RunSpec
+
+
+def what_overlaps_is_known_a_step_ahead(spec: RunSpec) -> None:
+    """Overlap samples a step's rollouts before the update that comes first."""
+    if not spec.overlap:
+        return
+    if isinstance(spec.divergence, PolicyGradient):
+        raise misfit(
+            "overlap",
+            "overlap is true but divergence policy_gradient is right only on tokens of the student that is updated, and "
+            "overlap trains on those of the one before; set overlap to false or choose another divergence.",
+        )
+    if not isinstance(spec.adapter, NoAdapter):
+        raise misfit(
+            "overlap",
+            f"overlap is true but adapter.kind is {spec.adapter.kind!r}, whose base serves student and teacher at once; "
+            "set overlap to false or adapter to none.",
+        )
+    if isinstance(spec.prefix, PlateauPrefix | DivergenceSharePrefix | ValidationPrefix):
+        raise misfit(
+            "overlap",
+            f"overlap is true but prefix.kind is {spec.prefix.kind!r}, whose next horizon follows from the update that goes "
+            "on meanwhile; set overlap to false or choose a prefix that goes by the step.",
+        )
+    if isinstance(spec.sentinel, WatchTail) and spec.sentinel.action.kind in ("grow", "anchor"):
+        raise misfit(
+            "overlap",
+            f"overlap is true but sentinel.action is {spec.sentinel.action.kind}, which changes the next step's rollouts when "
+            "they are sampled already; set overlap to false, or let the sentinel warn or stop.",
+        )
+
+
+def servers_can_sample_what_is_asked(spec: RunSpec) -> None:
+    """vLLM samples whole completions with the weights that it was given last."""
+    if not isinstance(spec.rollouts, VllmRollouts):
+        return
+    if isinstance(spec.selection, ProbeSelection):
+        raise misfit(
+            "selection",
+            "selection.kind is 'probe', whose candidates wait half-written in the engine's memory, but rollouts.kind is "
+            "'vllm_servers'; set selection to all or rollouts to engine.",
+        )
+    if isinstance(spec.divergence, PolicyGradient) and spec.rollouts.sync_every_steps > 1:
+        raise misfit(
+            "rollouts.sync_every_steps",
+            f"rollouts.sync_every_steps is {spec.rollouts.sync_every_steps} but divergence policy_gradient is right only on "
+            "tokens of the student that is updated; set it to 1 or choose another divergence.",
+        )
+    addresses = [server.address.rstrip("/") for server in spec.rollouts.servers]
+    for index, address in enumerate(addresses):
+        if address in addresses[:index]:
+            raise misfit(
+                f"rollouts.servers.{index}.address",
+                f"rollouts.servers.{index}.address is {address}, which stands there twice; name each server once.",
+            )
