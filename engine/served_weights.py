@@ -75,8 +75,7 @@ class WeightsFolder:
 def add_tied_weights(folder: Path, module: PreTrainedModel) -> None:
     """Write the weights that transformers leaves out of a folder because they are others' too.
 
-    vLLM on a CPU lays the head out anew when its own weights are loaded, and keeps the old layout when only those of the
-    embeddings are that it is tied to.
+    vLLM 0.32 on a CPU keeps the old layout of a head that is tied to the embeddings unless weights of the head's own name come.
     """
     state = module.state_dict()
     tied = {name: state[name].clone() for name in getattr(module, "all_tied_weights_keys", None) or {} if name in state}

@@ -109,9 +109,8 @@ class ServerPool:
         if not gap <= self.spec.max_logprob_gap:
             raise server.mismatch(
                 f"finds the same {len(weights.fixed_tokens)} tokens {gap:.2f} nats more or less likely than the engine does with "
-                f"the weights that it was given, more than rollouts.max_logprob_gap ({self.spec.max_logprob_gap}); start it with "
-                "`incipit rollout-server` on the student's model: vLLM on a CPU keeps the old head of a model with tied "
-                "embeddings otherwise, and a model of another kind or type differs, too."
+                f"the weights that it was given, more than rollouts.max_logprob_gap ({self.spec.max_logprob_gap}); start it "
+                "with `incipit rollout-server` on the student's model, in the run's precision."
             )
         return gap
 

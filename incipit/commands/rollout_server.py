@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -44,35 +43,26 @@ def rollout_server(
     if not python.is_file():
         typer.echo(f"{python} does not exist; make an environment with vLLM (make vllm) or give --python.", err=True)
         raise typer.Exit(2)
-    python = python.absolute()
-    is_cpu = subprocess.run([python, "-c", _ON_CPU], check=False).returncode == 0
-    with tempfile.TemporaryDirectory(prefix="incipit-served-") as folder:
-        raise typer.Exit(
-            _serve(context.args, python, _served(model, Path(folder), is_cpu), host, port, max_tokens, dtype, is_cpu)
-        )
+    raise typer.Exit(_serve(context.args, python.absolute(), _location(model), host, port, max_tokens, dtype))
 
 
-def _served(model: str, folder: Path, is_cpu: bool) -> str:
-    """What vLLM opens: the model itself, on a CPU a copy in `folder` whose head is not tied."""
+def _location(model: str) -> str:
+    """What vLLM opens: a folder, or a hub id."""
     from engine.errors import RunError
     from engine.model_files import model_files
     from engine.model_spec import ModelSpec
-    from engine.served_model import write_untied
 
     try:
-        spec = ModelSpec(path=model)
-        if not is_cpu:
-            return model_files(spec, "student").location
-        write_untied(spec, folder)
-    except (RunError, ValueError) as error:
-        typer.echo(f"{getattr(error, 'message', error)}".replace("student.path", "MODEL"), err=True)
-        raise typer.Exit(2) from None
-    return str(folder)
+        return model_files(ModelSpec(path=model), "student").location
+    except RunError as error:
+        typer.echo(error.message.replace("student.path", "MODEL"), err=True)
+    except ValueError:
+        typer.echo(f"MODEL is {model!r}, which names no model; give a folder or a hub id.", err=True)
+    raise typer.Exit(2)
 
 
-def _serve(
-    extra: list[str], python: Path, model: str, host: str, port: int, max_tokens: int | None, dtype: str, is_cpu: bool
-) -> int:
+def _serve(extra: list[str], python: Path, model: str, host: str, port: int, max_tokens: int | None, dtype: str) -> int:
+    is_cpu = subprocess.run([python, "-c", _ON_CPU], check=False).returncode == 0
     command = [
         str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "student", "--host", host,
         "--port", str(port), "--dtype", dtype, "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm",
