@@ -41,6 +41,7 @@ class Memory:
     """Bytes by part, and of all that is there at the busiest moment: parts of different phases follow each other."""
 
     parts: dict[str, int]
+    """Weights of an offloaded teacher count as a whole; they are there while it reads or writes, else its head alone."""
     total: int
 
 
@@ -74,48 +75,73 @@ def memory(
     has_adapter = shape.adapter is not None
     num_trained = shape.adapter.parameters if shape.adapter else student.num_parameters
     num_frozen = student.num_parameters if has_adapter else 0
-    is_shared = has_adapter and spec.student == spec.teacher
     held = {
         "process": 0 if is_on_gpu else PROCESS_BYTES,
         "student_weights": num_trained * _FLOAT32 + num_frozen * size,
-        "teacher_weights": 0 if is_shared else teacher.num_parameters * size,
+        "teacher_weights": 0 if spec.shares_base else teacher.num_parameters * size,
         "optimizer": 2 * num_trained * _FLOAT32,
     }
-    update, is_in_parts = _update(spec, plan, shape, prompt_tokens + longest_horizon, size, has_adapter=has_adapter)
+    num_rows = _rows_together(spec, plan, prompt_tokens + longest_horizon)
+    num_tokens = num_rows * (prompt_tokens + longest_horizon)
+    update = _update(plan, shape, num_tokens, size, has_adapter=has_adapter)
     if is_half and not has_adapter:  # autocast keeps one for the backward pass
         update["low_precision_copy"] = shape.block_parameters * _BFLOAT16
     gradients = num_trained * _FLOAT32
     sampling = _sampling(spec, shape, teacher.shape, prompt_tokens, longest_horizon, size)
     scoring = _SCORING_TENSORS * _FLOAT32 * _chunk_tokens(shape, spec.max_completion_tokens) * shape.vocabulary
     # While the last micro-batch's loss is taken its own gradients are not there yet, those of the earlier ones are.
+    is_in_parts = spec.rollouts_per_step > num_rows
     training = sum(update.values()) + (gradients if is_in_parts else max(0, gradients - update["activations"]))
+    beside = 0
     if spec.overlap:  # a second student samples while the first is updated
         held["student_copy"] = student.num_parameters * _FLOAT32
-        training += sum(sampling.values())
-    busiest = max(training, sum(sampling.values()), scoring)
-    used = sum(held.values()) - held["process"] + busiest
+        beside = sum(sampling.values())
+    waiting = held["teacher_weights"] if plan.offloads_teacher and is_on_gpu else 0
+    offload = _offload(teacher.shape, num_tokens, size) if waiting else {"teacher_head": 0, "teacher_pass": 0}
+    phases = (
+        training + beside + (waiting if beside and _teacher_writes(spec) else offload["teacher_head"]),
+        waiting + offload["teacher_pass"] + beside,
+        waiting + sum(sampling.values()),
+        waiting + scoring,
+    )
+    used = sum(held.values()) - held["process"] - waiting + max(phases)
     share = _ALLOCATOR_SHARE_WITH_ADAPTER if has_adapter else _ALLOCATOR_SHARE
     allocator = 0 if is_on_gpu else round(share * used)
     parts = held | {"gradients": gradients} | update | sampling | {"scoring": scoring, "allocator": allocator}
+    parts |= {name: size for name, size in offload.items() if size}
     return Memory(parts, held["process"] + used + allocator)
 
 
-def _update(
-    spec: RunSpec, plan: MemoryPlan, shape: ModelShape, rollout_tokens: int, size: int, *, has_adapter: bool
-) -> tuple[dict[str, int], bool]:
-    """Parts of a micro-batch's forward and backward pass, and whether a step has several."""
+def _rows_together(spec: RunSpec, plan: MemoryPlan, rollout_tokens: int) -> int:
+    """Rollouts of the largest micro-batch."""
     num_rows = min(plan.micro_batch_rollouts, spec.rollouts_per_step)
-    if spec.device != "cuda":
-        num_rows = min(num_rows, max(1, _CPU_TOKENS // rollout_tokens))
-    num_tokens = num_rows * rollout_tokens
+    return num_rows if spec.device == "cuda" else min(num_rows, max(1, _CPU_TOKENS // rollout_tokens))
+
+
+def _update(plan: MemoryPlan, shape: ModelShape, num_tokens: int, size: int, *, has_adapter: bool) -> dict[str, int]:
+    """Parts of a micro-batch's forward and backward pass."""
     divergence = _CHUNK_TENSORS * _FLOAT32 * _chunk_tokens(shape, num_tokens) * shape.vocabulary
     # The sum of the head's gradient and that of the present chunk; a frozen head has none.
     head = 0 if has_adapter else 2 * shape.head_parameters * _FLOAT32
     activations = num_tokens * _kept_per_token(shape) * size
     if plan.recomputes_blocks:  # each block keeps its input, one has all of its own
         activations = num_tokens * (shape.layers * shape.hidden + _kept_per_token(shape) // shape.layers) * size
-    parts = {"activations": activations, "divergence": divergence, "head_gradient": head}
-    return parts, spec.rollouts_per_step > num_rows
+    return {"activations": activations, "divergence": divergence, "head_gradient": head}
+
+
+def _offload(teacher: ModelShape, num_tokens: int, size: int) -> dict[str, int]:
+    """What an offloaded teacher has on the device while the student is updated, and what it takes beside its weights to read.
+
+    It reads all micro-batches of a step before the student's first one; its hidden states wait in host memory.
+    """
+    # At most: without a gradient a block keeps nothing for later.
+    one_block = _kept_per_token(teacher) // teacher.layers
+    return {"teacher_head": teacher.head_parameters * size, "teacher_pass": num_tokens * one_block * size}
+
+
+def _teacher_writes(spec: RunSpec) -> bool:
+    """Whether the teacher is read while rollouts are collected: it writes some of them, or chooses among them."""
+    return spec.completions.kind not in ("student", "data") or spec.selection.kind != "all"
 
 
 def _kept_per_token(shape: ModelShape) -> int:

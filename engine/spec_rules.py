@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from engine.adapter_spec import NoAdapter
-from engine.adaptive_prefixes import DivergenceSharePrefix, PlateauPrefix, ValidationPrefix
 from engine.anchoring import NoAnchoring
 from engine.completion_spec import DataCompletions, StudentCompletions, TeacherPrefix
 from engine.early_stopping import StopByEvaluation
 from engine.findings import misfit
 from engine.loss_region import SuffixRegion, WindowRegion
+from engine.machine_rules import MACHINE_RULES
 from engine.optimizer_spec import ConstantWithDecay
 from engine.policy_gradient import PolicyGradient
 from engine.prefixes import StagesPrefix
@@ -254,35 +253,6 @@ def _a_policy_gradient_has_tokens_of_the_student(spec: RunSpec) -> None:
         )
 
 
-def _what_overlaps_is_known_a_step_ahead(spec: RunSpec) -> None:
-    if not spec.overlap:
-        return
-    if isinstance(spec.divergence, PolicyGradient):
-        raise misfit(
-            "overlap",
-            "overlap is true but divergence policy_gradient is right only on tokens of the student that is updated, and "
-            "overlap trains on those of the one before; set overlap to false or choose another divergence.",
-        )
-    if not isinstance(spec.adapter, NoAdapter):
-        raise misfit(
-            "overlap",
-            f"overlap is true but adapter.kind is {spec.adapter.kind!r}, whose base serves student and teacher at once; "
-            "set overlap to false or adapter to none.",
-        )
-    if isinstance(spec.prefix, PlateauPrefix | DivergenceSharePrefix | ValidationPrefix):
-        raise misfit(
-            "overlap",
-            f"overlap is true but prefix.kind is {spec.prefix.kind!r}, whose next horizon follows from the update that goes "
-            "on meanwhile; set overlap to false or choose a prefix that goes by the step.",
-        )
-    if isinstance(spec.sentinel, WatchTail) and spec.sentinel.action.kind in ("grow", "anchor"):
-        raise misfit(
-            "overlap",
-            f"overlap is true but sentinel.action is {spec.sentinel.action.kind}, which changes the next step's rollouts when "
-            "they are sampled already; set overlap to false, or let the sentinel warn or stop.",
-        )
-
-
 RULES: list[Callable[[RunSpec], None]] = [
     _prefix_is_within_the_completion,
     _warmup_is_within_the_run,
@@ -296,5 +266,5 @@ RULES: list[Callable[[RunSpec], None]] = [
     _sentinel_has_prompts_and_something_to_change,
     _the_scorer_has_what_it_needs,
     _a_policy_gradient_has_tokens_of_the_student,
-    _what_overlaps_is_known_a_step_ahead,
+    *MACHINE_RULES,
 ]

@@ -12,8 +12,10 @@ from backend.estimate import estimate
 from benchmarks.memory_estimate import measured, spec_of
 from engine import batch, decode_linear, fused_loss, llama_decoder, sampler
 from engine import memory as memory_module
+from engine.adapter_shape import AdapterShape
 from engine.flops import ModelShape
 from engine.memory import PROCESS_BYTES, Memory, Model, memory
+from engine.memory_plan import NO_OFFLOAD_ON_A_CPU, MemoryPlan
 from engine.spec import RunSpec
 from tests.engine.models import MEDIUM
 
@@ -94,6 +96,83 @@ def test_a_gpu_holds_neither_the_process_nor_what_the_c_library_keeps(base: Docu
     assert found["process"] == found["allocator"] == 0
     assert found["teacher_weights"] == 2 * MEDIUM.num_parameters
     assert found["low_precision_copy"] == 2 * MEDIUM.shape.block_parameters
+
+
+def test_an_offloaded_teacher_counts_where_it_reads_and_its_head_in_the_update(base: Document) -> None:
+    stays = of(base, device="cuda", prompts_per_step=16, micro_batch_rollouts=16)
+    waits = of(base, device="cuda", prompts_per_step=16, micro_batch_rollouts=16, teacher_offload="always")
+    part, head = waits.parts, 2 * MEDIUM.shape.head_parameters
+    assert part["teacher_head"] == head
+    assert {name: part[name] for name in stays.parts} == stays.parts
+    held = part["student_weights"] + part["optimizer"]
+    update = sum(part[name] for name in ("activations", "divergence", "head_gradient", "low_precision_copy"))
+    phases = [
+        head + update + max(0, part["gradients"] - part["activations"]),
+        part["teacher_weights"] + part["teacher_pass"],
+        part["teacher_weights"] + part["cache"] + part["sampling"],
+        part["teacher_weights"] + part["scoring"],
+    ]
+    assert waits.total == held + max(phases)
+    assert stays.total == held + part["teacher_weights"] + max(phases[0] - head, part["scoring"])
+
+
+@pytest.mark.parametrize("teacher_parameters", [4 * 10**7, 10**8, 10**9, 10**10])
+def test_a_teacher_that_waits_never_needs_more_and_a_large_one_is_the_peak_itself(
+    base: Document, teacher_parameters: int
+) -> None:
+    teacher = Model(MEDIUM.shape, teacher_parameters)
+
+    def total(**changes: object) -> int:
+        spec = RunSpec.model_validate(base | {"device": "cuda"} | changes)
+        return memory(spec, MEDIUM, teacher, 100, 200).total
+
+    waits, stays = total(teacher_offload="always"), total()
+    assert waits < stays
+    if teacher_parameters == 10**10:
+        assert waits > 2 * teacher_parameters
+
+
+def test_an_offloaded_teacher_that_writes_beside_the_update_is_there_meanwhile(base: Document) -> None:
+    both = {"device": "cuda", "overlap": True, "teacher_offload": "always"}
+    read, writes = of(base, **both), of(base, **both, completions={"kind": "teacher"})
+    in_update = read.parts["teacher_weights"] - read.parts["teacher_head"]
+    assert writes.total - read.total == in_update + writes.parts["cache"] - read.parts["cache"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"device": "cpu"},
+        {"device": "auto"},
+        {
+            "device": "cuda",
+            "adapter": {"kind": "lora", "rank": 8},
+            "teacher": {"path": "builtin:tiny/models/student-plan"},
+        },
+    ],
+)
+def test_where_offload_has_no_effect_the_estimate_has_none(base: Document, changes: Document) -> None:
+    spec = RunSpec.model_validate(base | changes)
+    plan = MemoryPlan.stated(spec)
+    waiting = plan.model_copy(update={"offloads_teacher": True})
+    student = MEDIUM
+    if spec.shares_base:
+        adapted = MEDIUM.shape.model_copy(update={"adapter": AdapterShape(parameters=10**6)})
+        student = Model(adapted, MEDIUM.num_parameters)
+    assert memory(spec, student, MEDIUM, 100, 200, waiting) == memory(spec, student, MEDIUM, 100, 200, plan)
+
+
+def test_what_offload_does_is_among_the_assumptions(base: Document) -> None:
+    def stated(**changes: object) -> list[str]:
+        return [text for text in estimate(RunSpec.model_validate(base | changes), []).assumptions if "offload" in text]
+
+    assert stated(device="cpu") == stated(device="cuda", teacher_offload="never") == []
+    for device in ("cpu", "auto"):
+        (sentence,) = stated(device=device, teacher_offload="always")
+        assert sentence.lower() == NO_OFFLOAD_ON_A_CPU.lower()
+    assert stated(device="cuda") == [
+        "The teacher stays on the GPU; the worker offloads it where the run does not fit otherwise."
+    ]
 
 
 def test_many_samples_and_a_teacher_that_writes_need_a_larger_cache(base: Document) -> None:

@@ -1,0 +1,59 @@
+"""Rules on how a run uses its machine: what overlaps, what waits in host memory. See engine/spec_rules.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from engine.adapter_spec import NoAdapter
+from engine.adaptive_prefixes import DivergenceSharePrefix, PlateauPrefix, ValidationPrefix
+from engine.findings import misfit
+from engine.policy_gradient import PolicyGradient
+from engine.sentinel_spec import WatchTail
+
+if TYPE_CHECKING:
+    from engine.spec import RunSpec
+
+
+def _what_overlaps_is_known_a_step_ahead(spec: RunSpec) -> None:
+    if not spec.overlap:
+        return
+    if isinstance(spec.divergence, PolicyGradient):
+        raise misfit(
+            "overlap",
+            "overlap is true but divergence policy_gradient is right only on tokens of the student that is updated, and "
+            "overlap trains on those of the one before; set overlap to false or choose another divergence.",
+        )
+    if not isinstance(spec.adapter, NoAdapter):
+        raise misfit(
+            "overlap",
+            f"overlap is true but adapter.kind is {spec.adapter.kind!r}, whose base serves student and teacher at once; "
+            "set overlap to false or adapter to none.",
+        )
+    if isinstance(spec.prefix, PlateauPrefix | DivergenceSharePrefix | ValidationPrefix):
+        raise misfit(
+            "overlap",
+            f"overlap is true but prefix.kind is {spec.prefix.kind!r}, whose next horizon follows from the update that goes "
+            "on meanwhile; set overlap to false or choose a prefix that goes by the step.",
+        )
+    if isinstance(spec.sentinel, WatchTail) and spec.sentinel.action.kind in ("grow", "anchor"):
+        raise misfit(
+            "overlap",
+            f"overlap is true but sentinel.action is {spec.sentinel.action.kind}, which changes the next step's rollouts when "
+            "they are sampled already; set overlap to false, or let the sentinel warn or stop.",
+        )
+
+
+def _an_offloaded_teacher_has_weights_of_its_own(spec: RunSpec) -> None:
+    if spec.teacher_offload == "always" and spec.shares_base:
+        raise misfit(
+            "teacher_offload",
+            "teacher_offload is 'always' but the teacher is the student's own base, whose weights lie in memory once and are "
+            "needed all the time; set teacher_offload to auto or never.",
+        )
+
+
+MACHINE_RULES: list[Callable[[RunSpec], None]] = [
+    _what_overlaps_is_known_a_step_ahead,
+    _an_offloaded_teacher_has_weights_of_its_own,
+]
