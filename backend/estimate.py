@@ -264,7 +264,7 @@ def _assumptions(spec: RunSpec, num_steps: int, rates: Sequence[float], *, is_ad
     ]
     if spec.device == "auto" and spec.precision == "auto":
         stated.append(
-            "Memory is for float32. On a GPU `auto` is bfloat16 and needs less; on CPUs that compute it, it is not estimated."
+            "Memory is for float32. `auto` is bfloat16, which needs less, on a GPU and for wide students on CPUs that compute it."
         )
     if spec.micro_batch_rollouts == "auto":
         stated.append(

@@ -12,11 +12,11 @@ MEMORY_ERROR = 0.15
 """Of an estimate, as benchmarks/memory_estimate.py measures it."""
 _FLOAT32, _BFLOAT16 = 4, 2
 # Interpreter, torch and transformers with all that they load: resident memory of an engine that holds a tiny model.
-PROCESS_BYTES = 445_000_000
-# Share that the C library keeps on top, of blocks that were freed and do not fit what is asked for next. Measured with
-# glibc's own settings, where the same run differs by 10 % from one time to the next: 0.2 to 0.36, and with adapters 0.5 to
-# 0.8. Returning every block at once would save it and cost 28 % of the time. Not counted for a GPU, whose allocator was not measured.
-_ALLOCATOR_SHARE, _ALLOCATOR_SHARE_WITH_ADAPTER = 0.28, 0.55
+PROCESS_BYTES = 400_000_000
+# Share that the C library keeps on top, of blocks that were freed and do not fit what is asked for next. Measured over the runs
+# of benchmarks/memory_estimate.py in both types, with glibc's own settings: 0.01 to 0.24, and with adapters 0.23 and 0.5. Returning
+# every block at once would save it and cost 28 % of the time. Not counted for a GPU, whose allocator was not measured.
+_ALLOCATOR_SHARE, _ALLOCATOR_SHARE_WITH_ADAPTER = 0.14, 0.35
 # What engine/fused_loss.py, engine/sampler.py, engine/llama_decoder.py, engine/decode_linear.py, engine/scoring.py and
 # engine/batch.py allow themselves.
 _MIN_PACKED_ENTRIES = 2**17
@@ -83,11 +83,12 @@ def memory(
     }
     num_rows = _rows_together(spec, plan, prompt_tokens + longest_horizon)
     num_tokens = num_rows * (prompt_tokens + longest_horizon)
-    update = _update(plan, shape, num_tokens, size, has_adapter=has_adapter)
-    if is_half and not has_adapter:  # autocast keeps one for the backward pass
-        update["low_precision_copy"] = shape.block_parameters * _BFLOAT16
+    is_cast = (
+        is_half and not has_adapter
+    )  # whether float32 weights run under autocast; an adapter's base is bfloat16 itself
+    update = _update(plan, shape, num_tokens, size, has_adapter=has_adapter, is_cast=is_cast)
     gradients = num_trained * _FLOAT32
-    sampling = _sampling(spec, shape, teacher.shape, prompt_tokens, longest_horizon, size)
+    sampling = _sampling(spec, shape, teacher.shape, prompt_tokens, longest_horizon, size, is_cast=is_cast)
     scoring = _SCORING_TENSORS * _FLOAT32 * _chunk_tokens(shape, spec.max_completion_tokens) * shape.vocabulary
     # While the last micro-batch's loss is taken its own gradients are not there yet, those of the earlier ones are.
     is_in_parts = spec.rollouts_per_step > num_rows
@@ -107,7 +108,7 @@ def memory(
     used = sum(held.values()) - held["process"] - waiting + max(phases)
     share = _ALLOCATOR_SHARE_WITH_ADAPTER if has_adapter else _ALLOCATOR_SHARE
     allocator = 0 if is_on_gpu else round(share * used)
-    parts = held | {"gradients": gradients} | update | sampling | {"scoring": scoring, "allocator": allocator}
+    parts = held | {"gradients": gradients} | sampling | update | {"scoring": scoring, "allocator": allocator}
     parts |= {name: size for name, size in offload.items() if size}
     return Memory(parts, held["process"] + used + allocator)
 
@@ -118,15 +119,19 @@ def _rows_together(spec: RunSpec, plan: MemoryPlan, rollout_tokens: int) -> int:
     return num_rows if spec.device == "cuda" else min(num_rows, max(1, _CPU_TOKENS // rollout_tokens))
 
 
-def _update(plan: MemoryPlan, shape: ModelShape, num_tokens: int, size: int, *, has_adapter: bool) -> dict[str, int]:
+def _update(
+    plan: MemoryPlan, shape: ModelShape, num_tokens: int, size: int, *, has_adapter: bool, is_cast: bool
+) -> dict[str, int]:
     """Parts of a micro-batch's forward and backward pass."""
     divergence = _CHUNK_TENSORS * _FLOAT32 * _chunk_tokens(shape, num_tokens) * shape.vocabulary
-    # The sum of the head's gradient and that of the present chunk; a frozen head has none.
-    head = 0 if has_adapter else 2 * shape.head_parameters * _FLOAT32
-    activations = num_tokens * _kept_per_token(shape) * size
+    kept = _kept_bytes(shape, size, has_adapter=has_adapter, is_cast=is_cast)
     if plan.recomputes_blocks:  # each block keeps its input, one has all of its own
-        activations = num_tokens * (shape.layers * shape.hidden + _kept_per_token(shape) // shape.layers) * size
-    return {"activations": activations, "divergence": divergence, "head_gradient": head}
+        kept = shape.layers * shape.hidden * (_FLOAT32 if is_cast else size) + kept // shape.layers
+    # A frozen head has no gradient. In float32 chunks are added in place; else each makes its own, of a head that was cast.
+    head = 0 if has_adapter else shape.head_parameters * (_FLOAT32 + (2 * size if is_cast else 0))
+    parts = {"activations": num_tokens * kept, "divergence": divergence, "head_gradient": head}
+    # Autocast keeps a copy of the blocks for the backward pass; without a gradient it makes one product's at a time.
+    return parts | ({"low_precision_copy": shape.block_parameters * size} if is_cast else {})
 
 
 def _offload(teacher: ModelShape, num_tokens: int, size: int) -> dict[str, int]:
@@ -144,6 +149,18 @@ def _teacher_writes(spec: RunSpec) -> bool:
     return spec.completions.kind not in ("student", "data") or spec.selection.kind != "all"
 
 
+def _kept_bytes(shape: ModelShape, size: int, *, has_adapter: bool, is_cast: bool) -> int:
+    """Bytes per token that the blocks keep for the backward pass; what differs from the arithmetic's type are the two norms."""
+    beside = 0
+    if is_cast:  # residual and norm stay float32, and the products read copies of the latter
+        beside = 4 * (_FLOAT32 - size) + 2 * size
+    elif has_adapter and size == _FLOAT32:  # frozen norms keep no normalised states
+        beside = -2 * size
+    elif has_adapter:  # nor do these, but their float32 input; and each LoRA layer casts its input for itself
+        beside = 2 * _FLOAT32 - size
+    return _kept_per_token(shape) * size + shape.layers * shape.hidden * beside
+
+
 def _kept_per_token(shape: ModelShape) -> int:
     """Entries per token that the blocks of a Llama keep for the backward pass.
 
@@ -156,7 +173,14 @@ def _kept_per_token(shape: ModelShape) -> int:
 
 
 def _sampling(
-    spec: RunSpec, student: ModelShape, teacher: ModelShape, prompt_tokens: int, longest_horizon: int, size: int
+    spec: RunSpec,
+    student: ModelShape,
+    teacher: ModelShape,
+    prompt_tokens: int,
+    longest_horizon: int,
+    size: int,
+    *,
+    is_cast: bool,
 ) -> dict[str, int]:
     """Parts of decoding: the largest batch of training, of an evaluation or of the sentinel."""
     evaluation = spec.evaluation
@@ -168,11 +192,13 @@ def _sampling(
     in_evaluation = evaluated * (prompt_tokens + spec.max_completion_tokens)
     of_teacher = in_evaluation if spec.completions.kind in ("student", "data") else max(in_training, in_evaluation)
     blocks = student.block_parameters * _FLOAT32
+    own_size = _FLOAT32 if is_cast else size  # keys are turned by float32 angles where the residual is float32
     joined = blocks if blocks <= _MAX_JOINED_BYTES else 0
     # Whoever decodes on a CPU works on copies that lie as they are read fastest; the teacher does in its own evaluation.
     copied = 0 if spec.device == "cuda" else max(_copied(student), _copied(teacher)) * size
+    of_student = max(in_training, in_evaluation)
     return {
-        "cache": 2 * size * max(max(in_training, in_evaluation) * student.kv_width, of_teacher * teacher.kv_width),
+        "cache": 2 * max(of_student * student.kv_width * own_size, of_teacher * teacher.kv_width * size),
         "sampling": max(trained, evaluated) * student.vocabulary * _SAMPLING_BYTES_PER_ENTRY + max(joined, copied),
     }
 
