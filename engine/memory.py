@@ -14,7 +14,7 @@ _FLOAT32, _BFLOAT16 = 4, 2
 # Interpreter, torch and transformers with all that they load: resident memory of an engine that holds a tiny model.
 PROCESS_BYTES = 400_000_000
 # Share that the C library keeps on top, of blocks that were freed and do not fit what is asked for next. Measured over the runs
-# of benchmarks/memory_estimate.py in both types, with glibc's own settings: 0.01 to 0.24, and with adapters 0.23 and 0.5. Returning
+# of benchmarks/memory_estimate.py in both types, with glibc's own settings: 0.04 to 0.20, and with adapters 0.23 and 0.5. Returning
 # every block at once would save it and cost 28 % of the time. Not counted for a GPU, whose allocator was not measured.
 _ALLOCATOR_SHARE, _ALLOCATOR_SHARE_WITH_ADAPTER = 0.14, 0.35
 # What engine/fused_loss.py, engine/sampler.py, engine/llama_decoder.py, engine/decode_linear.py, engine/scoring.py and
@@ -88,7 +88,11 @@ def memory(
     )  # whether float32 weights run under autocast; an adapter's base is bfloat16 itself
     update = _update(plan, shape, num_tokens, size, has_adapter=has_adapter, is_cast=is_cast)
     gradients = num_trained * _FLOAT32
-    sampling = _sampling(spec, shape, teacher.shape, prompt_tokens, longest_horizon, size, is_cast=is_cast)
+    of_student = _sampling(spec, shape, prompt_tokens, longest_horizon, _FLOAT32 if is_cast else size, size)
+    of_teacher = _sampling(
+        spec, teacher.shape, prompt_tokens, longest_horizon, size, size, in_training=_teacher_writes(spec)
+    )
+    sampling = {part: max(of_student[part], of_teacher[part]) for part in of_student}
     scoring = _SCORING_TENSORS * _FLOAT32 * _chunk_tokens(shape, spec.max_completion_tokens) * shape.vocabulary
     # While the last micro-batch's loss is taken its own gradients are not there yet, those of the earlier ones are.
     is_in_parts = spec.rollouts_per_step > num_rows
@@ -96,13 +100,15 @@ def memory(
     beside = 0
     if spec.overlap:  # a second student samples while the first is updated
         held["student_copy"] = student.num_parameters * _FLOAT32
-        beside = sum(sampling.values())
+        beside = sum((sampling if _teacher_writes(spec) else of_student).values())
     waiting = held["teacher_weights"] if plan.offloads_teacher and is_on_gpu else 0
     offload = _offload(teacher.shape, num_tokens, size) if waiting else {"teacher_head": 0, "teacher_pass": 0}
+    in_training = waiting if _teacher_writes(spec) else 0
     phases = (
-        training + beside + (waiting if beside and _teacher_writes(spec) else offload["teacher_head"]),
+        training + beside + (in_training if beside and in_training else offload["teacher_head"]),
         waiting + offload["teacher_pass"] + beside,
-        waiting + sum(sampling.values()),
+        in_training + sum(of_student.values()),
+        waiting + sum(of_teacher.values()) - (held["optimizer"] if _teacher_is_sampled_before_all(spec) else 0),
         waiting + scoring,
     )
     used = sum(held.values()) - held["process"] - waiting + max(phases)
@@ -123,12 +129,15 @@ def _update(
     plan: MemoryPlan, shape: ModelShape, num_tokens: int, size: int, *, has_adapter: bool, is_cast: bool
 ) -> dict[str, int]:
     """Parts of a micro-batch's forward and backward pass."""
-    divergence = _CHUNK_TENSORS * _FLOAT32 * _chunk_tokens(shape, num_tokens) * shape.vocabulary
+    chunk = _chunk_tokens(shape, num_tokens, size)
+    divergence = _CHUNK_TENSORS * size * chunk * shape.vocabulary
     kept = _kept_bytes(shape, size, has_adapter=has_adapter, is_cast=is_cast)
     if plan.recomputes_blocks:  # each block keeps its input, one has all of its own
         kept = shape.layers * shape.hidden * (_FLOAT32 if is_cast else size) + kept // shape.layers
-    # A frozen head has no gradient. In float32 chunks are added in place; else each makes its own, of a head that was cast.
-    head = 0 if has_adapter else shape.head_parameters * (_FLOAT32 + (2 * size if is_cast else 0))
+    # A frozen head has no gradient. In float32 chunks are added in place; else each makes one of its own, of a head that was
+    # cast, which becomes float32 before it is added to those of earlier chunks.
+    cast = 2 * size + (_FLOAT32 if chunk < num_tokens else 0)
+    head = 0 if has_adapter else shape.head_parameters * (_FLOAT32 + (cast if is_cast else 0))
     parts = {"activations": num_tokens * kept, "divergence": divergence, "head_gradient": head}
     # Autocast keeps a copy of the blocks for the backward pass; without a gradient it makes one product's at a time.
     return parts | ({"low_precision_copy": shape.block_parameters * size} if is_cast else {})
@@ -147,6 +156,14 @@ def _offload(teacher: ModelShape, num_tokens: int, size: int) -> dict[str, int]:
 def _teacher_writes(spec: RunSpec) -> bool:
     """Whether the teacher is read while rollouts are collected: it writes some of them, or chooses among them."""
     return spec.completions.kind not in ("student", "data") or spec.selection.kind != "all"
+
+
+def _teacher_is_sampled_before_all(spec: RunSpec) -> bool:
+    """Whether the teacher writes for its own evaluation alone, which is over before an optimizer has anything to remember.
+
+    Texts for the sentinel and for a forward KL are written again, or read, when an attempt goes on from a checkpoint.
+    """
+    return not (_teacher_writes(spec) or spec.sentinel.kind == "watch" or spec.evaluation.num_teacher_texts)
 
 
 def _kept_bytes(shape: ModelShape, size: int, *, has_adapter: bool, is_cast: bool) -> int:
@@ -174,32 +191,33 @@ def _kept_per_token(shape: ModelShape) -> int:
 
 def _sampling(
     spec: RunSpec,
-    student: ModelShape,
-    teacher: ModelShape,
+    writer: ModelShape,
     prompt_tokens: int,
     longest_horizon: int,
+    cache_size: int,
     size: int,
     *,
-    is_cast: bool,
+    in_training: bool = True,
 ) -> dict[str, int]:
-    """Parts of decoding: the largest batch of training, of an evaluation or of the sentinel."""
+    """Parts of decoding by a model: the largest batch of an evaluation or of the sentinel, and of training if it writes there.
+
+    `cache_size` is that of a key's entry, `size` that of the arithmetic, in bytes.
+    """
     evaluation = spec.evaluation
     num_prompts = max(evaluation.num_prompts, evaluation.num_report_prompts if evaluation.report_path else 0)
     num_samples = max(1, evaluation.samples_per_prompt)
     evaluated = max(min(_MAX_DECODED, num_prompts * num_samples), num_samples)
-    trained = min(_MAX_DECODED, spec.prompts_per_step * spec.rollouts_per_prompt)
-    in_training = trained * (prompt_tokens + longest_horizon)
-    in_evaluation = evaluated * (prompt_tokens + spec.max_completion_tokens)
-    of_teacher = in_evaluation if spec.completions.kind in ("student", "data") else max(in_training, in_evaluation)
-    blocks = student.block_parameters * _FLOAT32
-    own_size = _FLOAT32 if is_cast else size  # keys are turned by float32 angles where the residual is float32
+    trained = min(_MAX_DECODED, spec.prompts_per_step * spec.rollouts_per_prompt) if in_training else 0
+    num_tokens = max(
+        trained * (prompt_tokens + longest_horizon), evaluated * (prompt_tokens + spec.max_completion_tokens)
+    )
+    blocks = writer.block_parameters * _FLOAT32
     joined = blocks if blocks <= _MAX_JOINED_BYTES else 0
-    # Whoever decodes on a CPU works on copies that lie as they are read fastest; the teacher does in its own evaluation.
-    copied = 0 if spec.device == "cuda" else max(_copied(student), _copied(teacher)) * size
-    of_student = max(in_training, in_evaluation)
+    # Whoever decodes on a CPU works on copies that lie as they are read fastest.
+    copied = 0 if spec.device == "cuda" else _copied(writer) * size
     return {
-        "cache": 2 * max(of_student * student.kv_width * own_size, of_teacher * teacher.kv_width * size),
-        "sampling": max(trained, evaluated) * student.vocabulary * _SAMPLING_BYTES_PER_ENTRY + max(joined, copied),
+        "cache": 2 * num_tokens * writer.kv_width * cache_size,
+        "sampling": max(trained, evaluated) * writer.vocabulary * _SAMPLING_BYTES_PER_ENTRY + max(joined, copied),
     }
 
 
@@ -210,5 +228,5 @@ def _copied(shape: ModelShape) -> int:
     return (shape.block_parameters if is_large else 0) + (shape.head_parameters if has_large_head else 0)
 
 
-def _chunk_tokens(shape: ModelShape, num_tokens: int) -> int:
-    return min(max(_MIN_CHUNK_TOKENS, _CHUNK_ENTRIES // shape.vocabulary), num_tokens)
+def _chunk_tokens(shape: ModelShape, num_tokens: int, size: int = _FLOAT32) -> int:
+    return min(max(_MIN_CHUNK_TOKENS, _CHUNK_ENTRIES * _FLOAT32 // size // shape.vocabulary), num_tokens)

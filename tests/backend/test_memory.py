@@ -178,7 +178,8 @@ def test_an_offloaded_teacher_counts_where_it_reads_and_its_head_in_the_update(b
     phases = [
         head + update + max(0, part["gradients"] - part["activations"]),
         part["teacher_weights"] + part["teacher_pass"],
-        part["teacher_weights"] + part["cache"] + part["sampling"],
+        part["cache"] + part["sampling"],
+        part["teacher_weights"] + part["cache"] + part["sampling"] - part["optimizer"],
         part["teacher_weights"] + part["scoring"],
     ]
     assert waits.total == held + max(phases)

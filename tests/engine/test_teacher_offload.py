@@ -27,12 +27,13 @@ from engine.language_model import LanguageModel
 from engine.measuring import evaluate_student, measure_baselines, report
 from engine.memory_plan import NO_OFFLOAD_ON_A_CPU
 from engine.run import Run
+from engine.setup import load_data
 from engine.spec import RunSpec
 from engine.student import Student
-from engine.tail_probe import measure_tail
+from engine.tail_probe import TailProbe, measure_tail
 from engine.teacher_offload import HostWeights, offloaded
 from engine.train import _open_run
-from tests.engine.models import CPU, fresh_random_model, random_model, tiny_spec
+from tests.engine.models import CPU, fresh_random_model, random_model, tiny_model, tiny_spec
 from tests.engine.running import quick_spec, train_here
 from tests.engine.test_batch_laws import eight_rollouts
 
@@ -279,6 +280,17 @@ def test_a_whole_run_is_the_same_to_the_bit_whoever_reads_the_teacher(
     assert away == plain
     assert weights.keys() == same_weights.keys()
     assert all(torch.equal(weights[name], same_weights[name]) for name in weights)
+
+
+def test_the_sentinel_reads_where_the_teachers_texts_end_from_copies_too() -> None:
+    spec = quick_spec(max_completion_tokens=224)
+    plain, away = tiny_model("teacher", "teacher"), offloaded(tiny_model("teacher", "teacher"))
+    prompts = load_data(spec, plain.tokenizer).train[:2]
+    expected = TailProbe(spec, plain, prompts, lambda: None).teacher_metrics
+    with guarded(away):
+        found = TailProbe(spec, away, prompts, lambda: None).teacher_metrics
+    assert expected["eos_rate"] == 1.0
+    assert found == expected
 
 
 def test_a_shared_base_cannot_wait_outside() -> None:
