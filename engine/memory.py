@@ -83,9 +83,7 @@ def memory(
     }
     num_rows = _rows_together(spec, plan, prompt_tokens + longest_horizon)
     num_tokens = num_rows * (prompt_tokens + longest_horizon)
-    is_cast = (
-        is_half and not has_adapter
-    )  # whether float32 weights run under autocast; an adapter's base is bfloat16 itself
+    is_cast = is_half and not has_adapter  # float32 weights run under autocast; an adapter's base is bfloat16 itself
     update = _update(plan, shape, num_tokens, size, has_adapter=has_adapter, is_cast=is_cast)
     gradients = num_trained * _FLOAT32
     of_student = _sampling(spec, shape, prompt_tokens, longest_horizon, _FLOAT32 if is_cast else size, size)
@@ -163,7 +161,9 @@ def _teacher_is_sampled_before_all(spec: RunSpec) -> bool:
 
     Texts for the sentinel and for a forward KL are written again, or read, when an attempt goes on from a checkpoint.
     """
-    return not (_teacher_writes(spec) or spec.sentinel.kind == "watch" or spec.evaluation.num_teacher_texts)
+    is_warming_up = spec.warmup_phase.num_steps > 0  # perhaps on the teacher's completions
+    is_asked_again = spec.sentinel.kind == "watch" or spec.evaluation.num_teacher_texts > 0
+    return not (_teacher_writes(spec) or is_warming_up or is_asked_again)
 
 
 def _kept_bytes(shape: ModelShape, size: int, *, has_adapter: bool, is_cast: bool) -> int:
