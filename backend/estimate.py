@@ -24,6 +24,7 @@ from engine.locations import resolve
 from engine.loss_region import LossRegion, WholeRegion
 from engine.memory import Model, longest_horizon, memory
 from engine.memory_choice import least
+from engine.memory_plan import NO_OFFLOAD_ON_A_CPU
 from engine.model_spec import ModelSpec
 from engine.sentinel_spec import WatchTail
 from engine.spec import RunSpec
@@ -263,7 +264,7 @@ def _assumptions(spec: RunSpec, num_steps: int, rates: Sequence[float], *, is_ad
     ]
     if spec.device == "auto" and spec.precision == "auto":
         stated.append(
-            "Memory is for float32. On a GPU `auto` is bfloat16 and needs less; on CPUs that compute it, it is not estimated."
+            "Memory is for float32. `auto` is bfloat16, which needs less, on a GPU and for wide students on CPUs that compute it."
         )
     if spec.micro_batch_rollouts == "auto":
         stated.append(
@@ -271,6 +272,10 @@ def _assumptions(spec: RunSpec, num_steps: int, rates: Sequence[float], *, is_ad
         )
     if spec.gradient_checkpointing == "auto":
         stated.append("Blocks run once; the worker recomputes them where the update does not fit otherwise.")
+    if spec.teacher_offload == "always" and spec.device != "cuda":
+        stated.append(NO_OFFLOAD_ON_A_CPU[:1].upper() + NO_OFFLOAD_ON_A_CPU[1:])
+    if spec.teacher_offload == "auto" and spec.device == "cuda" and not spec.shares_base:
+        stated.append("The teacher stays on the GPU; the worker offloads it where the run does not fit otherwise.")
     if is_adaptive:
         stated.append(
             "How the prefix grows is known only in training: FLOPs and time are for one that stays at its start, memory is "

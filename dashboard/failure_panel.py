@@ -70,6 +70,8 @@ def _fixes(kind: str, spec: RunSpec) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"Micro-batches of {half}", {"micro_batch_rollouts": half}
         if not spec.recomputes_blocks:
             yield "Recompute activations", {"gradient_checkpointing": "always"}
+        if kind == "gpu_error" and spec.teacher_offload != "always" and not spec.shares_base:
+            yield "Offload the teacher", {"teacher_offload": "always"}
         if isinstance(spec.prefix, ConstantPrefix) and spec.prefix.tokens > 1:
             yield f"A prefix of {spec.prefix.tokens // 2}", {"prefix.tokens": spec.prefix.tokens // 2}
     elif kind == "nan_loss":

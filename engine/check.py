@@ -9,6 +9,7 @@ from engine.errors import RunError
 from engine.findings import Finding
 from engine.frozen import Frozen
 from engine.language_model import LanguageModel, load_language_model
+from engine.memory_plan import NO_OFFLOAD_ON_A_CPU
 from engine.objective_check import check_objective
 from engine.pairing import pair_findings, shared_vocabulary, thinking_findings
 from engine.prompt_preview import NUM_SHOWN, PromptPreview, prompt_previews
@@ -22,6 +23,7 @@ from engine.setup import (
     student_tokenizer,
 )
 from engine.spec import RunSpec
+from engine.teacher_offload import offloaded
 from engine.trial import device_memory_bytes, trial
 
 T = TypeVar("T")
@@ -72,6 +74,10 @@ def check(spec: RunSpec) -> CheckResult:
     data = found.attempt(lambda: load_data(spec, tokenizer)) if tokenizer is not None else None
     student = found.attempt(lambda: load_student(spec, device, precision)) if tokenizer is not None else None
     teacher = found.attempt(lambda: load_language_model(spec.teacher, "teacher", device, precision))
+    if spec.teacher_offload == "always" and device.type != "cuda":
+        found.findings.append(Finding(field="teacher_offload", message=NO_OFFLOAD_ON_A_CPU, severity="warning"))
+    elif spec.teacher_offload == "always" and teacher is not None:
+        teacher = offloaded(teacher)
     if data is not None:
         _tell_of_data(data, found)
     for name, model in (("student", student), ("teacher", teacher)):

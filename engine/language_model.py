@@ -23,6 +23,7 @@ from engine.model_spec import ModelSpec
 
 if TYPE_CHECKING:
     from engine.adapter import Adapter
+    from engine.teacher_offload import HostWeights
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ class LanguageModel:
     """LoRA layers inside the module, see engine/adapter.py; None when all weights are trained."""
     leaves_out_adapter: bool = False
     """Whether this is the base alone: the teacher, when it is the student's own base."""
+    host_weights: HostWeights | None = None
+    """Where the weights wait while nobody reads them, see engine/teacher_offload.py; None when they stay on the device."""
 
     def hidden(self, token_ids: Tensor, **inputs: Any) -> Tensor:
         """Last hidden states [B, S, H] of the backbone; no logits are made."""
@@ -89,6 +92,12 @@ class LanguageModel:
             states: Tensor = self.module.get_decoder()(input_ids=token_ids, **inputs).last_hidden_state
         # Residual streams and norms of float32 weights stay float32 under autocast; the head must not.
         return states if self.autocast_dtype is None else states.to(self.autocast_dtype)
+
+    def on_device(self, *, head_alone: bool = False) -> contextlib.AbstractContextManager[None]:
+        """The context in which an offloaded model's weights may be read, all of them or those of the head."""
+        if self.host_weights is None:
+            return contextlib.nullcontext()
+        return self.host_weights.on_device(head_alone=head_alone)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which forward passes run."""

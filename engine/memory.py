@@ -12,11 +12,11 @@ MEMORY_ERROR = 0.15
 """Of an estimate, as benchmarks/memory_estimate.py measures it."""
 _FLOAT32, _BFLOAT16 = 4, 2
 # Interpreter, torch and transformers with all that they load: resident memory of an engine that holds a tiny model.
-PROCESS_BYTES = 445_000_000
-# Share that the C library keeps on top, of blocks that were freed and do not fit what is asked for next. Measured with
-# glibc's own settings, where the same run differs by 10 % from one time to the next: 0.2 to 0.36, and with adapters 0.5 to
-# 0.8. Returning every block at once would save it and cost 28 % of the time. Not counted for a GPU, whose allocator was not measured.
-_ALLOCATOR_SHARE, _ALLOCATOR_SHARE_WITH_ADAPTER = 0.28, 0.55
+PROCESS_BYTES = 400_000_000
+# Share that the C library keeps on top, of blocks that were freed and do not fit what is asked for next. Measured over the runs
+# of benchmarks/memory_estimate.py in both types, with glibc's own settings: 0.04 to 0.20, and with adapters 0.23 and 0.5. Returning
+# every block at once would save it and cost 28 % of the time. Not counted for a GPU, whose allocator was not measured.
+_ALLOCATOR_SHARE, _ALLOCATOR_SHARE_WITH_ADAPTER = 0.14, 0.35
 # What engine/fused_loss.py, engine/sampler.py, engine/llama_decoder.py, engine/decode_linear.py, engine/scoring.py and
 # engine/batch.py allow themselves.
 _MIN_PACKED_ENTRIES = 2**17
@@ -41,6 +41,7 @@ class Memory:
     """Bytes by part, and of all that is there at the busiest moment: parts of different phases follow each other."""
 
     parts: dict[str, int]
+    """Weights of an offloaded teacher count as a whole; they are there while it reads or writes, else its head alone."""
     total: int
 
 
@@ -74,48 +75,107 @@ def memory(
     has_adapter = shape.adapter is not None
     num_trained = shape.adapter.parameters if shape.adapter else student.num_parameters
     num_frozen = student.num_parameters if has_adapter else 0
-    is_shared = has_adapter and spec.student == spec.teacher
     held = {
         "process": 0 if is_on_gpu else PROCESS_BYTES,
         "student_weights": num_trained * _FLOAT32 + num_frozen * size,
-        "teacher_weights": 0 if is_shared else teacher.num_parameters * size,
+        "teacher_weights": 0 if spec.shares_base else teacher.num_parameters * size,
         "optimizer": 2 * num_trained * _FLOAT32,
     }
-    update, is_in_parts = _update(spec, plan, shape, prompt_tokens + longest_horizon, size, has_adapter=has_adapter)
-    if is_half and not has_adapter:  # autocast keeps one for the backward pass
-        update["low_precision_copy"] = shape.block_parameters * _BFLOAT16
+    num_rows = _rows_together(spec, plan, prompt_tokens + longest_horizon)
+    num_tokens = num_rows * (prompt_tokens + longest_horizon)
+    is_cast = is_half and not has_adapter  # float32 weights run under autocast; an adapter's base is bfloat16 itself
+    update = _update(plan, shape, num_tokens, size, has_adapter=has_adapter, is_cast=is_cast)
     gradients = num_trained * _FLOAT32
-    sampling = _sampling(spec, shape, teacher.shape, prompt_tokens, longest_horizon, size)
+    of_student = _sampling(spec, shape, prompt_tokens, longest_horizon, _FLOAT32 if is_cast else size, size)
+    of_teacher = _sampling(
+        spec, teacher.shape, prompt_tokens, longest_horizon, size, size, in_training=_teacher_writes(spec)
+    )
+    sampling = {part: max(of_student[part], of_teacher[part]) for part in of_student}
     scoring = _SCORING_TENSORS * _FLOAT32 * _chunk_tokens(shape, spec.max_completion_tokens) * shape.vocabulary
     # While the last micro-batch's loss is taken its own gradients are not there yet, those of the earlier ones are.
+    is_in_parts = spec.rollouts_per_step > num_rows
     training = sum(update.values()) + (gradients if is_in_parts else max(0, gradients - update["activations"]))
+    beside = 0
     if spec.overlap:  # a second student samples while the first is updated
         held["student_copy"] = student.num_parameters * _FLOAT32
-        training += sum(sampling.values())
-    busiest = max(training, sum(sampling.values()), scoring)
-    used = sum(held.values()) - held["process"] + busiest
+        beside = sum((sampling if _teacher_writes(spec) else of_student).values())
+    waiting = held["teacher_weights"] if plan.offloads_teacher and is_on_gpu else 0
+    offload = _offload(teacher.shape, num_tokens, size) if waiting else {"teacher_head": 0, "teacher_pass": 0}
+    in_training = waiting if _teacher_writes(spec) else 0
+    phases = (
+        training + beside + (in_training if beside and in_training else offload["teacher_head"]),
+        waiting + offload["teacher_pass"] + beside,
+        in_training + sum(of_student.values()),
+        waiting + sum(of_teacher.values()) - (held["optimizer"] if _teacher_is_sampled_before_all(spec) else 0),
+        waiting + scoring,
+    )
+    used = sum(held.values()) - held["process"] - waiting + max(phases)
     share = _ALLOCATOR_SHARE_WITH_ADAPTER if has_adapter else _ALLOCATOR_SHARE
     allocator = 0 if is_on_gpu else round(share * used)
-    parts = held | {"gradients": gradients} | update | sampling | {"scoring": scoring, "allocator": allocator}
+    parts = held | {"gradients": gradients} | sampling | update | {"scoring": scoring, "allocator": allocator}
+    parts |= {name: size for name, size in offload.items() if size}
     return Memory(parts, held["process"] + used + allocator)
 
 
-def _update(
-    spec: RunSpec, plan: MemoryPlan, shape: ModelShape, rollout_tokens: int, size: int, *, has_adapter: bool
-) -> tuple[dict[str, int], bool]:
-    """Parts of a micro-batch's forward and backward pass, and whether a step has several."""
+def _rows_together(spec: RunSpec, plan: MemoryPlan, rollout_tokens: int) -> int:
+    """Rollouts of the largest micro-batch."""
     num_rows = min(plan.micro_batch_rollouts, spec.rollouts_per_step)
-    if spec.device != "cuda":
-        num_rows = min(num_rows, max(1, _CPU_TOKENS // rollout_tokens))
-    num_tokens = num_rows * rollout_tokens
-    divergence = _CHUNK_TENSORS * _FLOAT32 * _chunk_tokens(shape, num_tokens) * shape.vocabulary
-    # The sum of the head's gradient and that of the present chunk; a frozen head has none.
-    head = 0 if has_adapter else 2 * shape.head_parameters * _FLOAT32
-    activations = num_tokens * _kept_per_token(shape) * size
+    return num_rows if spec.device == "cuda" else min(num_rows, max(1, _CPU_TOKENS // rollout_tokens))
+
+
+def _update(
+    plan: MemoryPlan, shape: ModelShape, num_tokens: int, size: int, *, has_adapter: bool, is_cast: bool
+) -> dict[str, int]:
+    """Parts of a micro-batch's forward and backward pass."""
+    chunk = _chunk_tokens(shape, num_tokens, size)
+    divergence = _CHUNK_TENSORS * size * chunk * shape.vocabulary
+    kept = _kept_bytes(shape, size, has_adapter=has_adapter, is_cast=is_cast)
     if plan.recomputes_blocks:  # each block keeps its input, one has all of its own
-        activations = num_tokens * (shape.layers * shape.hidden + _kept_per_token(shape) // shape.layers) * size
-    parts = {"activations": activations, "divergence": divergence, "head_gradient": head}
-    return parts, spec.rollouts_per_step > num_rows
+        kept = shape.layers * shape.hidden * (_FLOAT32 if is_cast else size) + kept // shape.layers
+    # A frozen head has no gradient. In float32 chunks are added in place; else each makes one of its own, of a head that was
+    # cast, which becomes float32 before it is added to those of earlier chunks.
+    cast = 2 * size + (_FLOAT32 if chunk < num_tokens else 0)
+    head = 0 if has_adapter else shape.head_parameters * (_FLOAT32 + (cast if is_cast else 0))
+    parts = {"activations": num_tokens * kept, "divergence": divergence, "head_gradient": head}
+    # Autocast keeps a copy of the blocks for the backward pass; without a gradient it makes one product's at a time.
+    return parts | ({"low_precision_copy": shape.block_parameters * size} if is_cast else {})
+
+
+def _offload(teacher: ModelShape, num_tokens: int, size: int) -> dict[str, int]:
+    """What an offloaded teacher has on the device while the student is updated, and what it takes beside its weights to read.
+
+    It reads all micro-batches of a step before the student's first one; its hidden states wait in host memory.
+    """
+    # At most: without a gradient a block keeps nothing for later.
+    one_block = _kept_per_token(teacher) // teacher.layers
+    return {"teacher_head": teacher.head_parameters * size, "teacher_pass": num_tokens * one_block * size}
+
+
+def _teacher_writes(spec: RunSpec) -> bool:
+    """Whether the teacher is read while rollouts are collected: it writes some of them, or chooses among them."""
+    return spec.completions.kind not in ("student", "data") or spec.selection.kind != "all"
+
+
+def _teacher_is_sampled_before_all(spec: RunSpec) -> bool:
+    """Whether the teacher writes for its own evaluation alone, which is over before an optimizer has anything to remember.
+
+    Texts for the sentinel and for a forward KL are written again, or read, when an attempt goes on from a checkpoint.
+    """
+    is_warming_up = spec.warmup_phase.num_steps > 0  # perhaps on the teacher's completions
+    is_asked_again = spec.sentinel.kind == "watch" or spec.evaluation.num_teacher_texts > 0
+    return not (_teacher_writes(spec) or is_warming_up or is_asked_again)
+
+
+def _kept_bytes(shape: ModelShape, size: int, *, has_adapter: bool, is_cast: bool) -> int:
+    """Bytes per token that the blocks keep for the backward pass; what differs from the arithmetic's type are the two norms."""
+    beside = 0
+    if is_cast:  # residual and norm stay float32, and the products read copies of the latter
+        beside = 4 * (_FLOAT32 - size) + 2 * size
+    elif has_adapter and size == _FLOAT32:  # frozen norms keep no normalised states
+        beside = -2 * size
+    elif has_adapter:  # nor do these, but their float32 input; and each LoRA layer casts its input for itself
+        beside = 2 * _FLOAT32 - size
+    return _kept_per_token(shape) * size + shape.layers * shape.hidden * beside
 
 
 def _kept_per_token(shape: ModelShape) -> int:
@@ -130,24 +190,34 @@ def _kept_per_token(shape: ModelShape) -> int:
 
 
 def _sampling(
-    spec: RunSpec, student: ModelShape, teacher: ModelShape, prompt_tokens: int, longest_horizon: int, size: int
+    spec: RunSpec,
+    writer: ModelShape,
+    prompt_tokens: int,
+    longest_horizon: int,
+    cache_size: int,
+    size: int,
+    *,
+    in_training: bool = True,
 ) -> dict[str, int]:
-    """Parts of decoding: the largest batch of training, of an evaluation or of the sentinel."""
+    """Parts of decoding by a model: the largest batch of an evaluation or of the sentinel, and of training if it writes there.
+
+    `cache_size` is that of a key's entry, `size` that of the arithmetic, in bytes.
+    """
     evaluation = spec.evaluation
     num_prompts = max(evaluation.num_prompts, evaluation.num_report_prompts if evaluation.report_path else 0)
     num_samples = max(1, evaluation.samples_per_prompt)
     evaluated = max(min(_MAX_DECODED, num_prompts * num_samples), num_samples)
-    trained = min(_MAX_DECODED, spec.prompts_per_step * spec.rollouts_per_prompt)
-    in_training = trained * (prompt_tokens + longest_horizon)
-    in_evaluation = evaluated * (prompt_tokens + spec.max_completion_tokens)
-    of_teacher = in_evaluation if spec.completions.kind in ("student", "data") else max(in_training, in_evaluation)
-    blocks = student.block_parameters * _FLOAT32
+    trained = min(_MAX_DECODED, spec.prompts_per_step * spec.rollouts_per_prompt) if in_training else 0
+    num_tokens = max(
+        trained * (prompt_tokens + longest_horizon), evaluated * (prompt_tokens + spec.max_completion_tokens)
+    )
+    blocks = writer.block_parameters * _FLOAT32
     joined = blocks if blocks <= _MAX_JOINED_BYTES else 0
-    # Whoever decodes on a CPU works on copies that lie as they are read fastest; the teacher does in its own evaluation.
-    copied = 0 if spec.device == "cuda" else max(_copied(student), _copied(teacher)) * size
+    # Whoever decodes on a CPU works on copies that lie as they are read fastest.
+    copied = 0 if spec.device == "cuda" else _copied(writer) * size
     return {
-        "cache": 2 * size * max(max(in_training, in_evaluation) * student.kv_width, of_teacher * teacher.kv_width),
-        "sampling": max(trained, evaluated) * student.vocabulary * _SAMPLING_BYTES_PER_ENTRY + max(joined, copied),
+        "cache": 2 * num_tokens * writer.kv_width * cache_size,
+        "sampling": max(trained, evaluated) * writer.vocabulary * _SAMPLING_BYTES_PER_ENTRY + max(joined, copied),
     }
 
 
@@ -158,5 +228,5 @@ def _copied(shape: ModelShape) -> int:
     return (shape.block_parameters if is_large else 0) + (shape.head_parameters if has_large_head else 0)
 
 
-def _chunk_tokens(shape: ModelShape, num_tokens: int) -> int:
-    return min(max(_MIN_CHUNK_TOKENS, _CHUNK_ENTRIES // shape.vocabulary), num_tokens)
+def _chunk_tokens(shape: ModelShape, num_tokens: int, size: int = _FLOAT32) -> int:
+    return min(max(_MIN_CHUNK_TOKENS, _CHUNK_ENTRIES * _FLOAT32 // size // shape.vocabulary), num_tokens)

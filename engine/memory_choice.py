@@ -26,6 +26,8 @@ class Pair:
     """Tokens, see engine.memory.longest_horizon."""
     can_recompute: bool = True
     """Whether the student has blocks that can run twice."""
+    can_offload: bool = True
+    """Whether the teacher has weights of its own, and the machine has room for them."""
 
     def needed_bytes(self, spec: RunSpec, plan: MemoryPlan) -> int:
         """Of a whole engine process, with what the estimate may be wrong by."""
@@ -54,8 +56,10 @@ class Choice:
         values = {
             "micro_batch_rollouts": str(self.plan.micro_batch_rollouts),
             "gradient_checkpointing": "always" if self.plan.recomputes_blocks else "never",
+            "teacher_offload": "always" if self.plan.offloads_teacher else "never",
         }
-        chosen = " and ".join(f"{field} auto is {values[field]}" for field in self.chosen)
+        *others, last = [f"{field} auto is {values[field]}" for field in self.chosen]
+        chosen = f"{', '.join(others)} and {last}" if others else last
         needs = f"about {_gigabytes(self.needed_bytes)} of memory, and {_gigabytes(self.room_bytes)} are free"
         return f"{chosen}: the run needs {needs}{'' if self.fits else ', which may not be enough'}."
 
@@ -63,7 +67,8 @@ class Choice:
 def choose(spec: RunSpec, pair: Pair, room_bytes: int) -> Choice:
     """The first plan that fits, in the order of the time that they cost; the one that needs least when none does.
 
-    Smaller micro-batches come before blocks that run twice: they cost less. `spec` has the device and the precision of the
+    Smaller micro-batches come before blocks that run twice, and these before a teacher whose weights wait in host memory, which
+    are copied at every step: each costs less than the next. `spec` has the device and the precision of the
     run in place of `auto`; `room_bytes` is what the process may take in all, what it has already included.
     """
     plans = list(_plans(spec, pair))
@@ -71,6 +76,8 @@ def choose(spec: RunSpec, pair: Pair, room_bytes: int) -> Choice:
     chosen: tuple[str, ...] = ("micro_batch_rollouts",) if spec.micro_batch_rollouts == "auto" else ()
     if spec.gradient_checkpointing == "auto" and plan.recomputes_blocks:
         chosen += ("gradient_checkpointing",)
+    if spec.teacher_offload == "auto" and plan.offloads_teacher:
+        chosen += ("teacher_offload",)
     return Choice(plan, pair.needed_bytes(spec, plan), room_bytes, chosen)
 
 
@@ -80,6 +87,7 @@ def least(spec: RunSpec) -> MemoryPlan:
     return MemoryPlan(
         micro_batch_rollouts=1 if spec.micro_batch_rollouts == "auto" else stated.micro_batch_rollouts,
         recomputes_blocks=spec.gradient_checkpointing != "never",
+        offloads_teacher=spec.teacher_offload != "never",
     )
 
 
@@ -90,10 +98,12 @@ def _plans(spec: RunSpec, pair: Pair) -> Iterator[MemoryPlan]:
         sizes = [spec.rollouts_per_step]
         while sizes[-1] > 1:
             sizes.append(sizes[-1] // 2)
-    is_open = spec.gradient_checkpointing == "auto" and pair.can_recompute
-    for recomputes in (False, True) if is_open else (stated.recomputes_blocks,):
-        for size in sizes:
-            yield MemoryPlan(micro_batch_rollouts=size, recomputes_blocks=recomputes)
+    may_recompute = spec.gradient_checkpointing == "auto" and pair.can_recompute
+    may_offload = spec.teacher_offload == "auto" and spec.device == "cuda" and pair.can_offload
+    for offloads in (False, True) if may_offload else (stated.offloads_teacher,):
+        for recomputes in (False, True) if may_recompute else (stated.recomputes_blocks,):
+            for size in sizes:
+                yield MemoryPlan(micro_batch_rollouts=size, recomputes_blocks=recomputes, offloads_teacher=offloads)
 
 
 def _gigabytes(num_bytes: int) -> str:

@@ -1,4 +1,7 @@
-"""How a run keeps within its memory: rollouts in a micro-batch, blocks that run twice. It imports without torch."""
+"""How a run keeps within its memory: rollouts in a micro-batch, blocks that run twice, a teacher that waits outside.
+
+It imports without torch.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,11 @@ from dataclasses import dataclass
 
 from engine.frozen import Frozen
 from engine.spec import RunSpec
+
+NO_OFFLOAD_ON_A_CPU = (
+    "teacher_offload is 'always', which has no effect on a CPU, where the teacher's weights lie in the machine's memory anyway; "
+    "set it to auto or never, or use a GPU."
+)
 
 
 class MemoryPlan(Frozen):
@@ -15,11 +23,17 @@ class MemoryPlan(Frozen):
     """Most rollouts in one forward and backward pass."""
     recomputes_blocks: bool
     """Whether the student's blocks forget their activations and run again in the backward pass."""
+    offloads_teacher: bool = False
+    """Whether the teacher's weights wait in host memory while nobody reads them. It has no effect on a CPU."""
 
     @classmethod
     def stated(cls, spec: RunSpec) -> MemoryPlan:
-        """What the spec says; where that is auto, what is usual: 16 rollouts, blocks that run once."""
-        return cls(micro_batch_rollouts=spec.usual_micro_batch, recomputes_blocks=spec.recomputes_blocks)
+        """What the spec says; where that is auto, what is usual: 16 rollouts, blocks that run once, a teacher that stays."""
+        return cls(
+            micro_batch_rollouts=spec.usual_micro_batch,
+            recomputes_blocks=spec.recomputes_blocks,
+            offloads_teacher=spec.teacher_offload == "always",
+        )
 
     def halved(self, num_together: int) -> MemoryPlan | None:
         """The plan after `num_together` rollouts of one pass were too many; None when it was one alone."""

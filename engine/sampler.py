@@ -43,7 +43,7 @@ class Sampler:
     def sample(self, requests: list[RolloutRequest], horizon: int) -> list[Rollout]:
         """The rollouts of all requests, in their order, at most `horizon` tokens each (>= 1), or their own `max_tokens`."""
         done = []
-        with self.model.autocast():
+        with self.model.on_device(), self.model.autocast():
             decoder = self._decoder(requests, horizon)
             for batch in _batches(requests, horizon):
                 rows = self._rows([requests[i] for i in batch], horizon, decoder)

@@ -5,6 +5,7 @@ N completion tokens of a micro-batch, V vocabulary, K kept tokens, T tokens of o
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -56,15 +57,17 @@ def score_rollouts(
 ) -> list[TokenColumns]:
     """The columns of each rollout, in the order given."""
     scored: dict[int, TokenColumns] = {}
-    for group in micro_batches(rollouts, micro_batch, student.device):
-        batch = RolloutBatch.collate(group, student.pad_token_id, student.device)
-        with student.autocast():
-            student_hidden = student.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index]
-        teacher_hidden = teacher.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index]
-        columns = _columns(student, teacher, student_hidden, teacher_hidden, batch.target_ids, temperature, top_k)
-        for row, rollout in enumerate(group):
-            mine = batch.row == row
-            scored[id(rollout)] = TokenColumns(rollout, *(column[mine] for column in columns))
+    groups = micro_batches(rollouts, micro_batch, student.device)
+    with teacher.on_device() if groups else contextlib.nullcontext():
+        for group in groups:
+            batch = RolloutBatch.collate(group, student.pad_token_id, student.device)
+            with student.autocast():
+                student_hidden = student.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index]
+            teacher_hidden = teacher.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index]
+            columns = _columns(student, teacher, student_hidden, teacher_hidden, batch.target_ids, temperature, top_k)
+            for row, rollout in enumerate(group):
+                mine = batch.row == row
+                scored[id(rollout)] = TokenColumns(rollout, *(column[mine] for column in columns))
     return [scored[id(rollout)] for rollout in rollouts]
 
 

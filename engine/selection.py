@@ -85,15 +85,17 @@ def _overlaps(
     top_of = {id(rollout): top for rollout, top in zip(candidates, student_top, strict=True)}
     found: dict[int, float] = {}
     executed = 0.0
-    for group in micro_batches(candidates, micro_batch, teacher.device):
-        batch = RolloutBatch.collate(group, teacher.pad_token_id, teacher.device)
-        hidden = teacher.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index]
-        mine = torch.cat([top_of[id(rollout)] for rollout in group]).to(hidden.device)
-        num_shared = _num_shared(teacher, hidden, mine).cpu()
-        for row, rollout in enumerate(group):
-            # Of whole numbers, so that equal overlaps are equal whatever the order of their tokens.
-            found[id(rollout)] = int(num_shared[batch.row == row].sum()) / (len(top_of[id(rollout)]) * mine.shape[1])
-        executed += teacher.shape.padded_forward(len(group), batch.token_ids.shape[1], len(batch.target_ids))
+    with teacher.on_device():
+        for group in micro_batches(candidates, micro_batch, teacher.device):
+            batch = RolloutBatch.collate(group, teacher.pad_token_id, teacher.device)
+            hidden = teacher.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index]
+            mine = torch.cat([top_of[id(rollout)] for rollout in group]).to(hidden.device)
+            num_shared = _num_shared(teacher, hidden, mine).cpu()
+            for row, rollout in enumerate(group):
+                # Of whole numbers, so that equal overlaps are equal whatever the order of their tokens.
+                num_asked = len(top_of[id(rollout)]) * mine.shape[1]
+                found[id(rollout)] = int(num_shared[batch.row == row].sum()) / num_asked
+            executed += teacher.shape.padded_forward(len(group), batch.token_ids.shape[1], len(batch.target_ids))
     return [found[id(rollout)] for rollout in candidates], executed
 
 

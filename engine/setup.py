@@ -137,7 +137,7 @@ def load_student(spec: RunSpec, device: torch.device, precision: Precision) -> L
 
 def _load_teacher(spec: RunSpec, student: LanguageModel, device: torch.device, precision: Precision) -> LanguageModel:
     """The teacher; where it is the frozen base of the student's adapter, that base itself: the weights lie in memory once."""
-    if student.adapter is not None and spec.teacher == spec.student:
+    if spec.shares_base:
         return base_of(student)
     teacher = load_language_model(spec.teacher, "teacher", device, precision)
     teacher.module.requires_grad_(False)

@@ -133,6 +133,9 @@ class RunSpec(Frozen):
     gradient_checkpointing: Literal["auto", "never", "always"] = "auto"
     """Whether the student's blocks forget their activations and recompute them: memory for one more forward pass. `auto` does so
     where the update would not fit into the free memory otherwise; the result is the same bit for bit."""
+    teacher_offload: Literal["auto", "never", "always"] = "auto"
+    """Whether the teacher's weights wait in host memory and lie on the GPU only while they are read: memory for one copy of them in
+    each step. `auto` does so where the run would not fit otherwise; the result is the same bit for bit, and a CPU has no use for it."""
     overlap: bool = False
     """Whether the rollouts of a step are sampled while the step before updates the student: faster where a core or a GPU has room
     for both, and one step off-policy. It takes memory for a second copy of the student."""
@@ -181,6 +184,11 @@ class RunSpec(Frozen):
     def recomputes_blocks(self) -> bool:
         """Whether the backward pass runs the student's blocks a second time, whatever the memory; see engine/memory_plan.py."""
         return self.gradient_checkpointing == "always"
+
+    @property
+    def shares_base(self) -> bool:
+        """Whether the teacher is the frozen base of the student's adapter: its weights lie in memory once."""
+        return self.adapter.kind != "none" and self.teacher == self.student
 
     @property
     def num_distillation_steps(self) -> int:

@@ -10,11 +10,11 @@ from engine.completion_spec import DataCompletions, StudentCompletions, TeacherP
 from engine.early_stopping import StopByEvaluation
 from engine.findings import misfit
 from engine.loss_region import SuffixRegion, WindowRegion
+from engine.machine_rules import MACHINE_RULES
 from engine.optimizer_spec import ConstantWithDecay
 from engine.policy_gradient import PolicyGradient
 from engine.prefixes import StagesPrefix
 from engine.prompt_reference import GymTasks, ReadyTask, parsed_reference
-from engine.rollout_rules import servers_can_sample_what_is_asked, what_overlaps_is_known_a_step_ahead
 from engine.scorers import ReasoningGym
 from engine.selection_spec import ProbeSelection
 from engine.sentinel_spec import GrowHorizon, WatchTail
@@ -266,6 +266,5 @@ RULES: list[Callable[[RunSpec], None]] = [
     _sentinel_has_prompts_and_something_to_change,
     _the_scorer_has_what_it_needs,
     _a_policy_gradient_has_tokens_of_the_student,
-    what_overlaps_is_known_a_step_ahead,
-    servers_can_sample_what_is_asked,
+    *MACHINE_RULES,
 ]

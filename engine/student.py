@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -143,8 +143,9 @@ class Student:
 
         def take(groups: list[list[Rollout]]) -> _Sums:
             sums = _Sums(max(rollout.supervised.stop for rollout in rollouts))
-            for group in groups:
-                self._backward(group, teacher, num_supervised, sums)
+            with teacher.on_device(head_alone=True):
+                for group, (batch, hidden) in zip(groups, self._taught(groups, teacher), strict=True):
+                    self._backward(group, batch, hidden, teacher, num_supervised, sums)
             return sums
 
         return self.in_micro_batches(rollouts, take)
@@ -175,17 +176,37 @@ class Student:
             raise RunError(
                 "gpu_error" if is_of_gpu else "oom_host",
                 f"The {'GPU' if is_of_gpu else 'machine'}'s memory ran out with one rollout at a time ({cause}), so that "
-                "a smaller micro_batch_rollouts does not help; set gradient_checkpointing to always, shorten the prefix or "
+                "a smaller micro_batch_rollouts does not help; set gradient_checkpointing to always, "
+                f"{'teacher_offload to always, ' if is_of_gpu else ''}shorten the prefix or "
                 "max_completion_tokens, or use a machine with more memory.",
             )
         self.plan = plan
         self.on_shortage(Shortage(num_together, plan, cause))
 
-    def _backward(self, group: list[Rollout], teacher: LanguageModel, num_supervised: int, sums: _Sums) -> None:
+    def _taught(self, groups: list[list[Rollout]], teacher: LanguageModel) -> Iterator[tuple[RolloutBatch, Tensor]]:
+        """Each micro-batch with the teacher's hidden states [N, Ht] at its supervised tokens.
+
+        An offloaded teacher reads them all at once and makes room; its states wait in host memory like its weights.
+        """
+        device = self.model.device
+        batches = (RolloutBatch.collate(group, self.model.pad_token_id, device) for group in groups)
+        if teacher.host_weights is None:
+            yield from ((batch, _hidden(teacher, batch)) for batch in batches)
+            return
+        with teacher.on_device():
+            waiting = [(batch, _hidden(teacher, batch).cpu()) for batch in batches]
+        yield from ((batch, hidden.to(device)) for batch, hidden in waiting)
+
+    def _backward(
+        self,
+        group: list[Rollout],
+        batch: RolloutBatch,
+        teacher_hidden: Tensor,
+        teacher: LanguageModel,
+        num_supervised: int,
+        sums: _Sums,
+    ) -> None:
         model = self.model
-        batch = RolloutBatch.collate(group, model.pad_token_id, model.device)
-        with torch.inference_mode():
-            teacher_hidden = teacher.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index]
         with model.autocast():
             hidden = model.hidden(batch.token_ids, use_cache=False).flatten(0, 1)[batch.hidden_index]
         heads = Heads(model.head, teacher.head, self.spec.sampling.temperature)
@@ -234,6 +255,11 @@ class Student:
             signal = signal_flops(model.shape, teacher.shape, len(batch.target_ids))
             sums.flops += signal
             sums.executed += signal
+
+
+@torch.inference_mode()
+def _hidden(teacher: LanguageModel, batch: RolloutBatch) -> Tensor:
+    return teacher.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index]
 
 
 class _Sums:

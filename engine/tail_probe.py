@@ -91,12 +91,13 @@ class TailProbe:
         total = 0.0
         self.executed_flops += executed_reading_flops(model, self._ended, self.spec.usual_micro_batch)
         stops = sorted(token for token in model.eos_token_ids if token < model.head.vocabulary)
-        for group in micro_batches(self._ended, self.spec.usual_micro_batch, model.device):
-            batch = RolloutBatch.collate(group, model.pad_token_id, model.device)
-            with model.autocast():
-                hidden = model.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index]
-            logprobs = torch.log_softmax(model.head.logits(hidden) / self.spec.sampling.temperature, -1)
-            total += float(logprobs[:, stops].exp().sum())
+        with model.on_device():
+            for group in micro_batches(self._ended, self.spec.usual_micro_batch, model.device):
+                batch = RolloutBatch.collate(group, model.pad_token_id, model.device)
+                with model.autocast():
+                    hidden = model.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index]
+                logprobs = torch.log_softmax(model.head.logits(hidden) / self.spec.sampling.temperature, -1)
+                total += float(logprobs[:, stops].exp().sum())
         return total / len(self._ended) if self._ended else None
 
     @property

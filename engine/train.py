@@ -16,10 +16,11 @@ from engine.events import Finished, PhaseChanged, Ready, Started, Stopped, Warne
 from engine.gradient_checkpointing import can_recompute
 from engine.journal import Journal
 from engine.language_model import LanguageModel
+from engine.machine_memory import machine_memory
 from engine.measuring import evaluate_student, measure_baselines, report
 from engine.memory import Model, longest_horizon
 from engine.memory_choice import Pair, choose
-from engine.memory_plan import MemoryPlan
+from engine.memory_plan import NO_OFFLOAD_ON_A_CPU, MemoryPlan
 from engine.pairing import pair_findings, thinking_findings
 from engine.peak_memory import room_bytes
 from engine.run import Run
@@ -27,6 +28,7 @@ from engine.setup import Precision, RunData, choose_device, choose_precision, fi
 from engine.spec import RunSpec
 from engine.student import Student
 from engine.tail_probe import measure_tail
+from engine.teacher_offload import offloaded
 
 
 def train(
@@ -108,6 +110,7 @@ def _open_run(
         message = "Overlap is on: rollouts are sampled while the student before them is updated, so they are one step off-policy."
         journal.emit(Warned, code="overlap", message=message, advice="Set overlap to false for on-policy rollouts.")
     plan = state.plan or _plan(spec, student_model, teacher, data, precision, journal)
+    teacher = _placed(spec, plan, teacher, journal)
     state = state.model_copy(update={"plan": plan})
     student = Student(student_model, spec, plan)
     if resume is not None:
@@ -136,6 +139,7 @@ def _plan(
             data.longest_prompt,
             longest_horizon(spec),
             can_recompute(student.module),
+            _can_offload(spec, teacher),
         ),
         room_bytes(student.device),
     )
@@ -143,6 +147,21 @@ def _plan(
         advice = "" if choice.fits else "Take fewer or shorter rollouts, smaller models, or a machine with more memory."
         journal.emit(Warned, code="memory_plan", message=choice.in_words, advice=advice)
     return choice.plan
+
+
+def _can_offload(spec: RunSpec, teacher: LanguageModel) -> bool:
+    # PyTorch rounds the size of a block of pinned memory up to a power of two.
+    needed = 2 * teacher.num_parameters * teacher.head.weight.element_size()
+    return not spec.shares_base and needed <= machine_memory().available_bytes
+
+
+def _placed(spec: RunSpec, plan: MemoryPlan, teacher: LanguageModel, journal: Journal) -> LanguageModel:
+    """The teacher with its weights where the plan wants them; on a CPU they have one place, also when a GPU's run goes on there."""
+    if teacher.device.type == "cuda":
+        return offloaded(teacher) if plan.offloads_teacher else teacher
+    if spec.teacher_offload == "always":
+        journal.emit(Warned, code="teacher_offload", message=NO_OFFLOAD_ON_A_CPU)
+    return teacher
 
 
 def _described(model: LanguageModel) -> Model:

@@ -47,6 +47,10 @@ def test_nothing_is_offered_that_is_done_already(records: ModuleType) -> None:
         "Recompute activations",
         "A prefix of 4",
     ]
+    on_gpu = [label for label, _ in fixes("gpu_error", spec)]
+    assert on_gpu == ["Micro-batches of 8", "Recompute activations", "Offload the teacher"]
+    waiting = spec.model_copy(update={"teacher_offload": "always"})
+    assert fixes("gpu_error", waiting) == fixes("oom_host", spec), "a CPU's failure is never offered it"
 
 
 @pytest.mark.usefixtures("scene")

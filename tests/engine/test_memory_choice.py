@@ -27,10 +27,11 @@ PAIR = Pair(MEDIUM, MEDIUM, prompt_tokens=100, longest_horizon=200)
 rooms = st.integers(0, 40 * 10**9)
 
 
-def spec_of(micro_batch: int | str = "auto", blocks: str = "auto") -> RunSpec:
+def spec_of(micro_batch: int | str = "auto", blocks: str = "auto", teacher: str = "auto") -> RunSpec:
     return tiny_spec(
         micro_batch_rollouts=micro_batch,
         gradient_checkpointing=blocks,
+        teacher_offload=teacher,
         prompts_per_step=48,
         device="cuda",
         precision="float32",
@@ -51,23 +52,41 @@ def test_what_is_chosen_fits_or_is_the_least(room: int) -> None:
 @given(rooms, rooms)
 def test_more_room_never_makes_it_slower(one: int, other: int) -> None:
     fewer, more = chosen(min(one, other)).plan, chosen(max(one, other)).plan
-    assert (not more.recomputes_blocks, more.micro_batch_rollouts) >= (
-        not fewer.recomputes_blocks,
-        fewer.micro_batch_rollouts,
-    )
+    order = [
+        (not plan.offloads_teacher, not plan.recomputes_blocks, plan.micro_batch_rollouts) for plan in (fewer, more)
+    ]
+    assert order == sorted(order)
 
 
 @given(rooms)
 def test_blocks_run_twice_only_where_a_single_rollout_does_not_fit_otherwise(room: int) -> None:
-    alone = PAIR.needed_bytes(spec_of(), MemoryPlan(micro_batch_rollouts=1, recomputes_blocks=False))
-    assert chosen(room).plan.recomputes_blocks == (alone > room)
+    spec = spec_of(teacher="never")
+    alone = PAIR.needed_bytes(spec, MemoryPlan(micro_batch_rollouts=1, recomputes_blocks=False))
+    assert chosen(room, spec).plan.recomputes_blocks == (alone > room)
 
 
-@given(rooms, st.sampled_from(["never", "always"]))
-def test_what_the_spec_states_is_left_alone(room: int, blocks: str) -> None:
-    plan = chosen(room, spec_of(6, blocks)).plan
-    assert plan == MemoryPlan(micro_batch_rollouts=6, recomputes_blocks=blocks == "always")
-    assert chosen(room, spec_of(6, blocks)).chosen == ()
+@given(rooms)
+def test_a_teacher_waits_outside_only_where_nothing_else_is_enough(room: int) -> None:
+    most = PAIR.needed_bytes(spec_of(), MemoryPlan(micro_batch_rollouts=1, recomputes_blocks=True))
+    found = chosen(room)
+    assert found.plan.offloads_teacher == ("teacher_offload" in found.chosen) == (most > room)
+
+
+@given(rooms)
+def test_a_teacher_stays_where_it_cannot_wait(room: int) -> None:
+    rigid = Pair(MEDIUM, MEDIUM, 100, 200, can_offload=False)
+    assert not choose(spec_of(), rigid, room).plan.offloads_teacher
+    on_a_cpu = spec_of().model_copy(update={"device": "cpu"})
+    assert not chosen(room, on_a_cpu).plan.offloads_teacher
+
+
+@given(rooms, st.sampled_from(["never", "always"]), st.sampled_from(["never", "always"]))
+def test_what_the_spec_states_is_left_alone(room: int, blocks: str, teacher: str) -> None:
+    stated = spec_of(6, blocks, teacher)
+    assert chosen(room, stated).plan == MemoryPlan(
+        micro_batch_rollouts=6, recomputes_blocks=blocks == "always", offloads_teacher=teacher == "always"
+    )
+    assert chosen(room, stated).chosen == ()
 
 
 def test_all_rollouts_at_once_where_there_is_room_and_half_of_them_where_there_is_less() -> None:
@@ -78,13 +97,16 @@ def test_all_rollouts_at_once_where_there_is_room_and_half_of_them_where_there_i
 
 def test_a_model_without_such_blocks_is_not_told_to_recompute_them() -> None:
     rigid = Pair(MEDIUM, MEDIUM, 100, 200, can_recompute=False)
-    assert choose(spec_of(), rigid, 0).plan == MemoryPlan(micro_batch_rollouts=1, recomputes_blocks=False)
+    assert choose(spec_of(), rigid, 0).plan == MemoryPlan(
+        micro_batch_rollouts=1, recomputes_blocks=False, offloads_teacher=True
+    )
 
 
 def test_the_choice_is_told_with_what_it_needs_and_what_there_is() -> None:
     words = chosen(10**9).in_words
     assert words.startswith(
-        "micro_batch_rollouts auto is 1 and gradient_checkpointing auto is always: the run needs about "
+        "micro_batch_rollouts auto is 1, gradient_checkpointing auto is always and teacher_offload auto is always: "
+        "the run needs about "
     )
     assert words.endswith(" GB of memory, and 1.00 GB are free, which may not be enough.")
     assert chosen(40 * 10**9).in_words.startswith("micro_batch_rollouts auto is 48: ")
@@ -140,7 +162,8 @@ def test_a_run_tells_what_auto_is_and_its_resume_keeps_it(tmp_path: Path) -> Non
     checkpoint = Path(shutil.copytree(saved, tmp_path / "other"))
     file = checkpoint / "trainer" / "state.json"
     state = json.loads(file.read_text())
-    assert state["plan"] == {"micro_batch_rollouts": 8, "recomputes_blocks": False}
+    assert state["plan"] == {"micro_batch_rollouts": 8, "recomputes_blocks": False, "offloads_teacher": False}
+    # By a version without teacher offload, too.
     file.write_text(json.dumps(state | {"plan": {"micro_batch_rollouts": 3, "recomputes_blocks": True}}))
     manifest = Manifest.model_validate_json((checkpoint / MANIFEST).read_bytes())
     (checkpoint / MANIFEST).unlink()
@@ -149,7 +172,9 @@ def test_a_run_tells_what_auto_is_and_its_resume_keeps_it(tmp_path: Path) -> Non
     again = train_here(spec, tmp_path / "auto", attempt=2, resume=checkpoint)
     assert not [event for event in again if isinstance(event, Warned) and event.code == "memory_plan"]
     last = tmp_path / "auto" / "attempts" / "2" / "checkpoints" / "step-3" / "trainer" / "state.json"
-    assert json.loads(last.read_text())["plan"] == {"micro_batch_rollouts": 3, "recomputes_blocks": True}
+    assert json.loads(last.read_text())["plan"] == {
+        "micro_batch_rollouts": 3, "recomputes_blocks": True, "offloads_teacher": False,
+    }  # fmt: skip
     (step,) = [event for event in again if isinstance(event, StepDone)]
     assert step.flops.recompute > 0
     assert step.metrics["loss"] == pytest.approx(losses[0][2], rel=0, abs=1e-6)

@@ -1,7 +1,8 @@
-"""Rules of a spec about who samples the rollouts and when. Each raises `misfit` with the field, the value, the limit and the fix."""
+"""Rules on how a run uses its machine: what overlaps, what waits in host memory, what servers do for it. See engine/spec_rules.py."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from engine.adapter_spec import NoAdapter
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
     from engine.spec import RunSpec
 
 
-def what_overlaps_is_known_a_step_ahead(spec: RunSpec) -> None:
-    """Overlap samples a step's rollouts before the update that comes first."""
+def _what_overlaps_is_known_a_step_ahead(spec: RunSpec) -> None:
     if not spec.overlap:
         return
     if isinstance(spec.divergence, PolicyGradient):
@@ -46,8 +46,16 @@ def what_overlaps_is_known_a_step_ahead(spec: RunSpec) -> None:
         )
 
 
-def servers_can_sample_what_is_asked(spec: RunSpec) -> None:
-    """vLLM samples whole completions with the weights that it was given last."""
+def _an_offloaded_teacher_has_weights_of_its_own(spec: RunSpec) -> None:
+    if spec.teacher_offload == "always" and spec.shares_base:
+        raise misfit(
+            "teacher_offload",
+            "teacher_offload is 'always' but the teacher is the student's own base, whose weights lie in memory once and are "
+            "needed all the time; set teacher_offload to auto or never.",
+        )
+
+
+def _servers_can_sample_what_is_asked(spec: RunSpec) -> None:
     if not isinstance(spec.rollouts, VllmRollouts):
         return
     if isinstance(spec.selection, ProbeSelection):
@@ -69,3 +77,10 @@ def servers_can_sample_what_is_asked(spec: RunSpec) -> None:
                 f"rollouts.servers.{index}.address",
                 f"rollouts.servers.{index}.address is {address}, which stands there twice; name each server once.",
             )
+
+
+MACHINE_RULES: list[Callable[[RunSpec], None]] = [
+    _what_overlaps_is_known_a_step_ahead,
+    _an_offloaded_teacher_has_weights_of_its_own,
+    _servers_can_sample_what_is_asked,
+]
