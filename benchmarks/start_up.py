@@ -107,9 +107,11 @@ def _memory(home: Path) -> dict[str, Any]:
     assert state is not None
     pids = {service.name: service.pid for service in state.services}
     main = psutil.Process(pids["worker"])
-    supervisors = [_megabytes(child) for child in main.children()]
+    servers = [child for child in main.children() if "engine.fork_server" in child.cmdline()]
+    supervisors = [_megabytes(child) for child in main.children() if child not in servers]
     return {
         "supervisor": max(supervisors, key=lambda one: one["rss"]),
+        "server": _megabytes(servers[0]) if servers else {"rss": 0.0, "pss": 0.0, "uss": 0.0},
         "celery": _megabytes(main),
         "control": _megabytes(psutil.Process(pids["control"])),
     }
