@@ -113,6 +113,10 @@ class ForkServer:
             self._hang_up(connection)
             return None
         self._get_ready()
+        if _has_hung_up(connection):  # it did not want to wait so long, and may have started its engine otherwise
+            _close(descriptors)
+            self._hang_up(connection)
+            return None
         threads = len(os.listdir("/proc/self/task"))
         if threads == 1 and len(descriptors) == 3:
             return json.loads(packet), descriptors
@@ -191,6 +195,12 @@ class ForkServer:
     def _answer(self, connection: socket.socket, answer: dict[str, object]) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):  # its end is read next
             connection.send(json.dumps(answer).encode())
+
+
+def _has_hung_up(connection: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(connection, 0)
+    return bool(poll.poll(0))
 
 
 def _close(descriptors: list[int]) -> None:

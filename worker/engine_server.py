@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ FREE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "INCIPIT_HOME")
 """What may differ between server and engine: read where a GPU or a file is first used. All else may be read by an import."""
 _ROOM_BYTES = 600  # for the command lines of engines, which `ps` shows in place of the server's
 _WAITING_SECONDS = 1.0
+_PATIENCE_SECONDS = 120.0  # the import takes 5 s, on a loaded machine with a slow disk ten times that
 _REPORT_SECONDS = 2.0  # from the end of a process to what a server says of it that is not frozen
 _MAX_PACKET_BYTES = 4096
 
@@ -34,12 +36,23 @@ _log = logging.getLogger(__name__)
 class EngineServer:
     """Make it before the worker's processes are forked: the main one calls `keep`, the others ask it for engines."""
 
-    def __init__(self, environment: Mapping[str, str], *, folder: Path, log_path: Path) -> None:
-        """`environment` is all that an engine may see, `folder` where it works; `log_path` gets what the server itself says."""
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        *,
+        folder: Path,
+        log_path: Path,
+        patience_seconds: float = _PATIENCE_SECONDS,
+    ) -> None:
+        """`environment` is all that an engine may see, `folder` where it works; `log_path` gets what the server itself says.
+
+        A server that does not answer for `patience_seconds` is done without.
+        """
         self.name = f"incipit-{secrets.token_hex(16)}"
         self._environment = dict(environment)
         self._folder = folder
         self._log_path = log_path
+        self._patience_seconds = patience_seconds
         self._process: subprocess.Popen[bytes] | None = None
 
     @staticmethod
@@ -115,7 +128,10 @@ class EngineServer:
                 "environment": {name: environment.get(name) for name in FREE_VARIABLES},
             }
             socket.send_fds(connection, [json.dumps(asked).encode()], standard)
+            deadline = time.monotonic() + self._patience_seconds
             while not _is_readable(connection.fileno(), _WAITING_SECONDS):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"it has not answered for {self._patience_seconds:g} s")
                 while_waiting()
             packet, descriptors, _, _ = socket.recv_fds(connection, _MAX_PACKET_BYTES, 1)
             answer: dict[str, Any] = json.loads(packet) if packet else {"refused": "it has ended"}

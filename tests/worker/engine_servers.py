@@ -44,11 +44,11 @@ class LineServer(OverlookingServer):
         return [sys.executable, "-P", "-c", _SERVE, self.name, self.prepare + " " * 600]
 
 
-def server_of(kind: type[EngineServer], folder: Path, **environment: str) -> EngineServer:
-    """A server as a worker has it, not yet started; `environment` is what an engine sees beside what this process has."""
+def server_of(kind: type[EngineServer], folder: Path, patience_seconds: float = 60.0) -> EngineServer:
+    """A server as a worker has it, not yet started."""
     inherited = _without(engine_environment(Slot(0, None).environment()), "PYTEST_", "INCIPIT_")
-    whole = inherited | {"INCIPIT_HOME": str(folder), **environment}
-    return kind(whole, folder=folder, log_path=folder / "server.log")
+    whole = inherited | {"INCIPIT_HOME": str(folder)}
+    return kind(whole, folder=folder, log_path=folder / "server.log", patience_seconds=patience_seconds)
 
 
 def kept(server: EngineServer) -> EngineServer:

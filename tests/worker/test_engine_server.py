@@ -319,6 +319,26 @@ def test_a_frozen_server_does_not_hold_up_a_kill(server: EngineServer, tmp_path:
     os.kill(server.pid, signal.SIGCONT)
 
 
+def test_whoever_loses_patience_with_a_server_starts_the_engine_and_is_not_served_later(tmp_path: Path) -> None:
+    server = server_of(LineServer, tmp_path, patience_seconds=1)
+    kept(server)
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        engine = _engine(server, "open('twice', 'w')", tmp_path)
+        assert not _forked(engine), "and so `engine` refuses these arguments"
+        assert engine.wait(60) == 2
+        engine.kill()
+        os.kill(server.pid, signal.SIGCONT)
+        engine = _engine(server, "sys.exit(3)", tmp_path)
+        assert _forked(engine)
+        assert engine.wait(_SECONDS) == 3
+        engine.kill()
+        assert not (tmp_path / "twice").exists()
+    finally:
+        server.end()
+
+
 @pytest.mark.parametrize("kind", ["forked", "alone"])
 def test_the_engine_itself_answers_the_same_either_way(engine_server: EngineServer, tmp_path: Path, kind: str) -> None:
     spec = tmp_path / "spec.json"
