@@ -103,7 +103,7 @@ def _event(api: httpx.Client, run_id: str, kind: str) -> dict[str, Any]:
 
 
 def _memory(home: Path) -> dict[str, Any]:
-    """Megabytes of the largest supervisor that has worked, of the server of engines, of Celery's main process and of the control process."""
+    """Megabytes of the largest supervisor that has worked, of the server of engines, of Celery's main process and of control."""
     state = read_state(home)
     assert state is not None
     pids = {service.name: service.pid for service in state.services}
