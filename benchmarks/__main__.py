@@ -110,7 +110,7 @@ def rollout_rows(result: dict[str, Any]) -> list[Row]:
 
 
 def start_rows(result: dict[str, Any]) -> list[Row]:
-    held = [" / ".join(f"{size:.0f}" for size in result[name].values()) for name in ("supervisor", "control")]
+    held = [" / ".join(f"{size:.0f}" for size in result[name].values()) for name in ("supervisor", "control", "server")]
     return [
         [one["pair"], *(f"{one[f'{name}_seconds']:.1f}" for name in ("ready", "cpu", "loading")), *held]
         for one in result["results"]

@@ -2,7 +2,8 @@
 
 A whole local stack without dashboard trains the tiny pair, and SmolLM2 where `incipit models fetch smollm2` has stored it.
 Seconds from the claim in the database to the engine's `ready`: supervisor, imports, weights and the checks of both models.
-The best of several, since others may use the machine; CPU seconds are the engine's. Memory is that of the worker's processes:
+The best of several, since others may use the machine; the first, for which the server of engines imports torch, is left out.
+CPU seconds are the engine's own, without what that server spent once. Memory is that of the worker's processes:
 resident (RSS), with shared pages divided among those that share them (PSS), and its own alone (USS). Linux only.
 """
 
@@ -51,7 +52,7 @@ def main() -> None:
 
 
 def _best(api: httpx.Client, pair: tuple[str, str, str], repeats: int) -> dict[str, float]:
-    """The least wall and CPU seconds of several starts; the first is left out, whose files lie on the disk."""
+    """The least wall and CPU seconds of several starts behind the first."""
     starts = [_start(api, pair) for _ in range(repeats + 1)][1:]
     return {name: min(start[name] for start in starts) for name in starts[0]}
 
@@ -102,14 +103,16 @@ def _event(api: httpx.Client, run_id: str, kind: str) -> dict[str, Any]:
 
 
 def _memory(home: Path) -> dict[str, Any]:
-    """Megabytes of the largest supervisor that has worked, of Celery's main process, and of the control process."""
+    """Megabytes of the largest supervisor that has worked, of the server of engines, of Celery's main process and of control."""
     state = read_state(home)
     assert state is not None
     pids = {service.name: service.pid for service in state.services}
     main = psutil.Process(pids["worker"])
-    supervisors = [_megabytes(child) for child in main.children()]
+    servers = [child for child in main.children() if "engine.fork_server" in child.cmdline()]
+    supervisors = [_megabytes(child) for child in main.children() if child not in servers]
     return {
         "supervisor": max(supervisors, key=lambda one: one["rss"]),
+        "server": _megabytes(servers[0]) if servers else {"rss": 0.0, "pss": 0.0, "uss": 0.0},
         "celery": _megabytes(main),
         "control": _megabytes(psutil.Process(pids["control"])),
     }

@@ -72,7 +72,9 @@ def check(spec: RunSpec) -> CheckResult:
     }  # fmt: skip
     tokenizer = found.attempt(lambda: student_tokenizer(spec))
     data = found.attempt(lambda: load_data(spec, tokenizer)) if tokenizer is not None else None
-    student = found.attempt(lambda: load_student(spec, device, precision)) if tokenizer is not None else None
+    student = None
+    if tokenizer is not None:
+        student = found.attempt(lambda: load_student(spec, device, precision, tokenizer))
     teacher = found.attempt(lambda: load_language_model(spec.teacher, "teacher", device, precision))
     if spec.teacher_offload == "always" and device.type != "cuda":
         found.findings.append(Finding(field="teacher_offload", message=NO_OFFLOAD_ON_A_CPU, severity="warning"))

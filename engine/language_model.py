@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from engine.decode_linear import DecodeHead, pays
 from engine.flops import ModelShape
 from engine.llama_decoder import LlamaDecoder, is_llama_shaped
-from engine.model_checks import check_decoding, check_head
+from engine.model_checks import check_model
 from engine.model_files import bad_model, open_module, open_tokenizer
 from engine.model_shape import shape_of
 from engine.model_spec import ModelSpec
@@ -157,13 +157,15 @@ def load_language_model(
     precision: Literal["float32", "bfloat16"],
     *,
     is_frozen: bool | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> LanguageModel:
     """Load a model and check that its head is what the fused loss takes it for.
 
     Weights that are trained are float32 whatever the precision, frozen ones have the precision itself; the teacher's are
-    frozen, the student's are not (None). The student's forward passes run under autocast. Raises RunError("bad_model").
+    frozen, the student's are not (None). `tokenizer` is its own, where that has been opened already. The student's forward
+    passes run under autocast. Raises RunError("bad_model").
     """
-    tokenizer = load_tokenizer(spec, field)
+    tokenizer = load_tokenizer(spec, field) if tokenizer is None else tokenizer
     low = precision == "bfloat16"
     weights = torch.bfloat16 if low and (field == "teacher" if is_frozen is None else is_frozen) else torch.float32
     module = open_module(spec, field, tokenizer, weights)
@@ -185,8 +187,7 @@ def load_language_model(
         autocast_dtype=torch.bfloat16 if low and field == "student" else None,
         is_llama_shaped=is_llama_shaped(module),
     )
-    check_head(model, spec, field)
-    check_decoding(model, spec, field)
+    check_model(model, spec, field)
     return model
 
 

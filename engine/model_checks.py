@@ -26,13 +26,19 @@ _TRIAL_TOKENS = 6
 
 
 @torch.no_grad()
-def check_head(model: LanguageModel, spec: ModelSpec, field: str) -> None:
-    """RunError("bad_model") when logits are not finite or differ from those of the head that the engine uses."""
-    token_ids = torch.tensor([[min(model.eos_token_ids)] * 2], device=model.device)
+def check_model(model: LanguageModel, spec: ModelSpec, field: str) -> None:
+    """RunError("bad_model") when the model is not what the engine takes it for.
+
+    Its logits must be finite and those of the head that the engine uses. And a padded row that goes on token by token must
+    have the states of the whole text: the sampler pads prompts on the left and keeps a cache, the loss sees whole texts.
+    """
+    text = [(7 * i + 3) % model.head.vocabulary for i in range(_TRIAL_TOKENS)]
+    token_ids = torch.tensor([text], device=model.device)
     try:
         with model.autocast():
-            expected = model.module(input_ids=token_ids).logits.float()
-            found = model.head.logits(model.hidden(token_ids)[0])[None]
+            expected = model.module(input_ids=token_ids).logits[0].float()
+            whole = model.hidden(token_ids)[0]
+            found = model.head.logits(whole)
     except Exception as error:  # whatever the code of an architecture raises
         raise bad_model(
             field,
@@ -47,17 +53,14 @@ def check_head(model: LanguageModel, spec: ModelSpec, field: str) -> None:
             field,
             f"{field}.path is {spec.path!r}: its logits differ by {gap:.2g} from head(hidden); this architecture is not supported.",
         )
+    _check_decoding(model, spec, field, text, whole[-1])
 
 
-@torch.no_grad()
-def check_decoding(model: LanguageModel, spec: ModelSpec, field: str) -> None:
-    """RunError("bad_model") when a padded row that goes on token by token has other states than the whole text.
-
-    The sampler pads prompts on the left and keeps a cache, the loss sees whole texts without padding.
-    """
+def _check_decoding(model: LanguageModel, spec: ModelSpec, field: str, text: list[int], whole: Tensor) -> None:
+    """Compare with the last state [H] of the whole text."""
     try:
         with model.autocast():
-            whole, decoded = _whole_and_decoded(model)
+            decoded = _decoded(model, text)
     except Exception as error:  # whatever its code raises: it cannot be used in this way
         raise bad_model(
             field,
@@ -80,25 +83,22 @@ def _kind(model: LanguageModel) -> str:
     return str(getattr(model.module.config, "model_type", "unknown"))
 
 
-def _whole_and_decoded(model: LanguageModel) -> tuple[Tensor, Tensor]:
-    """Last hidden states [H] of one text: seen whole, and as the padded row of a cache that is cut and goes on."""
-    device, pad = model.device, model.pad_token_id
-    text = [(7 * i + 3) % model.head.vocabulary for i in range(_TRIAL_TOKENS)]
-    whole = model.hidden(torch.tensor([text], device=device))[0, -1]
-    width = _TRIAL_TOKENS - 1
-    rows = torch.tensor([text[:1] * width, [pad, pad, *text[: width - 2]]], device=device)
+def _decoded(model: LanguageModel, text: list[int]) -> Tensor:
+    """The last hidden state [H] of a text that is the padded row of a cache, which is cut and goes on by two tokens."""
+    device, width = model.device, len(text)
+    rows = torch.tensor([text[:1] * width, [model.pad_token_id] * 2 + text[:-2]], device=device)
     mask = torch.ones(2, width, dtype=torch.bool, device=device)
     mask[1, :2] = False
     position = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = decode_cache(model.module, width + 3)
+    cache = decode_cache(model.module, width + 2)
     model.hidden(rows, past_key_values=cache, use_cache=True, attention_mask=mask, position_ids=position)
     cache.batch_repeat_interleave(2)
     cache.batch_select_indices(torch.tensor([2], device=device))
     mask = mask[1:]
-    for place in range(width - 2, _TRIAL_TOKENS):
+    for place in (width - 2, width - 1):
         mask = torch.cat([mask, mask.new_ones(1, 1)], dim=1)
         states = model.hidden(
             torch.tensor([[text[place]]], device=device),
             past_key_values=cache, use_cache=True, attention_mask=mask, position_ids=torch.tensor([[place]], device=device),
         )  # fmt: skip
-    return whole.float(), states[0, -1].float() if states.dtype != torch.float64 else states[0, -1]
+    return states[0, -1]

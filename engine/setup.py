@@ -127,11 +127,13 @@ def load_models(spec: RunSpec, device: torch.device, precision: Precision) -> tu
     return student.limited_to(shared), teacher.limited_to(shared)
 
 
-def load_student(spec: RunSpec, device: torch.device, precision: Precision) -> LanguageModel:
+def load_student(
+    spec: RunSpec, device: torch.device, precision: Precision, tokenizer: PreTrainedTokenizerBase | None = None
+) -> LanguageModel:
     """The student, with a fresh adapter where one is trained; RunError("bad_model") with a finding at the field."""
     if not isinstance(spec.adapter, Lora):
-        return load_language_model(spec.student, "student", device, precision)
-    base = load_language_model(spec.student, "student", device, precision, is_frozen=True)
+        return load_language_model(spec.student, "student", device, precision, tokenizer=tokenizer)
+    base = load_language_model(spec.student, "student", device, precision, is_frozen=True, tokenizer=tokenizer)
     return with_adapter(base, spec.adapter, spec.student, spec.seed)
 
 

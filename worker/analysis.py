@@ -5,9 +5,8 @@ Its progress and result are stored.
 
 import json
 import logging
+import os
 import queue
-import signal
-import subprocess
 import tempfile
 import threading
 from pathlib import Path
@@ -25,10 +24,9 @@ from backend.queries.analyses import (
 from engine.analysis_spec import AnalysisProgress
 from engine.findings import Finding
 from engine.playground_spec import PlaygroundResult
-from worker.engine_process import engine_command, engine_environment
+from worker.engine_process import EngineProcess
 from worker.slots import Slot
 from worker.supervisor import Workplace
-from worker.tether import tethered
 
 _REPORT_SECONDS = 2.0  # between two looks at the lease: cancelling takes as long
 _LOG_CHARACTERS = 4000
@@ -49,39 +47,53 @@ def work_on_analysis(claim: AnalysisClaim, slot: Slot, place: Workplace) -> None
     with tempfile.TemporaryDirectory(prefix="incipit-analysis-") as folder:
         log_path, traces_path = Path(folder) / "stderr", Path(folder) / "answers.parquet"
         arguments = _arguments(claim.spec, Path(folder) / "spec.json", traces_path)
-        with log_path.open("wb") as log:
-            process = subprocess.Popen(
-                tethered(engine_command(arguments), signal.SIGKILL),
-                cwd=place.home,
-                env=engine_environment({"INCIPIT_HOME": str(place.home), **slot.environment()}),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-            )
+        engine, said = _start(arguments, log_path, claim, slot, place)
         lines: queue.Queue[bytes | None] = queue.Queue()
-        assert process.stdout is not None
-        reader = threading.Thread(target=_read, args=(process.stdout, lines), name="analysis", daemon=True)
+        reader = threading.Thread(target=_read, args=(said, lines), name="analysis", daemon=True)
         reader.start()
         try:
             answer = _follow(lines, claim, place)
         finally:
-            process.kill()
-            process.wait()
+            engine.kill()
             reader.join()
         if answer is None:
             return
         if isinstance(answer, list) and not answer:
-            _log.error(
-                "engine %s: exit %s\n%s",
-                arguments[0],
-                process.returncode,
-                log_path.read_text(errors="replace")[-_LOG_CHARACTERS:],
-            )
-            message = f"The engine ended with exit code {process.returncode} and no answer; see the worker's log."
+            exit_code, log = engine.exit_code(), log_path.read_text(errors="replace")
+            _log.error("engine %s: exit %s\n%s", arguments[0], exit_code, log[-_LOG_CHARACTERS:])
+            message = f"The engine ended with exit code {exit_code} and no answer; see the worker's log."
             answer = [Finding(field="", message=message)]
         traces = traces_path.read_bytes() if isinstance(answer, PlaygroundResult) else None
     with place.database.write() as session:
         end_analysis(session, claim, answer, traces)
+
+
+def _start(
+    arguments: list[str], log_path: Path, claim: AnalysisClaim, slot: Slot, place: Workplace
+) -> tuple[EngineProcess, IO[bytes]]:
+    """An engine process, and what it says on stdout."""
+
+    def keep_lease() -> None:  # whether the claim still holds is looked at once the process is there
+        with place.database.write() as session:
+            report_progress(session, claim, None)
+
+    said, its_stdout = os.pipe()
+    try:
+        engine = EngineProcess(
+            arguments,
+            log_path=log_path,
+            stdout=its_stdout,
+            folder=place.home,
+            environment={"INCIPIT_HOME": str(place.home), **slot.environment()},
+            server=place.engine_server,
+            while_waiting=keep_lease,
+        )
+    except BaseException:
+        os.close(said)
+        raise
+    finally:
+        os.close(its_stdout)
+    return engine, os.fdopen(said, "rb")
 
 
 def _arguments(asked: Asked, spec_path: Path, traces_path: Path) -> list[str]:

@@ -22,6 +22,8 @@ from backend.queries.claims import claim_run, has_claimable_run
 from backend.queries.leases import claim_preflight, keep_worker, remove_worker, set_worker_run
 from backend.settings import Settings
 from worker.analysis import work_on_analysis
+from worker.engine_process import engine_environment
+from worker.engine_server import EngineServer
 from worker.identity import ProcessIdentity, boot_id
 from worker.lease import DATABASE_OUTAGES
 from worker.preflight import answer
@@ -47,6 +49,16 @@ billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 20
 _shutdown = billiard.Event()
 _main_pid = os.getpid()
 _place: Workplace | None = None
+# Made before Celery forks, too: the main process keeps it alive, the children ask it for engines.
+_engine_server = (
+    EngineServer(
+        engine_environment({"INCIPIT_HOME": str(settings.home), **slots[0].environment()}),
+        folder=settings.home,
+        log_path=settings.home / "logs" / "engine-server.log",
+    )
+    if worker_settings.engine_server and EngineServer.is_possible()
+    else None
+)
 
 app = Celery("incipit", broker=settings.broker_url, set_as_current=True)
 app.conf.update(
@@ -169,7 +181,13 @@ def _workplace() -> Workplace:
     if _place is None:
         database = Database(settings.sql_url)
         _place = Workplace(
-            database, settings.home, settings.run_dir, worker_settings, _shutdown.is_set, settings.limits
+            database,
+            settings.home,
+            settings.run_dir,
+            worker_settings,
+            _shutdown.is_set,
+            settings.limits,
+            _engine_server,
         )
     return _place
 
@@ -189,6 +207,9 @@ def _forget_inherited_connections(**_: Any) -> None:
 def _announce(sender: Any, **_: Any) -> None:
     _heartbeat()
     sender.timer.call_repeatedly(_HEARTBEAT_SECONDS, _heartbeat)
+    if _engine_server is not None:
+        sender.timer.call_repeatedly(_HEARTBEAT_SECONDS, _engine_server.keep)
+        _engine_server.keep()
 
 
 def _heartbeat() -> None:

@@ -5,33 +5,56 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from backend.redaction import Redaction
+from worker.engine_server import EngineServer, ForkedEngine
 from worker.tether import tethered
 
 _MAX_TAIL_BYTES = 4096
-_NOT_FOR_ENGINES = ("INCIPIT_DATABASE_URL", "INCIPIT_BROKER_URL", "INCIPIT_LOCAL_TOKEN")
+_SECRETS = ("INCIPIT_DATABASE_URL", "INCIPIT_BROKER_URL", "INCIPIT_LOCAL_TOKEN")
+# Set by Celery as it starts; an engine is none of its pool.
+_MARKS_OF_CELERY = ("CELERY_", "celery_", "_MP_FORK_", "FORKED_BY_")
 
 
 class EngineProcess:
     """A running `python -m engine …`. It dies with this process, and reads the end of its stdin as that too."""
 
-    def __init__(self, arguments: list[str], *, log_path: Path, folder: Path, environment: Mapping[str, str]) -> None:
-        """Start it in `folder`. Call it from the main thread: the engine dies when the thread that started it ends."""
+    def __init__(
+        self,
+        arguments: list[str],
+        *,
+        log_path: Path,
+        folder: Path,
+        environment: Mapping[str, str],
+        stdout: int | None = None,
+        server: EngineServer | None = None,
+        while_waiting: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Start it in `folder`. Call it from the main thread: the engine dies when the thread that started it ends.
+
+        `log_path` gets stderr, and stdout too unless that has a descriptor of its own. Where there is a `server`, the
+        process is a fork of it if that makes no difference; while it is not ready, `while_waiting` is called every second,
+        and what that raises is raised.
+        """
         self.log_path = log_path
-        with log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                tethered(engine_command(arguments), signal.SIGKILL),
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=folder,
-                env=engine_environment(environment),
-                start_new_session=True,
-            )
+        its_stdin, stdin = os.pipe()
+        self._stdin = os.fdopen(stdin, "wb", buffering=0)
+        try:
+            with log_path.open("ab") as log:
+                standard = (its_stdin, log.fileno() if stdout is None else stdout, log.fileno())
+                wanted = engine_environment(environment)
+                forked = server and server.engine(
+                    arguments, standard=standard, folder=folder, environment=wanted, while_waiting=while_waiting
+                )
+                self._process = forked or _started(arguments, standard, folder, wanted)
+        except BaseException:
+            self._stdin.close()
+            raise
+        finally:
+            os.close(its_stdin)
 
     @property
     def pid(self) -> int:
@@ -41,14 +64,14 @@ class EngineProcess:
         """How it ended (negative: by that signal), None while it runs."""
         return self._process.poll()
 
+    def wait(self, seconds: float) -> int:
+        """How it ended. Raises subprocess.TimeoutExpired."""
+        return self._process.wait(seconds)
+
     def tell(self, command: Mapping[str, object]) -> None:
         """Send one command; an engine that is about to end does not read it any more."""
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(command).encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            return
+        with suppress(BrokenPipeError):
+            self._stdin.write(json.dumps(command).encode() + b"\n")
 
     def terminate(self) -> None:
         """Ask the process to stop with a checkpoint, by signal."""
@@ -57,13 +80,14 @@ class EngineProcess:
 
     def kill(self) -> None:
         """End the process and all it has started, at once, and take note of its end."""
-        # PermissionError is what macOS says of a group of zombies.
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        if self._process.stdin is not None:
-            with suppress(BrokenPipeError):  # of a command that was not sent any more
-                self._process.stdin.close()
+        if isinstance(self._process, ForkedEngine):
+            self._process.kill()
+        else:
+            # PermissionError is what macOS says of a group of zombies.
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._stdin.close()
 
     def log_tail(self, num_lines: int = 15) -> str:
         """The last lines that it wrote to stdout and stderr, without secrets: they go into the run's history."""
@@ -73,12 +97,28 @@ class EngineProcess:
         return Redaction(os.environ)(tail)
 
 
+def _started(
+    arguments: list[str], standard: tuple[int, int, int], folder: Path, environment: Mapping[str, str]
+) -> "subprocess.Popen[bytes]":
+    stdin, stdout, stderr = standard
+    return subprocess.Popen(
+        tethered(engine_command(arguments), signal.SIGKILL),
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        cwd=folder,
+        env=environment,
+        start_new_session=True,
+    )
+
+
 def engine_command(arguments: list[str]) -> list[str]:
     """The command line of an engine process; -P keeps the folder it runs in out of the import path."""
     return [sys.executable, "-P", "-m", "engine", *arguments]
 
 
 def engine_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment without the services' secrets."""
-    inherited = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_ENGINES}
+    """This process's environment without the services' secrets and Celery's own variables."""
+    left_out = (*_SECRETS, *_MARKS_OF_CELERY)
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
     return {**inherited, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", **extra}

@@ -6,7 +6,7 @@ import time
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from backend.database import Database
-from backend.queries.claims import LEASE_SECONDS, Claim, renew_lease
+from backend.queries.claims import LEASE_SECONDS, Claim, LeaseLost, renew_lease
 
 # Shares of the lease. Without a renewal the engine is told to stop, then killed, while the lease still runs: two engines
 # never overlap. Of 60 s these are 10, 40 and 52 s.
@@ -40,6 +40,12 @@ class Lease:
             _log.warning("The lease of run %s was not renewed: %s", self.claim.run_id, error)
             return
         self._renewed_at = asked_at
+
+    def keep_or_lose(self) -> None:
+        """Renew the lease when it is time. Raises LeaseLost, also once an outage has lasted too long."""
+        self.keep()
+        if self.is_nearly_over:
+            raise LeaseLost(f"The lease of run {self.claim.run_id} could not be renewed in time.")
 
     @property
     def silent_seconds(self) -> float:

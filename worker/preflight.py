@@ -2,9 +2,9 @@
 
 import json
 import logging
-import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
@@ -12,10 +12,9 @@ from pydantic import BaseModel, ValidationError
 from backend.preflight_facts import estimated_facts
 from backend.queries.leases import PREFLIGHT_SECONDS, PreflightClaim, end_preflight
 from engine.findings import Finding
-from worker.engine_process import engine_command, engine_environment
+from worker.engine_process import EngineProcess
 from worker.slots import Slot, free_slot
 from worker.supervisor import Workplace
-from worker.tether import tethered
 
 _CHECK_SECONDS = PREFLIGHT_SECONDS - 30  # ends before the claim does
 
@@ -42,27 +41,45 @@ def answer(claim: PreflightClaim, slots: list[Slot], place: Workplace) -> None:
 
 def _check(claim: PreflightClaim, slot: Slot, place: Workplace) -> tuple[list[Finding], dict[str, object], bool]:
     with tempfile.TemporaryDirectory(prefix="incipit-preflight-") as folder:
-        spec_path = Path(folder) / "spec.json"
+        spec_path, answer_path, log_path = (Path(folder) / name for name in ("spec.json", "answer", "log"))
         spec_path.write_text(claim.spec.model_dump_json())
         try:
-            checked = subprocess.run(
-                tethered(engine_command(["check", "--spec", str(spec_path)]), signal.SIGKILL),
-                cwd=place.home,
-                env=engine_environment({"INCIPIT_HOME": str(place.home), **slot.environment()}),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=_CHECK_SECONDS,
-            )
+            exit_code = _run(["check", "--spec", str(spec_path)], answer_path, log_path, slot, place)
         except subprocess.TimeoutExpired:
             return _no_answer(f"took longer than {_CHECK_SECONDS} s; the models may be too large for it"), {}, False
+        said, log = answer_path.read_bytes(), log_path.read_text(errors="replace")
     try:
         # Libraries may print before it; the answer is the last line.
-        result = _Answer.model_validate(json.loads(checked.stdout.decode().strip().splitlines()[-1]))
+        result = _Answer.model_validate(json.loads(said.decode().strip().splitlines()[-1]))
     except (ValueError, IndexError, ValidationError):
-        _log.error("engine check: exit %s\n%s", checked.returncode, checked.stderr.decode(errors="replace")[-4000:])
-        return _no_answer(f"ended with exit code {checked.returncode} and no answer; see the worker's log"), {}, False
+        _log.error("engine check: exit %s\n%s", exit_code, log[-4000:])
+        return _no_answer(f"ended with exit code {exit_code} and no answer; see the worker's log"), {}, False
     facts, warnings = estimated_facts(claim.spec, result.facts)
     return [*result.findings, *warnings], {**facts, "previews": result.previews}, True
+
+
+def _run(arguments: list[str], answer_path: Path, log_path: Path, slot: Slot, place: Workplace) -> int:
+    """Run an engine process to its end. Raises subprocess.TimeoutExpired."""
+    deadline = time.monotonic() + _CHECK_SECONDS
+
+    def end_of_patience() -> None:
+        if time.monotonic() > deadline:
+            raise subprocess.TimeoutExpired(arguments, _CHECK_SECONDS)
+
+    with answer_path.open("wb") as said:
+        engine = EngineProcess(
+            arguments,
+            log_path=log_path,
+            stdout=said.fileno(),
+            folder=place.home,
+            environment={"INCIPIT_HOME": str(place.home), **slot.environment()},
+            server=place.engine_server,
+            while_waiting=end_of_patience,
+        )
+    try:
+        return engine.wait(deadline - time.monotonic())
+    finally:
+        engine.kill()
 
 
 def _no_answer(what_happened: str) -> list[Finding]:

@@ -29,6 +29,7 @@ from engine.control import PULSE
 from engine.events import Finished
 from worker.endings import UnwritableFolder, crashed, ending_of, failed, finished, stalled, unwritable
 from worker.engine_process import EngineProcess
+from worker.engine_server import EngineServer
 from worker.estimation import keep_estimate
 from worker.lease import DATABASE_OUTAGES, Lease
 from worker.memory_kills import num_memory_kills
@@ -59,6 +60,8 @@ class Workplace:
     is_shutting_down: Callable[[], bool]
     limits: Limits = _DEFAULT_LIMITS
     """Of what is recorded."""
+    engine_server: EngineServer | None = None
+    """What engines are forked from; None starts each by itself."""
 
 
 class Supervisor:
@@ -154,6 +157,8 @@ class Supervisor:
             log_path=folder / "engine.log",
             folder=self.place.home,
             environment={"INCIPIT_HOME": str(self.place.home), **self.slot.environment()},
+            server=self.place.engine_server,
+            while_waiting=self.lease.keep_or_lose,
         )
         self._despite_outages(self._note_engine)
         self._resources.begin(self._engine.pid)
@@ -177,9 +182,7 @@ class Supervisor:
             self._resources.keep()
         except DATABASE_OUTAGES as error:
             _log.warning("The database did not answer, run %s goes on meanwhile: %s", self.claim.run_id, error)
-        self.lease.keep()
-        if self.lease.is_nearly_over:
-            raise LeaseLost(f"The lease of run {self.claim.run_id} could not be renewed in time.")
+        self.lease.keep_or_lose()
         if self.lease.is_overdue or self._wish != "run" or self.place.is_shutting_down():
             self._tell_to_stop(engine, with_checkpoint=self._wish != "cancel")
         if self._stop_told_at is not None:
@@ -256,9 +259,7 @@ class Supervisor:
 
     def _wait_for_database(self) -> None:
         time.sleep(1.0)
-        self.lease.keep()
-        if self.lease.is_nearly_over:
-            raise LeaseLost(f"The lease of run {self.claim.run_id} could not be renewed in time.")
+        self.lease.keep_or_lose()
 
     @contextmanager
     def _watchdog(self) -> Iterator[None]:

@@ -153,9 +153,9 @@ class Installation:
 
     def supervisor_of(self, run_id: str) -> psutil.Process:
         """The pool child that watches over the run's engine."""
-        parent = self.engine_of(run_id).parent()
-        assert parent is not None
-        return parent
+        owner = run_row(self.database, run_id).lease_owner
+        assert owner is not None
+        return psutil.Process(int(owner.rsplit(":", 3)[2]))
 
     def num_attempts(self, run_id: str) -> int:
         return len(self.attempts(run_id))

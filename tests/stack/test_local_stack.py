@@ -20,13 +20,14 @@ import pytest
 from sqlalchemy import select
 
 from backend.database import Database
-from backend.records import Checkpoint
+from backend.records import Attempt, Checkpoint
 from backend.settings import Settings
 from incipit.stack import LocalStack, StackState
 from incipit.stack.local_token import local_token
 from incipit.stack.service import started_at
 from incipit.stack.state import read_state, running_stack
 from tests.worker.runs import recorded_steps, run_row, short_spec
+from worker.engine_server import EngineServer
 
 _UP = [sys.executable, "-c", "from incipit.cli import app; app()", "up", "--no-dashboard"]
 _SECONDS = 120.0
@@ -147,8 +148,8 @@ def test_a_service_that_dies_is_started_again_and_a_supervisor_stays_small(home:
         state = read_state(home)
         assert state is not None
         pids = {service.name: service.pid for service in state.services}
-        children = psutil.Process(pids["worker"]).children()
-        assert max(child.memory_info().rss for child in children) < 112 * 1024**2
+        supervisors = [one for one in psutil.Process(pids["worker"]).children() if one not in _engine_servers(pids)]
+        assert max(supervisor.memory_info().rss for supervisor in supervisors) < 112 * 1024**2
         for name in ("broker", "api", "control"):
             os.kill(pids[name], signal.SIGKILL)
         _await(lambda: _pids(home).keys() == pids.keys() and not {*_pids(home).values()} & {pids["api"]}, "the restart")
@@ -158,6 +159,48 @@ def test_a_service_that_dies_is_started_again_and_a_supervisor_stays_small(home:
         with _client(home) as client:
             workers = client.get("/workers").json()
         assert {worker["pid"] for worker in workers} == {pids["worker"]}
+
+
+@pytest.mark.skipif(not EngineServer.is_possible(), reason="needs Linux")
+def test_engines_are_forks_of_a_server_that_is_replaced_when_it_is_killed(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INCIPIT_RETRY_SECONDS", "1")
+    with LocalStack(home, with_dashboard=False):
+        (first,) = _engine_servers(_pids(home))
+        run_id = _submit(home, num_steps=_NUM_STEPS, checkpoints={"every_steps": 50})
+        _await(lambda: _run(home, run_id)["step"] >= 60, "training")
+        (engine,) = first.children()
+        assert {"train", str(home)} <= {*engine.cmdline(), engine.environ()["INCIPIT_HOME"]}
+        first.kill()
+        _await(lambda: started_at(engine.pid) is None, "the end of its engine", 1)
+        _await(lambda: _engine_servers(_pids(home)) not in ([], [first]), "another server")
+        _await(lambda: _run(home, run_id)["state"] == "succeeded", "the end of the run")
+        (second,) = _engine_servers(_pids(home))
+    assert started_at(second.pid) is None
+    database = Database(Settings(home=home).sql_url)
+    with database.read() as session:
+        exit_codes = session.scalars(select(Attempt.exit_code).order_by(Attempt.fence)).all()
+    assert exit_codes == [-signal.SIGKILL, 0]
+    database.close()
+    assert (home / "logs" / "engine-server.log").read_text() == ""
+
+
+def test_without_the_server_engines_are_started_alone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INCIPIT_ENGINE_SERVER", "false")
+    with LocalStack(home, with_dashboard=False):
+        run_id = _submit(home)
+        _await(lambda: _run(home, run_id)["state"] == "succeeded", "the end of the run")
+        assert _engine_servers(_pids(home)) == []
+
+
+def _engine_servers(pids: dict[str, int]) -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process(pids["worker"]).children():
+        with suppress(psutil.Error):
+            if "engine.fork_server" in child.cmdline():
+                found.append(child)
+    return found
 
 
 def _pids(home: Path) -> dict[str, int]:

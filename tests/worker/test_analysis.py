@@ -33,6 +33,7 @@ from engine.token_trace import read_trace
 from tests import databases
 from tests.worker.runs import OWNER, short_spec
 from worker.analysis import work_on_analysis
+from worker.engine_server import EngineServer
 from worker.settings import WorkerSettings
 from worker.slots import Slot
 from worker.supervisor import Workplace
@@ -54,8 +55,16 @@ def shutdown() -> threading.Event:
 
 
 @pytest.fixture
-def place(home: Path, database: Database, shutdown: threading.Event) -> Workplace:
-    return Workplace(database, home, home / "runs", WorkerSettings(), shutdown.is_set)
+def place(
+    home: Path,
+    database: Database,
+    shutdown: threading.Event,
+    engine_server: EngineServer | None,
+    request: pytest.FixtureRequest,
+) -> Workplace:
+    """Its engines are forks where that is possible, unless a test asks for `alone`, too."""
+    server = None if getattr(request, "param", "forked") == "alone" else engine_server
+    return Workplace(database, home, home / "runs", WorkerSettings(), shutdown.is_set, engine_server=server)
 
 
 def claim_of(database: Database, spec: Asked) -> queries.AnalysisClaim:
@@ -73,6 +82,7 @@ def found(database: Database, claim: queries.AnalysisClaim) -> Analysis:
     return analysis
 
 
+@pytest.mark.parametrize("place", ["forked", "alone"], indirect=True)
 def test_an_answer_is_stored_with_its_rows(place: Workplace, database: Database) -> None:
     claim = claim_of(
         database, AnalysisSpec(run=short_spec(), analysis=TeacherPrefix(num_prompts=2, prefix_tokens=[0, 4]))

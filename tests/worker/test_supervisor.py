@@ -26,11 +26,13 @@ from engine.manifest import Expected, damage_of
 from engine.spec import RunSpec
 from tests import databases
 from tests.worker.runs import OWNER, claim, queue_runs, recorded_steps, run_row, set_columns, short_spec
+from worker.engine_server import EngineServer
 from worker.preflight import answer
 from worker.settings import WorkerSettings
 from worker.slots import Slot
 from worker.supervisor import Supervisor, Workplace
 
+_EITHER_WAY = pytest.mark.parametrize("place", ["forked", "alone"], indirect=True)
 _LONG = short_spec(num_steps=1000, checkpoints={"every_steps": 10})
 
 
@@ -49,9 +51,17 @@ def shutdown() -> threading.Event:
 
 
 @pytest.fixture
-def place(home: Path, database: Database, shutdown: threading.Event) -> Workplace:
+def place(
+    home: Path,
+    database: Database,
+    shutdown: threading.Event,
+    engine_server: EngineServer | None,
+    request: pytest.FixtureRequest,
+) -> Workplace:
+    """Its engines are forks where that is possible, unless a test asks for `alone`, too."""
     settings = WorkerSettings(stop_seconds=30, retry_seconds=0)
-    return Workplace(database, home, home / "runs", settings, shutdown.is_set)
+    server = None if getattr(request, "param", "forked") == "alone" else engine_server
+    return Workplace(database, home, home / "runs", settings, shutdown.is_set, engine_server=server)
 
 
 def _supervise(place: Workplace, spec: RunSpec | None = None) -> Claim:
@@ -104,6 +114,7 @@ def _has_steps(place: Workplace, num_steps: int) -> Callable[[str], bool]:
     return lambda run_id: run_row(place.database, run_id).last_step >= num_steps
 
 
+@_EITHER_WAY
 def test_a_run_succeeds_with_all_its_steps_and_a_checkpoint(place: Workplace) -> None:
     claimed = _supervise(place, short_spec())
     run = run_row(place.database, claimed.run_id)
@@ -126,6 +137,7 @@ def test_a_spec_that_cannot_work_fails_by_name_and_is_not_tried_again(place: Wor
     assert "/nowhere/teacher" in (run.failure_message or "")
 
 
+@_EITHER_WAY
 def test_a_cancelled_run_stops_and_keeps_what_it_has(place: Workplace) -> None:
     def cancel(run_id: str) -> None:
         set_columns(place.database, run_id, desired_state="cancel", checkpoint_on_cancel=True)
@@ -205,6 +217,7 @@ def test_an_engine_that_does_nothing_any_more_is_ended_and_its_run_can_be_retrie
     assert _attempt(place.database, again).resumed_from_step == 0, "what was saved before does not count"
 
 
+@_EITHER_WAY
 def test_a_killed_engine_is_resumed_from_its_checkpoint_and_no_step_is_recorded_twice(place: Workplace) -> None:
     with _once(place, _has_steps(place, 12), _kill_engine(place)):
         first = _supervise(place, short_spec(num_steps=40, checkpoints={"every_steps": 5}))
@@ -289,6 +302,7 @@ def test_an_engine_that_hangs_is_killed_when_its_time_to_stop_is_over(place: Wor
     assert not psutil.pid_exists(pid)
 
 
+@_EITHER_WAY
 def test_whoever_loses_the_lease_ends_its_engine_and_leaves_the_run_alone(place: Workplace) -> None:
     def take_away(run_id: str) -> None:
         set_columns(place.database, run_id, lease_until=None)
@@ -319,6 +333,7 @@ def test_an_engine_that_always_dies_fails_the_run_with_its_last_words(
     assert "3 attempts in a row" in (run.failure_message or "")
 
 
+@_EITHER_WAY
 def test_a_preflight_says_at_which_field_a_spec_cannot_work(place: Workplace) -> None:
     with place.database.write() as session:
         asked = create_preflight(session, short_spec(teacher={"path": "/nowhere/teacher"}))
