@@ -86,10 +86,8 @@ def memory(
     is_cast = is_half and not has_adapter  # float32 weights run under autocast; an adapter's base is bfloat16 itself
     update = _update(plan, shape, num_tokens, size, has_adapter=has_adapter, is_cast=is_cast)
     gradients = num_trained * _FLOAT32
-    of_student = _sampling(spec, shape, prompt_tokens, longest_horizon, _FLOAT32 if is_cast else size, size)
-    of_teacher = _sampling(
-        spec, teacher.shape, prompt_tokens, longest_horizon, size, size, in_training=_teacher_writes(spec)
-    )
+    of_student = _sampling(spec, shape, prompt_tokens, longest_horizon, size)
+    of_teacher = _sampling(spec, teacher.shape, prompt_tokens, longest_horizon, size, in_training=_teacher_writes(spec))
     sampling = {part: max(of_student[part], of_teacher[part]) for part in of_student}
     scoring = _SCORING_TENSORS * _FLOAT32 * _chunk_tokens(shape, spec.max_completion_tokens) * shape.vocabulary
     # While the last micro-batch's loss is taken its own gradients are not there yet, those of the earlier ones are.
@@ -194,14 +192,13 @@ def _sampling(
     writer: ModelShape,
     prompt_tokens: int,
     longest_horizon: int,
-    cache_size: int,
     size: int,
     *,
     in_training: bool = True,
 ) -> dict[str, int]:
     """Parts of decoding by a model: the largest batch of an evaluation or of the sentinel, and of training if it writes there.
 
-    `cache_size` is that of a key's entry, `size` that of the arithmetic, in bytes.
+    `size` is that of an entry of the arithmetic and of a key, in bytes.
     """
     evaluation = spec.evaluation
     num_prompts = max(evaluation.num_prompts, evaluation.num_report_prompts if evaluation.report_path else 0)
@@ -216,7 +213,7 @@ def _sampling(
     # Whoever decodes on a CPU works on copies that lie as they are read fastest.
     copied = 0 if spec.device == "cuda" else _copied(writer) * size
     return {
-        "cache": 2 * num_tokens * writer.kv_width * cache_size,
+        "cache": 2 * num_tokens * writer.kv_width * size,
         "sampling": max(trained, evaluated) * writer.vocabulary * _SAMPLING_BYTES_PER_ENTRY + max(joined, copied),
     }
 

@@ -75,7 +75,7 @@ def test_the_cache_is_as_large_as_that_of_a_model(base: Document, precision: str
     is_half = precision == "bfloat16"
     if is_half and is_frozen:
         model = model.bfloat16()
-    cache = decode_cache(model, 30)
+    cache = decode_cache(model, 30, torch.bfloat16 if is_half and not is_frozen else None)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=is_half):
         model.model(input_ids=torch.randint(100, (4, 10)), use_cache=True, past_key_values=cache)
     adapted = shape.model_copy(update={"adapter": AdapterShape(parameters=0)}) if is_frozen else shape

@@ -249,7 +249,7 @@ def test_only_servers_that_the_operator_names_are_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"selection": {"kind": "probe"}, "rollouts_per_prompt": 4}, "selection"),
+        ({"selection": {"kind": "probe", "probe_tokens": 2}, "rollouts_per_prompt": 4}, "selection"),
         ({"divergence": {"kind": "policy_gradient"}, "rollouts": {"sync_every_steps": 2}}, "rollouts.sync_every_steps"),
         (
             {"rollouts": {"servers": [{"address": "http://a:1"}, {"address": "http://a:1/"}]}},
