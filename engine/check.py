@@ -13,6 +13,8 @@ from engine.memory_plan import NO_OFFLOAD_ON_A_CPU
 from engine.objective_check import check_objective
 from engine.pairing import pair_findings, shared_vocabulary, thinking_findings
 from engine.prompt_preview import NUM_SHOWN, PromptPreview, prompt_previews
+from engine.rollout_backend_spec import VllmRollouts
+from engine.server_pool import ServerPool
 from engine.setup import (
     RunData,
     choose_device,
@@ -111,6 +113,9 @@ def _check_pair(
     fitting = found.attempt(lambda: fit_lengths(spec, data, student, teacher)) if found.is_sound else None
     if fitting is None or not found.is_sound:
         return
+    if isinstance(spec.rollouts, VllmRollouts):
+        servers, num_tokens = spec.rollouts, fitting.longest_prompt + spec.max_completion_tokens
+        found.findings.extend(found.attempt(lambda: ServerPool(servers, num_tokens).look()) or [])
     found.facts |= {f"overlong {name}": overlong.in_words for name, overlong in fitting.overlong.items()}
     shared = shared_vocabulary(student, teacher)
     found.facts["shared_vocabulary"] = shared

@@ -54,6 +54,27 @@ class ServerPool:
         """
         return asyncio.run(self._complete(asks, draws, weights, on_wait))
 
+    def look(self) -> list[Finding]:
+        """What stands in the way of each server, without giving it weights: another run may use it now."""
+        return asyncio.run(self._look())
+
+    async def _look(self) -> list[Finding]:
+        findings = []
+        for index, server in enumerate(self.servers):
+            field = f"rollouts.servers.{index}.address"
+            async with server.session(1) as session:
+                try:
+                    await server.check(session, self.num_tokens)
+                    await server.version(session)
+                except ServerGone as gone:
+                    message = (
+                        f"{field}: no server answers now ({gone}); start it with incipit rollout-server before the run."
+                    )
+                    findings.append(Finding(field=field, message=message, severity="warning"))
+                except RunError as error:
+                    findings.append(Finding(field=field, message=error.message))
+        return findings
+
     async def _complete(
         self, asks: list[Ask], draws: Draws, weights: ServedWeights, on_wait: Callable[[], None]
     ) -> list[Answer]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from engine.check import check
 from engine.control import Control
 from engine.errors import RunError
 from engine.events import RunEvent, StepDone
@@ -244,6 +245,18 @@ def test_only_servers_that_the_operator_names_are_asked(tmp_path: Path) -> None:
     assert error.failure == "bad_spec"
     assert error.findings[0].field == "rollouts.servers.0.address"
     assert "which INCIPIT_ROLLOUT_SERVERS of the worker does not list" in error.message
+
+
+def test_a_preflight_looks_at_the_servers_and_leaves_their_weights(server: StandInVllm, second: StandInVllm) -> None:
+    assert not check(served_spec(server, second)).findings
+    second.stop()
+    server.faults.add("no dev mode")
+    gone, wrong = sorted(check(served_spec(second, server)).findings, key=lambda finding: finding.field)
+    assert (gone.field, gone.severity) == ("rollouts.servers.0.address", "warning")
+    assert "no server answers now" in gone.message
+    assert (wrong.field, wrong.severity) == ("rollouts.servers.1.address", "error")
+    assert "VLLM_SERVER_DEV_MODE=1" in wrong.message
+    assert not server.loaded
 
 
 @pytest.mark.parametrize(
