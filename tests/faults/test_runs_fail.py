@@ -135,7 +135,7 @@ def test_26_cancellations_that_race(fault: Trial, installation: Installation) ->
     moments = random.Random(26)
     raced = []
     for _ in range(7):
-        raced += installation.submit(short_spec())
+        raced += installation.submit(short_spec(num_steps=10_000))
         time.sleep(moments.uniform(0.0, 0.08))
         fault.inject()
         with installation.database.write() as session:
