@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from engine.errors import RunError
+from engine.errors import RunError, is_out_of_memory
 from engine.findings import Finding
 from engine.gguf import UnreadableGguf, read_gguf, require_gguf
 from engine.locations import resolve
@@ -38,7 +38,9 @@ def open_tokenizer(spec: ModelSpec, field: str) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             files.location, revision=files.revision, trust_remote_code=False, **_gguf(files)
         )
-    except Exception as error:  # whatever transformers raises here means one thing to a person
+    except Exception as error:  # whatever else transformers raises here means one thing to a person
+        if is_out_of_memory(error):
+            raise
         raise bad_model(
             field, f"{field}.path is {spec.path!r}, but its tokenizer cannot be opened: {_brief(error)}"
         ) from error
@@ -63,6 +65,8 @@ def open_module(spec: ModelSpec, field: str, tokenizer: PreTrainedTokenizerBase,
     except UnreadableGguf as error:
         raise bad_model(field, f"{field}.path is {spec.path!r}, but {error}.") from error
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise bad_model(
             field, f"{field}.path is {spec.path!r}, but the model cannot be opened: {_brief(error)}"
         ) from error

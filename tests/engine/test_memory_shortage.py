@@ -107,3 +107,23 @@ def test_a_run_keeps_the_size_and_so_does_its_resume_bit_for_bit(tmp_path: Path)
     assert last.metrics["loss"] == next(e.metrics["loss"] for e in events if isinstance(e, StepDone) and e.step == 3)
     resumed = folder / "attempts" / "2" / "checkpoints" / "step-3" / "model.safetensors"
     assert resumed.read_bytes() == (checkpoints / "step-3" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("left", [1_000_000, 4_000_000])
+def test_a_model_that_does_not_fit_is_no_bad_model(left: int) -> None:
+    code = f"""
+import resource, psutil, torch
+from engine.language_model import load_language_model
+from engine.model_spec import ModelSpec
+from engine.train import failure_of
+limit = psutil.Process().memory_info().vms + {left}
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    load_language_model(ModelSpec(path="builtin:tiny/models/student-plan"), "student", torch.device("cpu"), "float32")
+except Exception as error:
+    print(failure_of(error).failure)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=_ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout.split() == ["oom_host"], done.stderr[-2000:]

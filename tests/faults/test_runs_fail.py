@@ -4,6 +4,8 @@ import random
 import resource
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,20 @@ if "train" in sys.orig_argv and os.path.exists({armed!r}):
 """
 
 
+@contextmanager
+def _engines_alone(installation: Installation, **environment: str) -> Iterator[None]:
+    """The fault is one of what an engine does at its start, which forks of the worker's server do not repeat."""
+    installation.worker.stop(seconds=20)
+    ordinary = installation.worker.environment
+    installation.worker.environment = {**ordinary, "INCIPIT_ENGINE_SERVER": "false", **environment}
+    installation.mend()
+    try:
+        yield
+    finally:
+        installation.worker.stop(seconds=20)
+        installation.worker.environment = ordinary
+
+
 def _await_retry(installation: Installation, run_id: str, kind: str) -> str:
     """The message of a run that waits for its next attempt because of `kind`."""
     try:
@@ -58,20 +74,21 @@ _memory_runs_out = pytest.mark.fault(
 @_memory_runs_out
 def test_23_an_engine_without_memory(fault: Trial, installation: Installation) -> None:
     """The run waits as oom_host, with advice and without a traceback, whichever library noticed it."""
-    (run_id,) = installation.submit(short_spec())
-    for number, mebibytes in enumerate((500, 800), start=1):  # not enough for torch's library; enough for it alone
-        until(lambda number=number: installation.has_engine(run_id, number), "an engine")  # type: ignore[misc]
-        fault.inject()
-        num_bytes = mebibytes * 1024**2
-        resource.prlimit(installation.engine_of(run_id).pid, resource.RLIMIT_AS, (num_bytes, num_bytes))
-        message = _await_retry(installation, run_id, "oom_host")
-        assert "The machine's memory ran out" in message
-        assert "Traceback" not in message
-        assert "micro_batch_rollouts" in message
-    until(lambda: installation.is_resumed(run_id, 2), "new steps")
-    fault.recovered()
-    installation.await_end(run_id)
-    fault.check(installation, run_id)
+    with _engines_alone(installation):
+        (run_id,) = installation.submit(short_spec())
+        for number, mebibytes in enumerate((500, 800), start=1):  # not enough for torch's library; enough for it alone
+            until(lambda number=number: installation.has_engine(run_id, number), "an engine")  # type: ignore[misc]
+            fault.inject()
+            num_bytes = mebibytes * 1024**2
+            resource.prlimit(installation.engine_of(run_id).pid, resource.RLIMIT_AS, (num_bytes, num_bytes))
+            message = _await_retry(installation, run_id, "oom_host")
+            assert "The machine's memory ran out" in message
+            assert "Traceback" not in message
+            assert "micro_batch_rollouts" in message
+        until(lambda: installation.is_resumed(run_id, 2), "new steps")
+        fault.recovered()
+        installation.await_end(run_id)
+        fault.check(installation, run_id)
 
 
 @_memory_runs_out
@@ -80,11 +97,7 @@ def test_23_a_gpu_without_memory(fault: Trial, installation: Installation, tmp_p
     armed = tmp_path / "armed"
     armed.touch()
     (tmp_path / "sitecustomize.py").write_text(_NO_GPU_MEMORY.format(armed=str(armed)))
-    installation.worker.stop(seconds=20)
-    ordinary = installation.worker.environment
-    installation.worker.environment = {**ordinary, "PYTHONPATH": str(tmp_path)}
-    installation.mend()
-    try:
+    with _engines_alone(installation, PYTHONPATH=str(tmp_path)):
         (run_id,) = installation.submit(short_spec(num_steps=40, checkpoints={"every_steps": 10}))
         until(lambda: not armed.exists(), "the injected error")
         fault.inject()
@@ -96,9 +109,6 @@ def test_23_a_gpu_without_memory(fault: Trial, installation: Installation, tmp_p
         installation.await_end(run_id)
         assert installation.attempts(run_id)[-1].resumed_from_step == 10
         fault.check(installation, run_id)
-    finally:
-        installation.worker.stop(seconds=20)
-        installation.worker.environment = ordinary
 
 
 @pytest.mark.fault(24, "numbers that are not finite", "a teacher whose weights make the gradient overflow")
@@ -125,7 +135,7 @@ def test_26_cancellations_that_race(fault: Trial, installation: Installation) ->
     moments = random.Random(26)
     raced = []
     for _ in range(7):
-        raced += installation.submit(short_spec())
+        raced += installation.submit(short_spec(num_steps=10_000))
         time.sleep(moments.uniform(0.0, 0.08))
         fault.inject()
         with installation.database.write() as session:
