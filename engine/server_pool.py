@@ -42,6 +42,8 @@ class ServerPool:
         """Weights unlike the student's, which a server has to take before it is given those."""
         self.num_lost = 0
         """How often a server was lost while it had something to answer."""
+        self.loading_seconds = 0.0
+        """How long servers were brought to their weights, at the last completions."""
         self.logprob_gap: float | None = None
         """The largest difference found when weights were loaded last, nats."""
 
@@ -80,14 +82,16 @@ class ServerPool:
     ) -> list[Answer]:
         answers: dict[int, Answer] = {}
         last_sign = time.monotonic()
-        self.logprob_gap = None
+        self.logprob_gap, self.loading_seconds = None, 0.0
         async with AsyncExitStack() as stack:
             sessions: _Sessions = {
                 server: await stack.enter_async_context(server.session(self.spec.max_concurrent))
                 for server in self.servers
             }
             while True:
+                began = time.monotonic()
                 ready, reasons = await _beside(self._ready(sessions, weights), on_wait)
+                self.loading_seconds += time.monotonic() - began
                 if ready:
                     last_sign = time.monotonic()
                     asked = _Round(asks, draws, answers, self.spec.max_concurrent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,14 +39,15 @@ class RolloutServers:
         self, student: LanguageModel, step: int, seed: int, temperature: float, on_wait: Callable[[], None]
     ) -> VllmSampler:
         """What samples for a step of the run (counted from 0), with the weights of now where they are due."""
-        name = f"step-{step}"
+        began, name = time.monotonic(), f"step-{step}"
         if self._weights is None:
             with changed(student):
                 self.pool.trial = self.folder.write(student, "trial")
         if self._weights is None or (step % self.spec.sync_every_steps == 0 and self._weights.folder.name != name):
             self._weights = self.folder.write(student, name)
             self.folder.keep_only(self._weights, self.pool.trial)
-        return VllmSampler(self.pool, self._weights, student, seed, temperature, on_wait)
+        writing = time.monotonic() - began
+        return VllmSampler(self.pool, self._weights, student, seed, temperature, on_wait, writing)
 
     def close(self) -> None:
         """Take the weights away."""
@@ -66,13 +68,19 @@ class VllmSampler:
     temperature: float
     on_wait: Callable[[], None]
     """Called all the time while servers work; it may raise to stop."""
+    writing_seconds: float = 0.0
+    """How long the weights were written, where they were due."""
     executed: FlopLedger = field(default_factory=FlopLedger)
     """What the servers have computed so far, as if they padded nothing."""
 
     @property
     def metrics(self) -> dict[str, float | None]:
         """What the step has to tell of the servers; no gap where no weights were loaded."""
-        return {"server_logprob_gap": self.pool.logprob_gap, "servers_lost": float(self.pool.num_lost)}
+        return {
+            "server_logprob_gap": self.pool.logprob_gap,
+            "servers_lost": float(self.pool.num_lost),
+            "sync_seconds": self.writing_seconds + self.pool.loading_seconds,
+        }
 
     def sample(self, requests: list[RolloutRequest], horizon: int) -> list[Rollout]:
         """The rollouts of all requests, in their order, at most `horizon` tokens each (>= 1), or their own `max_tokens`.
