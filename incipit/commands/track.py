@@ -61,6 +61,7 @@ def track(
 def _replay(folder: RunFolder, sink: Sink, *, follow: bool) -> None:
     import time
 
+    from engine.events import Started
     from incipit.tracking.adapter import EventAdapter, outcome_of
     from incipit.tracking.record import Measurement, Outcome, TrackedRun
 
@@ -76,7 +77,7 @@ def _replay(folder: RunFolder, sink: Sink, *, follow: bool) -> None:
     num_measurements = 0
     try:
         for event in folder.events(follow=follow):
-            outcome = outcome_of(event)
+            outcome = None if isinstance(event, Started) else outcome_of(event) or outcome
             for told in adapter.told(event):
                 if isinstance(told, Measurement):
                     sink.measure(told)

@@ -49,7 +49,7 @@ class RunFolder:
                 last_step = min((self._resumed_from(later) for later in attempts if later > attempt), default=math.inf)
                 for event, offset in read_events(self._path(attempt), self._offsets.get(attempt, 0)):
                     self._offsets[attempt] = offset
-                    self._is_over[attempt] = outcome_of(event) is not None
+                    self._is_over[attempt] = self._is_over.get(attempt, False) or outcome_of(event) is not None
                     if (getattr(event, "step", None) or 0) <= last_step:
                         yield event
             if not follow or (attempts and self._is_over.get(attempts[-1], False)):

@@ -65,7 +65,13 @@ def wandb(out: Path, run_id: str) -> dict[str, Any]:
     from wandb.proto.wandb_internal_pb2 import Record
 
     files = list(out.glob(f"wandb/offline-run-*/run-{run_id}.wandb"))
-    result: dict[str, Any] = {"runs": len(files), "metrics": defaultdict(list), "parameters": {}, "notes": {}, "tags": []}
+    result: dict[str, Any] = {
+        "runs": len(files),
+        "metrics": defaultdict(list),
+        "parameters": {},
+        "notes": {},
+        "tags": [],
+    }
     for data in _leveldb_records(files[0].read_bytes()):
         record = Record.FromString(data)
         for item in (*record.run.config.update, *record.config.update):
