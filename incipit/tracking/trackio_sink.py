@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from incipit.tracking.record import Measurement, Note, Outcome, Resumed, Tracked
 
 
 class TrackioSink:
-    """A run `<name> <id>` in the project's store in `out`; alarms, links and facts are alerts, units part of the configuration."""
+    """A run `<name> <id>` in the project's store in `out`; alarms, links, facts and the units are alerts."""
 
     def __init__(self, out: Path, project: str) -> None:
         self._out = out
         self._project = project
         self._run: Any = None
         self._alert_levels: Any = None
+        self._units: dict[str, str] = {}
 
     def begin(self, run: TrackedRun) -> None:
         os.environ["TRACKIO_DIR"] = str(self._out.absolute())  # it is read when the library is imported
@@ -38,8 +40,7 @@ class TrackioSink:
         )
 
     def measure(self, measurement: Measurement) -> None:
-        for metric in measurement.metrics:
-            self._run.config.setdefault(f"unit.{metric.name}", metric.unit)
+        self._units |= {metric.name: metric.unit for metric in measurement.metrics}
         self._run.log({metric.name: metric.value for metric in measurement.metrics}, step=measurement.step)
 
     def note(self, note: Note | Resumed) -> None:
@@ -51,4 +52,6 @@ class TrackioSink:
     def end(self, outcome: Outcome | None) -> None:
         import trackio
 
+        # The configuration would be the place, but trackio keeps what it was at the first figure.
+        self._run.alert(title="fact/units", text=json.dumps(self._units), level=self._alert_levels.INFO)
         trackio.finish()

@@ -117,13 +117,13 @@ def trackio(out: Path, run_id: str) -> dict[str, Any]:
         for name, value in line.items():
             if name not in ("step", "timestamp"):
                 metrics[name].append((line["step"], value))
-    config = run.config
+    notes = {alert["title"]: alert["text"] for alert in run.alerts()}
     return {
         "runs": len(runs),
         "metrics": metrics,
-        "units": {name.removeprefix("unit."): text for name, text in config.items() if name.startswith("unit.")},
-        "parameters": config,
-        "notes": {alert["title"]: alert["text"] for alert in run.alerts()},
+        "units": json.loads(notes["fact/units"]),
+        "parameters": run.config,
+        "notes": notes,
     }
 
 
