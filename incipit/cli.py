@@ -16,6 +16,7 @@ from incipit.commands import (
     rollout_server,
     runs,
     study,
+    track,
     train,
     up,
 )
@@ -32,6 +33,7 @@ app.command()(train.check)
 app.command()(analyze.analyze)
 app.command()(ask.ask)
 app.command()(study.study)
+app.command()(track.track)
 app.command()(evaluate.evaluate)
 app.command(context_settings=bench.SETTINGS)(bench.bench)
 app.command("rollout-server", context_settings=rollout_server.SETTINGS)(rollout_server.rollout_server)
