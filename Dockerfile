@@ -3,8 +3,8 @@
 #   api        API, migrations, control process and the command line; without torch
 #   worker     engine and worker with the CUDA build of torch; --build-arg TORCH_BACKEND=cpu for the CPU build
 #   dashboard  Streamlit; without torch and without a database driver
-# To pin the base by its content as well: --build-arg PYTHON_IMAGE=python:3.11.13-slim-bookworm@sha256:…
-ARG PYTHON_IMAGE=python:3.11.13-slim-bookworm
+# To pin the base by its content as well: --build-arg PYTHON_IMAGE=python:3.11.13-slim-trixie@sha256:…
+ARG PYTHON_IMAGE=python:3.11.13-slim-trixie
 
 FROM ${PYTHON_IMAGE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_NO_CACHE=1
@@ -39,6 +39,9 @@ COPY dashboard dashboard
 COPY incipit incipit
 
 FROM base AS api
+# For `incipit backup`: pg_dump of the server's own version.
+RUN apt-get update && apt-get install --yes --no-install-recommends 'postgresql-client-17=17.*' \
+    && rm -rf /var/lib/apt/lists/*
 COPY --from=build-api /opt/venv /opt/venv
 COPY experiments experiments
 USER 1000:1000

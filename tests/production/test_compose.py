@@ -107,7 +107,13 @@ def test_every_image_is_pinned() -> None:
         if name == "FROM":
             base = rest.split()[0]
             assert base == "${PYTHON_IMAGE}" or base in re.findall(r" AS (\S+)", _DOCKERFILE), rest
-    assert ("ARG", "PYTHON_IMAGE=python:3.11.13-slim-bookworm") in _INSTRUCTIONS
+    assert ("ARG", "PYTHON_IMAGE=python:3.11.13-slim-trixie") in _INSTRUCTIONS
+
+
+def test_the_image_that_backs_up_has_the_programs_of_the_server_s_version() -> None:
+    server = re.match(r"postgres:(\d+)\.", _ALL["postgres"].document["image"])
+    assert server is not None
+    assert f"'postgresql-client-{server[1]}={server[1]}.*'" in _DOCKERFILE
 
 
 def test_what_is_installed_is_pinned_and_torch_only_where_it_is_needed() -> None:
