@@ -117,7 +117,7 @@ def test_the_image_that_backs_up_has_the_programs_of_the_server_s_version() -> N
 
 
 def test_what_is_installed_is_pinned_and_torch_only_where_it_is_needed() -> None:
-    installs = [rest for name, rest in _INSTRUCTIONS if name == "RUN" and "install --" in rest]
+    installs = [rest for name, rest in _INSTRUCTIONS if name == "RUN" and "uv pip install" in rest]
     assert all("--constraint constraints.txt" in one for one in installs)
     assert [re.findall(r"'\.\[(.+)\]'", one)[0] for one in installs] == ["api", "engine,worker", "dashboard"]
     uv = re.search(r"^UV_VERSION := (\S+)$", (ROOT / "Makefile").read_text(), flags=re.M)
