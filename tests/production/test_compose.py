@@ -26,8 +26,9 @@ def _said_by(*command: str) -> str:
     return f"{done.stdout}{done.stderr}" if done.returncode else ""
 
 
-def test_the_compose_file_is_one_by_the_specification_s_schema() -> None:
-    assert _said_by("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml") == ""
+@pytest.mark.parametrize("name", ["docker-compose.yml", "docker-compose.oidc.yml"])
+def test_the_compose_files_are_such_by_the_specification_s_schema(name: str) -> None:
+    assert _said_by("check-jsonschema", "--builtin-schema", "vendor.compose-spec", name) == ""
 
 
 def test_the_schema_finds_a_mistake(tmp_path: Path) -> None:
