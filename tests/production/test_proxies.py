@@ -209,7 +209,9 @@ def test_an_upload_passes_to_the_api_which_judges_it(site: Site) -> None:
         assert client.post("/api/v1/prompt-files", content=b"x" * 150 * 1024**2).status_code == 401
     with site.client(key_of(site.database, "operator")) as client:
         content = b"".join(b'{"prompt": "%09d+1"}\n' % number for number in range(200_000))
-        made = client.post("/api/v1/prompt-files", params={"name": "sums.jsonl"}, content=content, headers=_BINARY)
+        made = client.post(
+            "/api/v1/prompt-files", params={"name": "sums.jsonl", "prompt": "prompt"}, content=content, headers=_BINARY
+        )
         assert made.status_code == 201, made.text
         assert made.json()["num_rows"] == 200_000
 
