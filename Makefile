@@ -45,10 +45,12 @@ up: $(VENV)/local.done
 
 test: $(VENV)/dev.done lint
 	$(BIN)/python tests/install_browser.py
+	$(BIN)/python tests/install_proxies.py
 	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
 
 test-full: $(VENV)/dev.done lint test-vllm test-trackers
 	$(BIN)/python tests/install_browser.py
+	$(BIN)/python tests/install_proxies.py
 	$(BIN)/pytest -n 2 --dist loadgroup -m "not fault and not vllm and not trackers" $(ARGS)
 	$(BIN)/pytest -m fault
 	$(BIN)/python -m experiments.tiny.check

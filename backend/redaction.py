@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 # What stays of a secret is enough to tell which one it was; an API key's id is no secret.
@@ -18,6 +19,7 @@ _PATTERNS = [
     (re.compile(r"(\bpassword=)[^\s&\"'\\]+", re.IGNORECASE), r"\1…"),
 ]
 _SECRET_VARIABLES = ("INCIPIT_LOCAL_TOKEN", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_FILE_VARIABLES = ("INCIPIT_DATABASE_PASSWORD_FILE",)
 _URL_VARIABLES = ("INCIPIT_DATABASE_URL", "INCIPIT_BROKER_URL")
 _MIN_CHARACTERS = 6  # a shorter password would be found inside of ordinary words
 
@@ -39,10 +41,18 @@ class Redaction:
 
 def _secrets_in(environment: Mapping[str, str]) -> Iterator[str]:
     values = [environment.get(name, "") for name in _SECRET_VARIABLES]
+    values += [_text_of(environment.get(name, "")) for name in _FILE_VARIABLES]
     values += [_password_of(environment.get(name, "")) for name in _URL_VARIABLES]
     for value in values:
         if len(value) >= _MIN_CHARACTERS:
             yield from (value, unquote(value), quote(value, safe=""))
+
+
+def _text_of(path: str) -> str:
+    try:
+        return Path(path).read_text().strip() if path else ""
+    except (OSError, ValueError):  # whoever needs it says so
+        return ""
 
 
 def _password_of(url: str) -> str:

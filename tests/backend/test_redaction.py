@@ -1,5 +1,7 @@
 """Secrets of every known form are taken out of text, and what only looks alike stays."""
 
+from pathlib import Path
+
 import pytest
 
 from backend.redaction import Redaction
@@ -32,6 +34,13 @@ _REDACTION = Redaction(
 )
 def test_a_secret_is_taken_out(text: str, shown: str) -> None:
     assert _REDACTION(text) == (shown or text)
+
+
+def test_a_password_that_is_in_a_file_is_taken_out_too(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("pass/word\n")
+    redaction = Redaction({"INCIPIT_DATABASE_PASSWORD_FILE": str(tmp_path / "password")})
+    assert redaction("it is pass/word or pass%2Fword") == "it is … or …"
+    assert Redaction({"INCIPIT_DATABASE_PASSWORD_FILE": str(tmp_path / "none")})("pass/word") == "pass/word"
 
 
 def test_without_secrets_in_the_environment_only_known_forms_are_taken_out() -> None:
