@@ -62,7 +62,7 @@ class Site:
         )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["nginx", "caddy"])
+@pytest.fixture(scope="module", params=["nginx", pytest.param("caddy", marks=pytest.mark.full)])
 def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """API and dashboard with what docker-compose.yml gives them, for a name of this machine."""
     folder, port, dashboard_port = tmp_path_factory.mktemp(request.param), free_port(), free_port()
