@@ -121,6 +121,8 @@ class ServerPool:
             return
         if server.weights is not None and found not in (server.weights, INITIAL_WEIGHTS):
             raise server.taken(found)
+        if found == INITIAL_WEIGHTS:  # another process than before, perhaps started otherwise
+            server.is_tried = False
         if self.trial is not None and not server.is_tried:
             await self._load(server, session, self.trial)
             server.is_tried = True
