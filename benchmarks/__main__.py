@@ -159,6 +159,18 @@ def vllm_rows(result: dict[str, Any]) -> list[Row]:
     ]
 
 
+def sync_rows(result: dict[str, Any]) -> list[Row]:
+    return [
+        [
+            str(one["batch"]),
+            str(one["tokens"]),
+            *(f"{one[name]:.2f}" for name in ("engine", "whole", "sync")),
+            f"{one['gap']:.3f}",
+        ]
+        for one in result["results"]
+    ]
+
+
 def profile_rows(result: dict[str, Any]) -> list[Row]:
     """A cell for each phase: CPU seconds and the share of its roofline."""
     return [
@@ -204,6 +216,7 @@ _PEER: dict[str, tuple[list[str], Callable[[dict[str, Any]], list[Row]]]] = {
 # Needs options: python -m benchmarks vllm --only "Against vLLM" --vllm-python VENV/bin/python
 _VLLM: dict[str, tuple[list[str], Callable[[dict[str, Any]], list[Row]]]] = {
     "Against vLLM": (["-m", "benchmarks.vllm_rate", "--json"], vllm_rows),
+    "Rollouts on a server": (["-m", "benchmarks.rollout_sync", "--json"], sync_rows),
 }
 _SUITES = {"vllm": _VLLM, "peer": _PEER, "speed": _BENCHMARKS, "load": _LOAD, "dashboard": _DASHBOARD}
 

@@ -44,6 +44,7 @@ class Server:
     """A vLLM server that is asked for completions of token ids."""
 
     def __init__(self, process: subprocess.Popen[bytes], address: str) -> None:
+        self.address = address
         self._process = psutil.Process(process.pid)
         self._client = httpx.Client(base_url=address, timeout=600, trust_env=False)
 
@@ -73,6 +74,7 @@ def serving(python: str, model: str, core: int, max_rows: int) -> Iterator[Serve
     ]  # fmt: skip
     environment = os.environ | {
         "VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_SERVER_DEV_MODE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": str(core), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     with tempfile.TemporaryFile() as log:
