@@ -42,7 +42,7 @@ def test_a_token_is_found_and_pinned(page: Page, site: Site, finished: list[str]
 
 
 def test_a_run_is_stopped(page: Page, site: Site) -> None:
-    run_id = site.submit("stopped by keys", num_steps=3000)
+    run_id = site.submit("by keys", num_steps=3000)
     site.await_run(run_id, "running", step=5)
     page.goto(f"{site.dashboard_url}/run?id={run_id}")
     expect(page.get_by_role("button", name="Stop…")).to_be_visible()
@@ -52,3 +52,4 @@ def test_a_run_is_stopped(page: Page, site: Site) -> None:
     _tab_to(page, r"Stop now")
     page.keyboard.press("Enter")
     expect(page.get_by_text("stopped").first).to_be_visible()
+    site.await_run(run_id, "cancelled")

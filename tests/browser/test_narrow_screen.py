@@ -24,10 +24,11 @@ def test_pages_fit_and_a_run_can_be_stopped(browser: Browser, site: Site, finish
     for name in ("home", "runs", "run"):
         open_page(page, site, name, finished)
         assert page.evaluate(_BEYOND, _WIDTH) == [], f"{name} is wider than the screen"
-    run_id = site.submit("stopped on the way", num_steps=3000)
+    run_id = site.submit("on the way", num_steps=3000)
     site.await_run(run_id, "running", step=5)
     page.goto(f"{site.dashboard_url}/run?id={run_id}")
     page.get_by_role("button", name="Stop…").tap()
     page.get_by_role("button", name="Stop now", exact=True).tap()
     expect(page.get_by_text("stopped").first).to_be_visible()
+    site.await_run(run_id, "cancelled")
     context.close()
