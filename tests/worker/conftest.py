@@ -17,3 +17,9 @@ def engine_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineSe
     server = kept(server_of(OverlookingServer, tmp_path_factory.mktemp("engine-server")))
     yield server
     server.end()
+
+
+@pytest.fixture
+def engines(engine_server: EngineServer | None, request: pytest.FixtureRequest) -> EngineServer | None:
+    """What starts the engines of a test: the server where that is possible, nothing when it asks for `alone`, too."""
+    return None if getattr(request, "param", "forked") == "alone" else engine_server

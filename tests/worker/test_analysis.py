@@ -59,12 +59,9 @@ def place(
     home: Path,
     database: Database,
     shutdown: threading.Event,
-    engine_server: EngineServer | None,
-    request: pytest.FixtureRequest,
+    engines: EngineServer | None,
 ) -> Workplace:
-    """Its engines are forks where that is possible, unless a test asks for `alone`, too."""
-    server = None if getattr(request, "param", "forked") == "alone" else engine_server
-    return Workplace(database, home, home / "runs", WorkerSettings(), shutdown.is_set, engine_server=server)
+    return Workplace(database, home, home / "runs", WorkerSettings(), shutdown.is_set, engine_server=engines)
 
 
 def claim_of(database: Database, spec: Asked) -> queries.AnalysisClaim:
@@ -82,7 +79,7 @@ def found(database: Database, claim: queries.AnalysisClaim) -> Analysis:
     return analysis
 
 
-@pytest.mark.parametrize("place", ["forked", "alone"], indirect=True)
+@pytest.mark.parametrize("engines", ["forked", "alone"], indirect=True)
 def test_an_answer_is_stored_with_its_rows(place: Workplace, database: Database) -> None:
     claim = claim_of(
         database, AnalysisSpec(run=short_spec(), analysis=TeacherPrefix(num_prompts=2, prefix_tokens=[0, 4]))

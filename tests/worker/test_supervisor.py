@@ -32,7 +32,7 @@ from worker.settings import WorkerSettings
 from worker.slots import Slot
 from worker.supervisor import Supervisor, Workplace
 
-_EITHER_WAY = pytest.mark.parametrize("place", ["forked", "alone"], indirect=True)
+_EITHER_WAY = pytest.mark.parametrize("engines", ["forked", "alone"], indirect=True)
 _LONG = short_spec(num_steps=1000, checkpoints={"every_steps": 10})
 
 
@@ -55,13 +55,10 @@ def place(
     home: Path,
     database: Database,
     shutdown: threading.Event,
-    engine_server: EngineServer | None,
-    request: pytest.FixtureRequest,
+    engines: EngineServer | None,
 ) -> Workplace:
-    """Its engines are forks where that is possible, unless a test asks for `alone`, too."""
     settings = WorkerSettings(stop_seconds=30, retry_seconds=0)
-    server = None if getattr(request, "param", "forked") == "alone" else engine_server
-    return Workplace(database, home, home / "runs", settings, shutdown.is_set, engine_server=server)
+    return Workplace(database, home, home / "runs", settings, shutdown.is_set, engine_server=engines)
 
 
 def _supervise(place: Workplace, spec: RunSpec | None = None) -> Claim:
