@@ -88,7 +88,7 @@ class VllmServer:
         listed = await self._ask(session, "GET", "/v1/models")
         try:
             model, limit = str(listed["data"][0]["id"]), int(listed["data"][0]["max_model_len"])
-        except (KeyError, IndexError, TypeError, ValueError):
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError):
             raise self.mismatch("does not name a model as vLLM does; give the address of a vLLM server.") from None
         if limit < num_tokens:
             raise self.mismatch(
@@ -99,7 +99,12 @@ class VllmServer:
 
     async def version(self, session: httpx.AsyncClient) -> str:
         """The version of the weights that it has, as the one who loaded them has called it."""
-        return str((await self._ask(session, "GET", "/weight_info")).get("weight_version"))
+        told = await self._ask(session, "GET", "/weight_info")
+        if not isinstance(told, dict):
+            raise self.mismatch(
+                "does not tell the version of its weights as vLLM does; give the address of a vLLM server."
+            )
+        return _harmless(str(told.get("weight_version")), 100)
 
     async def load(self, session: httpx.AsyncClient, folder: Path, version: str) -> None:
         """Make it use the weights of a folder that it can read; what it is asked meanwhile waits."""
@@ -127,7 +132,7 @@ class VllmServer:
             choice = answer["choices"][0]
             token_ids = [int(one) for one in choice["token_ids"]]
             logprobs = [float(one) for one in choice["logprobs"]["token_logprobs"]]
-        except (KeyError, IndexError, TypeError, ValueError):
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError):
             raise self.mismatch(
                 "answers without token ids and log-probabilities; vLLM from 0.22 on gives both."
             ) from None
@@ -140,7 +145,7 @@ class VllmServer:
         try:
             shown = answer["choices"][0]["prompt_logprobs"][1:]
             return [float(at[str(token)]["logprob"]) for at, token in zip(shown, token_ids[1:], strict=True)]
-        except (KeyError, IndexError, TypeError, ValueError):
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError):
             raise self.mismatch("answers without the log-probabilities of a prompt; give a vLLM server.") from None
 
     def taken(self, version: str) -> RunError:
@@ -188,7 +193,7 @@ class VllmServer:
             raise self._refused(path, response.status_code, body)
         try:
             return json.loads(body) if body.strip() else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             raise self.mismatch(
                 f"answers {path} with something else than JSON; give the address of a vLLM server."
             ) from None
@@ -196,9 +201,9 @@ class VllmServer:
     def _refused(self, path: str, status: int, body: bytes) -> RunError:
         try:
             said = str(json.loads(body)["error"]["message"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             said = body.decode(errors="replace")
-        said = " ".join(said.split())[:300] or "no reason"
+        said = _harmless(said, 300) or "no reason"
         if status in (401, 403):
             return self.mismatch(f"wants a key (status {status}); set {_API_KEY} for the worker.")
         if status == 404 and path in ("/collective_rpc", "/weight_info", "/pause", "/reset_prefix_cache"):
@@ -211,3 +216,9 @@ class VllmServer:
                 "or that of INCIPIT_WEIGHTS_FOLDER, under the same path. Start it anew: it does not survive this."
             )
         return self.mismatch(f"refuses {path} with status {status}: {said}")
+
+
+def _harmless(text: str, limit: int) -> str:
+    """At most `limit` characters of what a server has said, none of them with a meaning for a terminal."""
+    printable = "".join(one if one.isprintable() else " " for one in text[: 10 * limit])
+    return " ".join(printable.split())[:limit]

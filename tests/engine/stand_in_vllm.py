@@ -74,6 +74,12 @@ class StandInVllm:
     async def _weight_info(self, request: Request) -> Response:
         if "no dev mode" in self.faults:
             return JSONResponse({"detail": "Not Found"}, status_code=404)
+        if "hostile" in self.faults:
+            return JSONResponse({"error": {"message": "\x1b[2J" + "spam " * 10_000}}, status_code=400)
+        if "deep" in self.faults:
+            return PlainTextResponse("[" * 200_000)
+        if "list" in self.faults:
+            return JSONResponse([1])
         return JSONResponse({"weight_version": self.version})
 
     async def _done(self, request: Request) -> Response:
@@ -132,6 +138,8 @@ class StandInVllm:
         ids = rollout.completion_token_ids
         if "strange token" in self.faults:
             ids = [*ids[:-1], 10**6]
+        if "infinite" in self.faults:
+            return PlainTextResponse('{"choices": [{"token_ids": [Infinity], "logprobs": {"token_logprobs": [-1]}}]}')
         if "no logprobs" in self.faults:
             return JSONResponse({"choices": [{"token_ids": ids, "logprobs": None}]})
         if "too short" in self.faults:

@@ -179,6 +179,10 @@ def test_a_server_that_is_started_again_is_given_the_weights_again(tmp_path: Pat
             "could not load the student's weights (Call to collective_rpc method failed: no such folder)",
         ),
         ("no dev mode", "cannot be given other weights; start it with VLLM_SERVER_DEV_MODE=1"),
+        ("hostile", "refuses /weight_info with status 400: [2Jspam spam"),
+        ("deep", "answers /weight_info with something else than JSON"),
+        ("list", "does not tell the version of its weights as vLLM does"),
+        ("infinite", "answers without token ids and log-probabilities"),
         ("html", "answers /v1/models with something else than JSON"),
         ("strange token", "sampled token 1000000 but student and teacher share only the first 81"),
         ("no logprobs", "answers without token ids and log-probabilities"),
@@ -194,6 +198,8 @@ def test_a_server_that_does_not_serve_the_student_ends_the_run_with_the_cause(
     assert error.failure == "server_mismatch"
     assert error.message.startswith(f"The server {server.address} ")
     assert words in error.message
+    assert error.message.isprintable()
+    assert len(error.message) < 600
 
 
 def test_another_model_behind_the_server_is_named(tmp_path: Path) -> None:
