@@ -20,7 +20,7 @@ from engine.findings import Finding
 
 # Groups by what people think of together. A field that no group names comes last, so that new ones are not lost.
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Models and prompts": ("name", "student", "teacher", "prompts"),
+    "Models and prompts": ("name", "student", "teacher", "teacher_backend", "prompts"),
     "Prefix and divergence": (
         "max_completion_tokens", "prefix", "loss_region", "anchoring", "completions", "selection", "divergence",
         "token_weights", "merge_stop_tokens", "termination_guard",

@@ -8,7 +8,7 @@ from typing import TypeVar
 from engine.errors import RunError
 from engine.findings import Finding
 from engine.frozen import Frozen
-from engine.language_model import LanguageModel, load_language_model
+from engine.language_model import LanguageModel
 from engine.memory_plan import NO_OFFLOAD_ON_A_CPU
 from engine.objective_check import check_objective
 from engine.pairing import pair_findings, shared_vocabulary, thinking_findings
@@ -19,9 +19,11 @@ from engine.setup import (
     RunData,
     choose_device,
     choose_precision,
+    connected,
     fit_lengths,
     load_data,
     load_student,
+    load_teacher,
     student_tokenizer,
 )
 from engine.spec import RunSpec
@@ -77,7 +79,7 @@ def check(spec: RunSpec) -> CheckResult:
     student = None
     if tokenizer is not None:
         student = found.attempt(lambda: load_student(spec, device, precision, tokenizer))
-    teacher = found.attempt(lambda: load_language_model(spec.teacher, "teacher", device, precision))
+    teacher = found.attempt(lambda: load_teacher(spec, device, precision))
     if spec.teacher_offload == "always" and device.type != "cuda":
         found.findings.append(Finding(field="teacher_offload", message=NO_OFFLOAD_ON_A_CPU, severity="warning"))
     elif spec.teacher_offload == "always" and teacher is not None:
@@ -119,7 +121,22 @@ def _check_pair(
     found.facts |= {f"overlong {name}": overlong.in_words for name, overlong in fitting.overlong.items()}
     shared = shared_vocabulary(student, teacher)
     found.facts["shared_vocabulary"] = shared
-    tried = found.attempt(lambda: trial(spec, student.limited_to(shared), teacher.limited_to(shared), fitting))
+    asked = found.attempt(lambda: _asked(spec, teacher.limited_to(shared), fitting, found))
+    if asked is None:
+        return
+    tried = found.attempt(lambda: trial(spec, student.limited_to(shared), asked, fitting))
     if tried is not None:
         found.facts |= tried.facts
         found.findings.extend(tried.findings)
+
+
+def _asked(spec: RunSpec, teacher: LanguageModel, data: RunData, found: _Found) -> LanguageModel | None:
+    """The teacher as a run reads it; None when it is served and a server is in the way, which is noted."""
+    teacher = connected(spec, teacher, data)
+    if teacher.servers is not None:
+        noted = teacher.servers.look()
+        found.findings.extend(noted)
+        if noted:
+            return None
+        teacher.servers.check(max((prompt.token_ids for prompt in data.train), key=len))
+    return teacher

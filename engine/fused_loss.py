@@ -17,6 +17,7 @@ from torch import Tensor
 
 from engine.language_model import OutputHead
 from engine.objective import Objective
+from engine.top_tokens import TopTokens
 
 # A chunk holds the products of both models, [chunk, V]; 2^23 entries make that 67 MB in float32, and large vocabularies
 # still get enough tokens for an efficient matrix product.
@@ -76,7 +77,7 @@ def chunk_tokens(vocabulary: int) -> int:
 
 def fused_divergence(
     student_hidden: Tensor,
-    teacher_hidden: Tensor,
+    taught: Tensor | TopTokens,
     target_ids: Tensor,
     *,
     heads: Heads,
@@ -86,13 +87,15 @@ def fused_divergence(
 ) -> FusedLoss:
     """The objective of student and teacher at N positions, [N, Hs] and [N, Ht] hidden states to FusedLoss.
 
+    In place of the teacher's hidden states, what a served one has told of the N positions.
+
     `num_supervised_tokens` is that of the global batch: the micro-batches' totals add up to one mean over all tokens.
     `weights` [N] multiply the divergence of each token.
     """
     work = _Work(heads, objective, num_supervised_tokens, weights)
     head = heads.student
     total, columns = _FusedDivergence.apply(  # type: ignore[no-untyped-call]
-        student_hidden, head.weight, head.bias, teacher_hidden, target_ids, work
+        student_hidden, head.weight, head.bias, taught, target_ids, work
     )
     per_token, student_entropy, teacher_entropy, student_logprob, *rest = columns
     measures = dict(zip(objective.measure_names, rest, strict=True))
@@ -116,13 +119,12 @@ class _FusedDivergence(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        teacher_hidden: Tensor,
+        taught: Tensor | TopTokens,
         target_ids: Tensor,
         work: _Work,
     ) -> tuple[Tensor, Tensor]:
         student = _Products(weight, bias, work.heads.student.vocabulary, hidden.dtype)
-        head = work.heads.teacher
-        teacher = _Products(head.weight, head.bias, head.vocabulary, head.weight.dtype)
+        teacher = _Served(taught) if isinstance(taught, TopTokens) else _States(work.heads, taught)
         # Under bf16 the products run in bf16 and the head's gradient is summed in float32.
         head_grads = [
             _blank(p, student.vocabulary if len(hidden) else 0)
@@ -136,8 +138,8 @@ class _FusedDivergence(torch.autograd.Function):
         total = columns.new_zeros(())
         for part in work.heads.chunks(hidden.shape[0], hidden.element_size()):
             products = student.of(hidden[part])
-            taught = teacher.of(teacher_hidden[part])
-            total += _into_gradients(products, taught, target_ids[part], columns[:, part], work, part.start)
+            teacher.look_at(part)
+            total += _into_gradients(products, teacher, target_ids[part], columns[:, part], work, part.start)
             torch.mm(products, student.weight, out=hidden_grad[part])
             student.add_gradients(head_grads, products, hidden[part], is_first=part.start == 0)
         # Not saved for backward, which would keep them: the head's is as large as the head, and handed on as it is.
@@ -192,6 +194,38 @@ class _Products:
                 used += one
 
 
+class _States:
+    """The teacher's log-probabilities from its hidden states [N, Ht], chunk by chunk."""
+
+    def __init__(self, heads: Heads, hidden: Tensor) -> None:
+        head = heads.teacher
+        self._heads, self._hidden = heads, hidden
+        self._products = _Products(head.weight, head.bias, head.vocabulary, head.weight.dtype)
+
+    def look_at(self, part: slice) -> None:
+        """Make the products of a chunk; they overwrite those of the chunk before."""
+        self._chunk = self._products.of(self._hidden[part])
+
+    def logprobs(self, rows: slice, student_logprobs: Tensor) -> Tensor:
+        """[n, V] at some rows of the chunk."""
+        return self._heads.logprobs(self._heads.teacher.shaped(self._chunk[rows]))
+
+
+class _Served:
+    """The log-probabilities of a teacher that has told of its likeliest tokens, chunk by chunk."""
+
+    def __init__(self, told: TopTokens) -> None:
+        self._told = told
+
+    def look_at(self, part: slice) -> None:
+        """Go on to a chunk."""
+        self._chunk = self._told[part]
+
+    def logprobs(self, rows: slice, student_logprobs: Tensor) -> Tensor:
+        """[n, V] at some rows of the chunk, beside the student's own."""
+        return self._chunk[rows].filled(student_logprobs)
+
+
 def _blank(parameter: Tensor, vocabulary: int) -> Tensor:
     """Memory for the gradient of a head's parameter; only what no product reaches, behind `vocabulary`, is filled."""
     gradient = torch.empty_like(parameter)
@@ -200,27 +234,27 @@ def _blank(parameter: Tensor, vocabulary: int) -> Tensor:
 
 
 def _into_gradients(
-    products: Tensor, taught: Tensor, target_ids: Tensor, columns: Tensor, work: _Work, start: int
+    products: Tensor, teacher: _States | _Served, target_ids: Tensor, columns: Tensor, work: _Work, start: int
 ) -> Tensor:
     """The chunk's share of the loss. `products` [N, V] become their own gradient, and `columns` [M, N] are filled.
 
-    `taught` [N, V] are the teacher's products, `start` is the chunk's first token.
+    `teacher` looks at the chunk, `start` is its first token.
     """
     heads, objective = work.heads, work.objective
     total = columns.new_zeros(())
     for rows in _blocks(products):
         leaf = products[rows].detach().requires_grad_()
-        teacher = heads.logprobs(heads.teacher.shaped(taught[rows]))
         with torch.enable_grad():
             student = heads.logprobs(heads.student.shaped(leaf))
+            theirs = teacher.logprobs(rows, student)
             weights = None if work.weights is None else work.weights[start + rows.start : start + rows.stop]
-            terms = objective.terms(student, teacher, target_ids[rows], weights)
+            terms = objective.terms(student, theirs, target_ids[rows], weights)
             loss = terms.loss.sum() / work.num_supervised_tokens
         (gradient,) = torch.autograd.grad(loss, [leaf])
         products[rows] = gradient
         total += loss.detach()
         student = student.detach()
-        shown = (terms.divergence, entropy(student), entropy(teacher), picked(student, target_ids[rows]))
+        shown = (terms.divergence, entropy(student), entropy(theirs), picked(student, target_ids[rows]))
         for column, values in zip(columns, (*shown, *terms.measures), strict=True):
             column[rows] = values
     return total

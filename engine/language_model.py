@@ -17,13 +17,14 @@ from engine.decode_linear import DecodeHead, pays
 from engine.flops import ModelShape
 from engine.llama_decoder import LlamaDecoder, is_llama_shaped
 from engine.model_checks import check_model
-from engine.model_files import bad_model, open_module, open_tokenizer
+from engine.model_files import bad_model, empty_module, open_module, open_tokenizer
 from engine.model_shape import shape_of
 from engine.model_spec import ModelSpec
 
 if TYPE_CHECKING:
     from engine.adapter import Adapter
     from engine.teacher_offload import HostWeights
+    from engine.teacher_servers import TeacherServers
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,12 @@ class LanguageModel:
     """Whether this is the base alone: the teacher, when it is the student's own base."""
     host_weights: HostWeights | None = None
     """Where the weights wait while nobody reads them, see engine/teacher_offload.py; None when they stay on the device."""
+    servers: TeacherServers | None = None
+    """Who has the weights of a served teacher, see engine/teacher_servers.py; its module has shapes alone, and is never run."""
 
     def hidden(self, token_ids: Tensor, **inputs: Any) -> Tensor:
-        """Last hidden states [B, S, H] of the backbone; no logits are made."""
+        """Last hidden states [B, S, H] of the backbone; no logits are made. A served teacher has none."""
+        assert self.servers is None, "whoever reads a served teacher asks its servers"
         with self._as_meant():
             states: Tensor = self.module.get_decoder()(input_ids=token_ids, **inputs).last_hidden_state
         # Residual streams and norms of float32 weights stay float32 under autocast; the head must not.
@@ -169,14 +173,31 @@ def load_language_model(
     low = precision == "bfloat16"
     weights = torch.bfloat16 if low and (field == "teacher" if is_frozen is None else is_frozen) else torch.float32
     module = open_module(spec, field, tokenizer, weights)
-    module = module.to(device).eval()
+    model = _described(module.to(device).eval(), spec, field, device, tokenizer)
+    if low and field == "student":
+        model = replace(model, autocast_dtype=torch.bfloat16)
+    check_model(model, spec, field)
+    return model
+
+
+def describe_language_model(
+    spec: ModelSpec, field: Literal["student", "teacher"], device: torch.device
+) -> LanguageModel:
+    """A model without its weights, of which config and tokenizer are enough. Raises RunError("bad_model")."""
+    tokenizer = load_tokenizer(spec, field)
+    return _described(empty_module(spec, field), spec, field, device, tokenizer)
+
+
+def _described(
+    module: PreTrainedModel, spec: ModelSpec, field: str, device: torch.device, tokenizer: PreTrainedTokenizerBase
+) -> LanguageModel:
     eos = _eos_token_ids(module, tokenizer)
     if not eos:
         raise bad_model(
             field,
             f"{field}.path is {spec.path!r}, which names no end-of-text token; set eos_token_id in its generation_config.json.",
         )
-    model = LanguageModel(
+    return LanguageModel(
         module=module,
         tokenizer=tokenizer,
         head=_output_head(module),
@@ -184,11 +205,9 @@ def load_language_model(
         eos_token_ids=eos,
         pad_token_id=tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else min(eos),
         device=device,
-        autocast_dtype=torch.bfloat16 if low and field == "student" else None,
-        is_llama_shaped=is_llama_shaped(module),
+        autocast_dtype=None,
+        is_llama_shaped=module.device.type != "meta" and is_llama_shaped(module),
     )
-    check_model(model, spec, field)
-    return model
 
 
 def _output_head(module: PreTrainedModel) -> OutputHead:

@@ -12,6 +12,7 @@ from engine.policy_gradient import PolicyGradient
 from engine.rollout_backend_spec import VllmRollouts
 from engine.selection_spec import ProbeSelection
 from engine.sentinel_spec import WatchTail
+from engine.served_teacher_rules import a_served_teacher_can_tell_what_is_asked
 
 if TYPE_CHECKING:
     from engine.spec import RunSpec
@@ -83,4 +84,5 @@ MACHINE_RULES: list[Callable[[RunSpec], None]] = [
     _what_overlaps_is_known_a_step_ahead,
     _an_offloaded_teacher_has_weights_of_its_own,
     _servers_can_sample_what_is_asked,
+    a_served_teacher_can_tell_what_is_asked,
 ]

@@ -78,7 +78,7 @@ def memory(
     held = {
         "process": 0 if is_on_gpu else PROCESS_BYTES,
         "student_weights": num_trained * _FLOAT32 + num_frozen * size,
-        "teacher_weights": 0 if spec.shares_base else teacher.num_parameters * size,
+        "teacher_weights": 0 if spec.shares_base or spec.has_served_teacher else teacher.num_parameters * size,
         "optimizer": 2 * num_trained * _FLOAT32,
     }
     num_rows = _rows_together(spec, plan, prompt_tokens + longest_horizon)
@@ -88,6 +88,8 @@ def memory(
     gradients = num_trained * _FLOAT32
     of_student = _sampling(spec, shape, prompt_tokens, longest_horizon, size)
     of_teacher = _sampling(spec, teacher.shape, prompt_tokens, longest_horizon, size, in_training=_teacher_writes(spec))
+    if spec.has_served_teacher:
+        of_teacher = dict.fromkeys(of_student, 0)
     sampling = {part: max(of_student[part], of_teacher[part]) for part in of_student}
     scoring = _SCORING_TENSORS * _FLOAT32 * _chunk_tokens(shape, spec.max_completion_tokens) * shape.vocabulary
     # While the last micro-batch's loss is taken its own gradients are not there yet, those of the earlier ones are.

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import cached_file
 
 from engine.errors import RunError, is_out_of_memory
@@ -76,6 +84,22 @@ def open_module(spec: ModelSpec, field: str, tokenizer: PreTrainedTokenizerBase,
             field,
             f"{field}.path is {spec.path!r}, whose weights lack {len(missing)} tensors, {missing[0]} first; get a complete copy.",
         )
+    return module
+
+
+def empty_module(spec: ModelSpec, field: str) -> PreTrainedModel:
+    """The module with the shapes of its weights alone, from its config; RunError("bad_model") when that cannot be read."""
+    files = model_files(spec, field)
+    try:
+        config = AutoConfig.from_pretrained(files.location, revision=files.revision, trust_remote_code=False)
+        with torch.device("meta"):
+            module: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # whatever else transformers raises here means one thing to a person
+        raise bad_model(
+            field, f"{field}.path is {spec.path!r}, but its config cannot be opened: {_brief(error)}"
+        ) from error
+    with contextlib.suppress(OSError):  # many models have none, and their config says the same
+        module.generation_config = GenerationConfig.from_pretrained(files.location, revision=files.revision)
     return module
 
 

@@ -31,6 +31,8 @@ class PromptColumns(Frozen):
     """Column of the right answer, which evaluation compares with."""
     completion_column: Column = "completion"
     """Column of a whole text that answers the prompt, where there is one."""
+    tag_column: Column = "tag"
+    """Column of what a prompt belongs to, where there is one: it says which of several served teachers is asked."""
 
 
 class PromptSpec(PromptColumns):

@@ -29,6 +29,8 @@ class PromptRow:
     """The reference text, where the whole completion can be compared."""
     entry: str | None = None
     """JSON by which the scorer of a reasoning-gym task finds the task again: task, seed, size, index."""
+    tag: str | None = None
+    """What it belongs to, where its row says so."""
     place: str = field(default="", compare=False)
     """Where it was read, such as `line 3 of 'prompts.jsonl'`."""
 
@@ -99,13 +101,15 @@ def pinned(reference: str, field: str) -> str:
 
 def _rows(reference: str, field: str, columns: PromptColumns, need_answer: bool) -> Iterator[FileRow]:
     """The rows of a reference, each with its place in words. The format is chosen here and nowhere else."""
-    wanted = [columns.prompt_column, columns.answer_column, columns.completion_column]
+    wanted = [columns.prompt_column, columns.answer_column, columns.completion_column, columns.tag_column]
     default = PromptColumns()
     needed = [columns.prompt_column] + ([columns.answer_column] if need_answer else [])
     # A column that somebody names on purpose must be there.
     needed += [
         name
-        for name, usual in zip(wanted[1:], (default.answer_column, default.completion_column), strict=True)
+        for name, usual in zip(
+            wanted[1:], (default.answer_column, default.completion_column, default.tag_column), strict=True
+        )
         if name != usual
     ]
     try:
@@ -166,7 +170,17 @@ def _row(found: FileRow, columns: PromptColumns, need_answer: bool, need_complet
     if need_completion and not (completion or "").strip():
         return f"has no text under {columns.completion_column!r}; add it, or let a model write the completions."
     entry = values.get("entry") if noun == "task" else None
-    return PromptRow(prompt, answer if isinstance(answer, str) else None, completion, entry, found.place)
+    tag = values.get(columns.tag_column)
+    if tag is not None and not isinstance(tag, str) and columns.tag_column != PromptColumns().tag_column:
+        return f"has something other than text under {columns.tag_column!r}; correct it or remove the key."
+    return PromptRow(
+        prompt,
+        answer if isinstance(answer, str) else None,
+        completion,
+        entry,
+        tag if isinstance(tag, str) else None,
+        found.place,
+    )
 
 
 def _no_column(reference: str, field: str, columns: PromptColumns, error: MissingColumn) -> RunError:

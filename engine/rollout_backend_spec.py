@@ -8,6 +8,8 @@ from pydantic import Field
 
 from engine.frozen import Count, Frozen
 
+ServerAddress = Annotated[str, Field(max_length=512, pattern=r"^https?://[A-Za-z0-9._\-\[\]:]+(/[A-Za-z0-9._\-/]*)?$")]
+
 
 class EngineRollouts(Frozen):
     """The engine samples them itself, in its own process."""
@@ -18,7 +20,7 @@ class EngineRollouts(Frozen):
 class RolloutServer(Frozen):
     """One vLLM server."""
 
-    address: Annotated[str, Field(max_length=512, pattern=r"^https?://[A-Za-z0-9._\-\[\]:]+(/[A-Za-z0-9._\-/]*)?$")]
+    address: ServerAddress
     """Where it answers, such as http://gpu-7:8000. But for loopback, INCIPIT_ROLLOUT_SERVERS on the worker must list it."""
 
 

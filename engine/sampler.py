@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from engine.decode_rows import DecodeRows, Draw
-from engine.flops import FlopLedger
+from engine.flops import FlopLedger, rollout_ledger
 from engine.language_model import Decoder, LanguageModel
 from engine.rollout import Rollout, RolloutRequest
 from engine.truncation import EVERY_TOKEN, Truncation
+from engine.vllm_server import Draws
+
+if TYPE_CHECKING:
+    from engine.teacher_servers import TeacherServers
 
 _T = TypeVar("_T")
 
@@ -42,6 +46,8 @@ class Sampler:
     @torch.inference_mode()
     def sample(self, requests: list[RolloutRequest], horizon: int) -> list[Rollout]:
         """The rollouts of all requests, in their order, at most `horizon` tokens each (>= 1), or their own `max_tokens`."""
+        if self.model.servers is not None:
+            return self._written_elsewhere(self.model.servers, requests, horizon)
         done = []
         with self.model.on_device(), self.model.autocast():
             decoder = self._decoder(requests, horizon)
@@ -62,6 +68,18 @@ class Sampler:
                 rows.run(num_tokens, self.on_token)
                 waiting.append((batch, rows))
         return Probe(self, waiting)
+
+    def _written_elsewhere(
+        self, servers: TeacherServers, requests: list[RolloutRequest], horizon: int
+    ) -> list[Rollout]:
+        """Executed FLOPs are counted as if the servers padded nothing."""
+        draws = Draws(self.temperature, self.model.eos_token_ids, self.model.head.vocabulary, self.truncation)
+        rollouts = servers.write(requests, horizon, self.seed, draws)
+        remaining = iter(rollouts)
+        for request in requests:
+            lengths = [len(next(remaining).completion_token_ids) for _ in range(request.num_rollouts)]
+            self.executed += rollout_ledger(self.model.shape, len(request.prompt_token_ids), lengths)
+        return rollouts
 
     def _decoder(self, requests: list[RolloutRequest], horizon: int) -> Decoder:
         """One for all batches: it may hold copies of the weights."""

@@ -16,6 +16,7 @@ from engine.divergences import JSD, ForwardKL, ReverseKL
 from engine.fused_loss import chunk_tokens
 from engine.language_model import LanguageModel
 from engine.rollout import Rollout
+from engine.top_tokens import TopTokens
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,24 @@ def score_rollouts(
     top_k: int,
     micro_batch: int,
 ) -> list[TokenColumns]:
-    """The columns of each rollout, in the order given."""
+    """The columns of each rollout, in the order given.
+
+    Where a served teacher has told of its likeliest tokens alone, the rest has the student's proportions, see engine/top_tokens.py.
+    """
     scored: dict[int, TokenColumns] = {}
     groups = micro_batches(rollouts, micro_batch, student.device)
+    told = iter(teacher.servers.read([one for group in groups for one in group])) if teacher.servers else None
     with teacher.on_device() if groups else contextlib.nullcontext():
         for group in groups:
             batch = RolloutBatch.collate(group, student.pad_token_id, student.device)
             with student.autocast():
                 student_hidden = student.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index]
-            teacher_hidden = teacher.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index]
-            columns = _columns(student, teacher, student_hidden, teacher_hidden, batch.target_ids, temperature, top_k)
+            taught: Tensor | TopTokens
+            if told is not None:
+                taught = TopTokens.joined([next(told) for _ in group]).to(student.device)
+            else:
+                taught = teacher.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index]
+            columns = _columns(student, teacher, student_hidden, taught, batch.target_ids, temperature, top_k)
             for row, rollout in enumerate(group):
                 mine = batch.row == row
                 scored[id(rollout)] = TokenColumns(rollout, *(column[mine] for column in columns))
@@ -91,7 +100,7 @@ def _columns(
     student: LanguageModel,
     teacher: LanguageModel,
     student_hidden: Tensor,
-    teacher_hidden: Tensor,
+    taught: Tensor | TopTokens,
     target_ids: Tensor,
     temperature: float,
     top_k: int,
@@ -103,7 +112,8 @@ def _columns(
     for start in range(0, len(target_ids), size):
         part = slice(start, start + size)
         s = torch.log_softmax(student.head.logits(student_hidden[part]) / temperature, -1)
-        t = torch.log_softmax(teacher.head.logits(teacher_hidden[part]) / temperature, -1)
+        at = taught[part]
+        t = at.filled(s) if isinstance(at, TopTokens) else torch.log_softmax(teacher.head.logits(at) / temperature, -1)
         chunks.append([column.cpu() for column in _chunk_columns(s, t, target_ids[part], min(top_k, vocabulary))])
     return [torch.cat(column) for column in zip(*chunks, strict=True)]
 

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import os
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import httpx
 
@@ -18,13 +14,10 @@ from engine.errors import RunError
 from engine.findings import Finding
 from engine.rollout_backend_spec import VllmRollouts
 from engine.served_weights import ServedWeights
+from engine.server_asking import PAUSE_SECONDS, all_of, beside, check_addresses, unreachable
 from engine.vllm_server import INITIAL_WEIGHTS, Answer, Ask, Draws, ServerGone, VllmServer
 
-_T = TypeVar("_T")
-
 _ALLOWED = "INCIPIT_ROLLOUT_SERVERS"
-_TURN_SECONDS = 0.1
-_PAUSE_SECONDS = 1.0  # between two looks for a server that answers again
 
 _Sessions = dict[VllmServer, httpx.AsyncClient]
 
@@ -36,7 +29,7 @@ class ServerPool:
         """`num_tokens` is the longest text of the run. Raises RunError("bad_spec") for a server that may not be asked."""
         self.spec = spec
         self.num_tokens = num_tokens
-        _check_addresses([server.address for server in spec.servers])
+        check_addresses([server.address for server in spec.servers], "rollouts.servers", _ALLOWED)
         self.servers = [VllmServer(server.address) for server in spec.servers]
         self.trial: ServedWeights | None = None
         """Weights unlike the student's, which a server has to take before it is given those."""
@@ -90,18 +83,18 @@ class ServerPool:
             }
             while True:
                 began = time.monotonic()
-                ready, reasons = await _beside(self._ready(sessions, weights), on_wait)
+                ready, reasons = await beside(self._ready(sessions, weights), on_wait)
                 self.loading_seconds += time.monotonic() - began
                 if ready:
                     last_sign = time.monotonic()
                     asked = _Round(asks, draws, answers, self.spec.max_concurrent)
-                    reasons += await _beside(asked.run(ready, weights), on_wait)
+                    reasons += await beside(asked.run(ready, weights), on_wait)
                     self.num_lost += len(ready) - sum(server.weights == weights.version for server in ready)
                 if len(answers) == len(asks):
                     return [answers[index] for index in range(len(asks))]
                 if time.monotonic() - last_sign > self.spec.patience_seconds:
-                    raise _unreachable(reasons, self.spec.patience_seconds)
-                await _beside(asyncio.sleep(_PAUSE_SECONDS), on_wait)
+                    raise unreachable("rollouts.servers", reasons, self.spec.patience_seconds)
+                await beside(asyncio.sleep(PAUSE_SECONDS), on_wait)
 
     async def _ready(self, sessions: _Sessions, weights: ServedWeights) -> tuple[_Sessions, list[str]]:
         """The servers that have the weights now, and why the others have not."""
@@ -154,14 +147,14 @@ class _Round:
     async def run(self, sessions: _Sessions, weights: ServedWeights) -> list[str]:
         """Ask until all is answered or no server is left; why servers were lost."""
         served = [self._serve(server, session, weights) for server, session in sessions.items()]
-        await _all(served)
+        await all_of(served)
         return self._reasons
 
     async def _serve(self, server: VllmServer, session: httpx.AsyncClient, weights: ServedWeights) -> None:
         """What one server answers; it counts when the server still has the weights behind it."""
         mine: dict[int, Answer] = {}
         lanes = [self._lane(server, session, mine) for _ in range(min(self._max_concurrent, len(self._open)))]
-        await _all(lanes)
+        await all_of(lanes)
         if server.weights is not None:
             try:
                 found = await server.version(session)
@@ -187,60 +180,3 @@ class _Round:
     def _lose(self, server: VllmServer, gone: ServerGone) -> None:
         server.weights = None
         self._reasons.append(str(gone))
-
-
-async def _all(work: list[Coroutine[Any, Any, None]]) -> None:
-    """Wait for all; when one raises, the others are given up."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _beside(work: Coroutine[Any, Any, _T], on_wait: Callable[[], None]) -> _T:
-    """What `work` returns; `on_wait` is called meanwhile."""
-    task = asyncio.ensure_future(work)
-    try:
-        while not task.done():
-            await asyncio.wait([task], timeout=_TURN_SECONDS)
-            on_wait()
-        return task.result()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-def _unreachable(reasons: list[str], seconds: float) -> RunError:
-    said = "; ".join(dict.fromkeys(reasons)) or "no reason"
-    message = (
-        f"No rollout server has answered for {seconds:.0f} s ({said}); start one of rollouts.servers, then resume: nothing of "
-        "the steps so far is lost."
-    )
-    return RunError("server_unreachable", message, [Finding(field="rollouts.servers", message=message)])
-
-
-def _check_addresses(addresses: list[str]) -> None:
-    """A spec comes from anybody who may start runs; which machines a worker talks to is for its operator to say."""
-    allowed = {address.rstrip("/") for address in os.environ.get(_ALLOWED, "").split()}
-    findings = []
-    for index, address in enumerate(addresses):
-        if address.rstrip("/") not in allowed and not _is_loopback(address):
-            field = f"rollouts.servers.{index}.address"
-            message = (
-                f"{field} is {address}, which {_ALLOWED} of the worker does not list; add it there (addresses separated by "
-                "spaces), or give a server on the worker's own machine."
-            )
-            findings.append(Finding(field=field, message=message))
-    if findings:
-        raise RunError("bad_spec", findings[0].message, findings)
-
-
-def _is_loopback(address: str) -> bool:
-    host = urlsplit(address).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

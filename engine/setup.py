@@ -14,13 +14,15 @@ from engine.encode import Overlong, encoded, fitted
 from engine.errors import RunError
 from engine.evaluate import EncodedPrompt
 from engine.findings import Finding
-from engine.language_model import LanguageModel, load_language_model, load_tokenizer
+from engine.language_model import LanguageModel, describe_language_model, load_language_model, load_tokenizer
 from engine.model_files import hidden_width
 from engine.objective_check import check_objective
 from engine.pairing import pair_findings, shared_vocabulary
 from engine.prompt_spec import PromptColumns
 from engine.prompts import pinned, read_prompts
 from engine.spec import RunSpec
+from engine.teacher_backend_spec import VllmTeacher
+from engine.teacher_servers import TeacherServers
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -117,7 +119,7 @@ def load_data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase) -> RunData:
 def load_models(spec: RunSpec, device: torch.device, precision: Precision) -> tuple[LanguageModel, LanguageModel]:
     """Student and teacher, checked against each other; RunError("bad_model") with a finding at the field."""
     student = load_student(spec, device, precision)
-    teacher = _load_teacher(spec, student, device, precision)
+    teacher = load_teacher(spec, device, precision, student)
     errors = [finding for finding in pair_findings(student, teacher) if finding.severity == "error"]
     if errors:
         raise RunError("bad_model", errors[0].message, errors)
@@ -137,13 +139,34 @@ def load_student(
     return with_adapter(base, spec.adapter, spec.student, spec.seed)
 
 
-def _load_teacher(spec: RunSpec, student: LanguageModel, device: torch.device, precision: Precision) -> LanguageModel:
-    """The teacher; where it is the frozen base of the student's adapter, that base itself: the weights lie in memory once."""
-    if spec.shares_base:
+def load_teacher(
+    spec: RunSpec, device: torch.device, precision: Precision, student: LanguageModel | None = None
+) -> LanguageModel:
+    """The teacher; of one that is served, what its files say of it. RunError("bad_model") with a finding at the field.
+
+    Where it is the frozen base of the adapter of `student`, it is that base itself: the weights lie in memory once.
+    """
+    if spec.has_served_teacher:
+        return describe_language_model(spec.teacher, "teacher", device)
+    if spec.shares_base and student is not None:
         return base_of(student)
     teacher = load_language_model(spec.teacher, "teacher", device, precision)
     teacher.module.requires_grad_(False)
     return teacher
+
+
+def connected(spec: RunSpec, teacher: LanguageModel, data: RunData) -> LanguageModel:
+    """The teacher with the servers that have its weights, where it is served; nobody has been asked yet.
+
+    Raises RunError("bad_spec") for servers that may not be asked, or that leave prompts without a teacher.
+    """
+    if not isinstance(spec.teacher_backend, VllmTeacher):
+        return teacher
+    num_tokens = data.longest_prompt + spec.max_completion_tokens
+    servers = TeacherServers(spec.teacher_backend, teacher.tokenizer, teacher.head.vocabulary, num_tokens)
+    prompts = [prompt for of_field in data.by_field().values() for prompt in of_field]
+    servers.set_tags({tuple(one.token_ids): one.row.tag for one in prompts if one.row.tag is not None})
+    return replace(teacher, servers=servers)
 
 
 def fit_lengths(spec: RunSpec, data: RunData, student: LanguageModel, teacher: LanguageModel) -> RunData:

@@ -28,6 +28,7 @@ from engine.rollout_backend_spec import EngineRollouts, RolloutBackend
 from engine.selection_spec import AllRollouts, RolloutSelection
 from engine.sentinel_spec import NoSentinel, Sentinel
 from engine.spec_rules import RULES
+from engine.teacher_backend_spec import EngineTeacher, TeacherBackend
 from engine.termination_guard import NoGuard
 from engine.token_weights import NoWeights
 from engine.warmup_spec import NoWarmup, WarmupPhase
@@ -93,6 +94,8 @@ class RunSpec(Frozen):
     """The model that is trained."""
     teacher: ModelSpec
     """The model that is followed; it is never changed."""
+    teacher_backend: TeacherBackend = EngineTeacher()
+    """Where the teacher runs."""
     prompts: PromptSpec
     """What the student answers during training."""
     max_completion_tokens: Tokens = 512
@@ -188,7 +191,12 @@ class RunSpec(Frozen):
     @property
     def shares_base(self) -> bool:
         """Whether the teacher is the frozen base of the student's adapter: its weights lie in memory once."""
-        return self.adapter.kind != "none" and self.teacher == self.student
+        return self.adapter.kind != "none" and self.teacher == self.student and not self.has_served_teacher
+
+    @property
+    def has_served_teacher(self) -> bool:
+        """Whether servers have the teacher's weights, and the engine has none of them."""
+        return self.teacher_backend.kind != "engine"
 
     @property
     def num_distillation_steps(self) -> int:

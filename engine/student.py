@@ -22,6 +22,7 @@ from engine.objective import Objective
 from engine.rollout import Rollout
 from engine.spec import RunSpec
 from engine.token_weighting import weights_of_batch
+from engine.top_tokens import TopTokens
 
 T = TypeVar("T")
 
@@ -183,13 +184,20 @@ class Student:
         self.plan = plan
         self.on_shortage(Shortage(num_together, plan, cause))
 
-    def _taught(self, groups: list[list[Rollout]], teacher: LanguageModel) -> Iterator[tuple[RolloutBatch, Tensor]]:
-        """Each micro-batch with the teacher's hidden states [N, Ht] at its supervised tokens.
+    def _taught(
+        self, groups: list[list[Rollout]], teacher: LanguageModel
+    ) -> Iterator[tuple[RolloutBatch, Tensor | TopTokens]]:
+        """Each micro-batch with the teacher's hidden states [N, Ht] at its supervised tokens, or what a served one tells of them.
 
         An offloaded teacher reads them all at once and makes room; its states wait in host memory like its weights.
         """
         device = self.model.device
         batches = (RolloutBatch.collate(group, self.model.pad_token_id, device) for group in groups)
+        if teacher.servers is not None:
+            told = iter(teacher.servers.read([rollout for group in groups for rollout in group]))
+            for group, batch in zip(groups, batches, strict=True):
+                yield batch, TopTokens.joined([next(told) for _ in group]).to(device)
+            return
         if teacher.host_weights is None:
             yield from ((batch, _hidden(teacher, batch)) for batch in batches)
             return
@@ -201,7 +209,7 @@ class Student:
         self,
         group: list[Rollout],
         batch: RolloutBatch,
-        teacher_hidden: Tensor,
+        taught: Tensor | TopTokens,
         teacher: LanguageModel,
         num_supervised: int,
         sums: _Sums,
@@ -213,13 +221,13 @@ class Student:
         objective = Objective.of(self.spec, model, teacher)
         loss = fused_divergence(
             hidden,
-            teacher_hidden,
+            taught,
             batch.target_ids,
             heads=heads,
             objective=objective,
             num_supervised_tokens=num_supervised,
             weights=weights_of_batch(
-                self.spec.token_weights, batch, hidden.detach(), teacher_hidden, heads=heads, objective=objective
+                self.spec.token_weights, batch, hidden.detach(), taught, heads=heads, objective=objective
             ),
         )
         loss.total.backward()  # type: ignore[no-untyped-call]
@@ -232,6 +240,8 @@ class Student:
         sums.num_own += int(is_own.sum())
         for name, measure in loss.measures.items():
             sums.measures[name] += float(measure.sum())
+        if isinstance(taught, TopTokens):
+            sums.measures["teacher_kept_mass"] += float(taught.kept_mass.sum())
         sums.position_loss.index_add_(0, batch.position, loss.per_token.cpu().double())
         sums.position_count.index_add_(0, batch.position, torch.ones(len(batch.position), dtype=torch.long))
         for rollout in group:

@@ -91,6 +91,11 @@ class TailProbe:
         total = 0.0
         self.executed_flops += executed_reading_flops(model, self._ended, self.spec.usual_micro_batch)
         stops = sorted(token for token in model.eos_token_ids if token < model.head.vocabulary)
+        if model.servers is not None:
+            for told in model.servers.read(self._ended):
+                chances = dict(zip(told.ids[0].tolist(), told.logprobs[0].exp().tolist(), strict=True))
+                total += sum(chances.get(stop, 0.0) for stop in stops)
+            return total / len(self._ended) if self._ended else None
         with model.on_device():
             for group in micro_batches(self._ended, self.spec.usual_micro_batch, model.device):
                 batch = RolloutBatch.collate(group, model.pad_token_id, model.device)

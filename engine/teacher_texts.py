@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Literal
 
@@ -50,7 +51,7 @@ def teacher_texts(
     known = cache.find(parts)
     if known is not None and len(known.texts) == len(asked):
         return [
-            Rollout(index, prompt.token_ids, text.token_ids, text.logprobs, text.finish_reason)
+            Rollout(index, prompt.token_ids, text.token_ids, text.logprobs, text.finish_reason, author="teacher")
             for index, (prompt, text) in enumerate(zip(asked, known.texts, strict=True))
         ], FlopLedger()
     requests = [RolloutRequest(index, prompt.token_ids, 1, 0) for index, prompt in enumerate(asked)]
@@ -61,4 +62,4 @@ def teacher_texts(
         for r in rollouts
     ]
     cache.keep(parts, _Texts(texts=texts))
-    return rollouts, sampler.executed.as_evaluation()
+    return [replace(one, author="teacher") for one in rollouts], sampler.executed.as_evaluation()

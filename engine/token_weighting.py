@@ -13,6 +13,7 @@ from engine.divergences import ReverseKL
 from engine.fused_loss import Heads, entropy, picked
 from engine.objective import Objective
 from engine.token_weights import NoWeights, TokenSignals, TokenWeighting
+from engine.top_tokens import TopTokens
 
 
 @torch.no_grad()
@@ -20,7 +21,7 @@ def weights_of_batch(
     weighting: TokenWeighting,
     batch: RolloutBatch,
     student_hidden: Tensor,
-    teacher_hidden: Tensor,
+    taught: Tensor | TopTokens,
     *,
     heads: Heads,
     objective: Objective,
@@ -32,8 +33,9 @@ def weights_of_batch(
     weights = student_hidden.new_ones(len(batch.row), dtype=dtype)
     columns = weights.new_zeros(3, len(batch.row))
     if weighting.needs_signals:
+        assert isinstance(taught, Tensor), "a rule refuses signals of a served teacher"
         for part in heads.chunks(len(batch.row)):
-            logprobs = heads.student_logprobs(student_hidden[part]), heads.teacher_logprobs(teacher_hidden[part])
+            logprobs = heads.student_logprobs(student_hidden[part]), heads.teacher_logprobs(taught[part])
             scores = objective.scores(*logprobs, batch.target_ids[part])
             student, teacher, ids = scores.student_logprobs, scores.teacher_logprobs, scores.token_ids
             columns[0, part] = entropy(student)

@@ -24,7 +24,16 @@ from engine.memory_plan import NO_OFFLOAD_ON_A_CPU, MemoryPlan
 from engine.pairing import pair_findings, thinking_findings
 from engine.peak_memory import room_bytes
 from engine.run import Run
-from engine.setup import Precision, RunData, choose_device, choose_precision, fit_lengths, load_data, load_models
+from engine.setup import (
+    Precision,
+    RunData,
+    choose_device,
+    choose_precision,
+    connected,
+    fit_lengths,
+    load_data,
+    load_models,
+)
 from engine.spec import RunSpec
 from engine.student import Student
 from engine.tail_probe import measure_tail
@@ -97,6 +106,10 @@ def _open_run(
     journal.emit(PhaseChanged, phase="loading")
     student_model, teacher = load_models(spec, device, precision)
     data = fit_lengths(spec, load_data(spec, student_model.tokenizer), student_model, teacher)
+    teacher = connected(spec, teacher, data)
+    if teacher.servers is not None:
+        teacher.servers.on_wait = control.raise_if_stopped
+        teacher.servers.check(max((prompt.token_ids for prompt in data.train), key=len))
     for field, overlong in data.overlong.items():
         journal.emit(Warned, code="overlong_prompts", message=f"{field}: {overlong.in_words}")
     noted = pair_findings(student_model, teacher) + thinking_findings(spec.prompts, student_model.tokenizer)
@@ -152,12 +165,12 @@ def _plan(
 def _can_offload(spec: RunSpec, teacher: LanguageModel) -> bool:
     # PyTorch rounds the size of a block of pinned memory up to a power of two.
     needed = 2 * teacher.num_parameters * teacher.head.weight.element_size()
-    return not spec.shares_base and needed <= machine_memory().available_bytes
+    return not (spec.shares_base or spec.has_served_teacher) and needed <= machine_memory().available_bytes
 
 
 def _placed(spec: RunSpec, plan: MemoryPlan, teacher: LanguageModel, journal: Journal) -> LanguageModel:
     """The teacher with its weights where the plan wants them; on a CPU they have one place, also when a GPU's run goes on there."""
-    if teacher.device.type == "cuda":
+    if teacher.device.type == "cuda" and teacher.servers is None:
         return offloaded(teacher) if plan.offloads_teacher else teacher
     if spec.teacher_offload == "always":
         journal.emit(Warned, code="teacher_offload", message=NO_OFFLOAD_ON_A_CPU)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +17,14 @@ import httpx
 
 from engine.errors import RunError
 from engine.findings import Finding
+from engine.truncation import EVERY_TOKEN, Truncation
 
 _API_KEY = "INCIPIT_VLLM_API_KEY"
 _MAX_ANSWER_BYTES = 64_000_000
 _CONNECT_SECONDS = 10.0
 # The first answers of a fresh server wait for its kernels: half a minute was seen, and a full queue comes on top.
 _ANSWER_SECONDS = 600.0
-_FIELD = "rollouts.servers"
+_MOST_LOGPROBS = re.compile(r"max allowed: (\d{1,6})")
 INITIAL_WEIGHTS = "default"
 """What vLLM calls the weights that it was started with."""
 
@@ -58,18 +60,23 @@ class Draws:
     eos_token_ids: frozenset[int]
     vocabulary: int
     """Ids from it on are not a token of both models."""
+    truncation: Truncation = EVERY_TOKEN
+    """Which tokens may be drawn."""
 
 
 class VllmServer:
     """One server, by its address. To be used from one event loop at a time."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, field: str = "rollouts.servers") -> None:
+        """`field` is that of the spec which names it."""
         self.address = address.rstrip("/")
+        self.field = field
         self.weights: str | None = None
         """The version of the weights that it was given last, None when it has to be given some."""
         self.is_tried = False
         """Whether it has shown that it takes all weights that it is given."""
-        self._model: str | None = None
+        self.model: str | None = None
+        """The name under which it serves its model, once it was checked."""
 
     def session(self, max_connections: int) -> httpx.AsyncClient:
         """What the other methods talk through."""
@@ -95,7 +102,7 @@ class VllmServer:
                 f"takes texts of {limit} tokens but prompts and completions of this run have up to {num_tokens}; start it with "
                 f"--max-model-len {num_tokens} or lower max_completion_tokens."
             )
-        self._model = model
+        self.model = model
 
     async def version(self, session: httpx.AsyncClient) -> str:
         """The version of the weights that it has, as the one who loaded them has called it."""
@@ -122,8 +129,9 @@ class VllmServer:
         """One sampled completion."""
         # Everything is said: what is not, vLLM takes from the model's generation_config.json.
         asked = {
-            "model": self._model, "prompt": ask.token_ids, "max_tokens": ask.max_tokens, "seed": ask.seed, "n": 1,
-            "temperature": draws.temperature, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
+            "model": self.model, "prompt": ask.token_ids, "max_tokens": ask.max_tokens, "seed": ask.seed, "n": 1,
+            "temperature": draws.temperature, "top_p": draws.truncation.top_p, "top_k": draws.truncation.top_k,
+            "min_p": draws.truncation.min_p, "repetition_penalty": 1.0,
             "presence_penalty": 0.0, "frequency_penalty": 0.0, "min_tokens": 0, "logprobs": 0, "return_token_ids": True,
             "stop_token_ids": sorted(draws.eos_token_ids), "ignore_eos": True,
         }  # fmt: skip
@@ -140,13 +148,52 @@ class VllmServer:
 
     async def logprobs(self, session: httpx.AsyncClient, token_ids: list[int]) -> list[float]:
         """Log-probability of each given token but the first, at temperature 1."""
-        asked = {"model": self._model, "prompt": token_ids, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
+        asked = {"model": self.model, "prompt": token_ids, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
         answer = await self._ask(session, "POST", "/v1/completions", json=asked)
         try:
             shown = answer["choices"][0]["prompt_logprobs"][1:]
             return [float(at[str(token)]["logprob"]) for at, token in zip(shown, token_ids[1:], strict=True)]
         except (KeyError, IndexError, TypeError, ValueError, OverflowError):
             raise self.mismatch("answers without the log-probabilities of a prompt; give a vLLM server.") from None
+
+    async def top_logprobs(
+        self, session: httpx.AsyncClient, token_ids: list[int], start: int, top_k: int, vocabulary: int
+    ) -> list[dict[int, float]]:
+        """For each given token from `start` (>= 1) on, log-probabilities of the `top_k` likeliest ids and of its own, at temperature 1.
+
+        Ids from `vocabulary` on are left out.
+        """
+        asked = {
+            "model": self.model,
+            "prompt": token_ids,
+            "max_tokens": 1,
+            "temperature": 0.0,
+            "prompt_logprobs": top_k,
+        }
+        answer = await self._ask(session, "POST", "/v1/completions", json=asked)
+        try:
+            shown = answer["choices"][0]["prompt_logprobs"][start:]
+            told = [{int(one): float(entry["logprob"]) for one, entry in at.items()} for at in shown]
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError, AttributeError):
+            raise self.mismatch("answers without the log-probabilities of a prompt; give a vLLM server.") from None
+        fits = len(told) == len(token_ids) - start and all(
+            token in at and len(at) <= top_k + 1 and all(math.isfinite(one) and one < 1e-3 for one in at.values())
+            for token, at in zip(token_ids[start:], told, strict=False)
+        )
+        if not fits:
+            raise self.mismatch(
+                f"answers other log-probabilities than those of {len(token_ids)} tokens; look at its log."
+            )
+        return [{one: logprob for one, logprob in at.items() if 0 <= one < vocabulary} for at in told]
+
+    async def tokenized(self, session: httpx.AsyncClient, text: str) -> list[int]:
+        """The ids that its own tokenizer makes of a text, without special tokens."""
+        asked = {"model": self.model, "prompt": text, "add_special_tokens": False}
+        answer = await self._ask(session, "POST", "/tokenize", json=asked)
+        try:
+            return [int(one) for one in answer["tokens"]]
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise self.mismatch("does not tell how it cuts a text into tokens; give a vLLM server.") from None
 
     def taken(self, version: str) -> RunError:
         """Somebody else has loaded weights since."""
@@ -155,7 +202,7 @@ class VllmServer:
     def mismatch(self, words: str) -> RunError:
         """It is not what the run needs."""
         message = f"The server {self.address} {words}"
-        return RunError("server_mismatch", message, [Finding(field=_FIELD, message=message)])
+        return RunError("server_mismatch", message, [Finding(field=self.field, message=message)])
 
     def _checked(self, token_ids: list[int], logprobs: list[float], ask: Ask, draws: Draws) -> Answer:
         has_ended = bool(token_ids) and token_ids[-1] in draws.eos_token_ids
@@ -209,6 +256,11 @@ class VllmServer:
         if status == 404 and path in ("/collective_rpc", "/weight_info", "/pause", "/reset_prefix_cache"):
             return self.mismatch(
                 "cannot be given other weights; start it with VLLM_SERVER_DEV_MODE=1 (vLLM from 0.22 on)."
+            )
+        if path == "/v1/completions" and (most := _MOST_LOGPROBS.search(said)):
+            return self.mismatch(
+                f"tells at most {most[1]} likely tokens of each position; start it with a larger --max-logprobs or lower "
+                f"teacher_backend.top_k to {most[1]}."
             )
         if path == "/collective_rpc":
             return self.mismatch(

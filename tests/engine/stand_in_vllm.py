@@ -44,7 +44,7 @@ class StandInVllm:
             Route("/health", self._health), Route("/v1/models", self._models), Route("/weight_info", self._weight_info),
             *(Route(path, self._done, methods=["POST"]) for path in ("/pause", "/resume", "/reset_prefix_cache")),
             Route("/collective_rpc", self._reload, methods=["POST"]), Route("/update_weight_version", self._name, methods=["POST"]),
-            Route("/v1/completions", self._complete, methods=["POST"]),
+            Route("/v1/completions", self._complete, methods=["POST"]), Route("/tokenize", self._tokenize, methods=["POST"]),
         ]  # fmt: skip
         self._server = uvicorn.Server(
             uvicorn.Config(Starlette(routes=routes), host="127.0.0.1", port=0, log_level="error", ws="none")
@@ -106,6 +106,12 @@ class StandInVllm:
         assert not unexpected, unexpected
         return JSONResponse({"results": [None]})
 
+    async def _tokenize(self, request: Request) -> Response:
+        asked = await request.json()
+        assert asked["add_special_tokens"] is False
+        ids = self._model.tokenizer(asked["prompt"], add_special_tokens=False)["input_ids"]
+        return JSONResponse({"tokens": ids[::-1] if "other tokenizer" in self.faults else ids, "count": len(ids)})
+
     async def _complete(self, request: Request) -> Response:
         asked = await request.json()
         self.asked.append(asked)
@@ -122,9 +128,7 @@ class StandInVllm:
             return JSONResponse({"error": {"message": "Token id is out of vocabulary"}}, status_code=400)
         with self._lock:
             if "prompt_logprobs" in asked:
-                found = _logprobs(self._model, prompt)
-                shown = [None, *({str(t): {"logprob": p}} for t, p in zip(prompt[1:], found, strict=True))]
-                return JSONResponse({"choices": [{"prompt_logprobs": shown}]})
+                return self._read(prompt, asked["prompt_logprobs"])
             model = replace(self._model, eos_token_ids=frozenset(asked["stop_token_ids"]))
             seed = asked["seed"] % 2**32
             (rollout,) = Sampler(model, seed, asked["temperature"]).sample(
@@ -146,6 +150,17 @@ class StandInVllm:
             ids, logprobs = [5], [-1.0]
         return JSONResponse({"choices": [{"token_ids": ids, "logprobs": {"token_logprobs": logprobs}}]})
 
+    def _read(self, prompt: list[int], top_k: int) -> Response:
+        if "few logprobs" in self.faults and top_k > 4:
+            message = f"Requested prompt logprobs of {top_k}, which is greater than max allowed: 4"
+            return JSONResponse({"error": {"message": message}}, status_code=400)
+        every = _all_logprobs(self._model, prompt)
+        shown: list[dict[str, dict[str, float]] | None] = [None]
+        for token, at in zip(prompt[1:], every, strict=True):
+            told = [token, *at.topk(top_k).indices.tolist()] if "odd tokens" not in self.faults else [0]
+            shown.append({str(one): {"logprob": float(at[one])} for one in told})
+        return JSONResponse({"choices": [{"prompt_logprobs": shown}]})
+
 
 def _opened(path: Path | str) -> LanguageModel:
     model = load_language_model(ModelSpec(path=str(path)), "student", torch.device("cpu"), "float32")
@@ -158,6 +173,12 @@ def _opened(path: Path | str) -> LanguageModel:
 
 @torch.inference_mode()
 def _logprobs(model: LanguageModel, ids: list[int]) -> list[float]:
-    logits = model.module(torch.tensor([ids])).logits[0, :-1]
-    found: list[float] = logits.log_softmax(-1).gather(-1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
+    found: list[float] = _all_logprobs(model, ids).gather(-1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
     return found
+
+
+@torch.inference_mode()
+def _all_logprobs(model: LanguageModel, ids: list[int]) -> torch.Tensor:
+    """[T - 1, V]"""
+    logits: torch.Tensor = model.module(torch.tensor([ids])).logits[0, :-1]
+    return logits.log_softmax(-1)

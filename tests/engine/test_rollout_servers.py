@@ -157,7 +157,7 @@ def test_without_any_server_the_run_fails_as_one_that_may_be_tried_again(tmp_pat
     error = failure(spec, tmp_path)
 
     assert error.failure == "server_unreachable"
-    assert error.message.startswith("No rollout server has answered for 1 s (http://127.0.0.1:")
+    assert error.message.startswith("No server of rollouts.servers has answered for 1 s (http://127.0.0.1:")
     assert error.findings[0].field == "rollouts.servers"
 
 
