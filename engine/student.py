@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ from engine.memory_plan import MemoryPlan, Shortage
 from engine.objective import Objective
 from engine.rollout import Rollout
 from engine.spec import RunSpec
+from engine.taught import taught_batches
 from engine.token_weighting import weights_of_batch
 from engine.top_tokens import TopTokens
 
@@ -145,7 +146,7 @@ class Student:
         def take(groups: list[list[Rollout]]) -> _Sums:
             sums = _Sums(max(rollout.supervised.stop for rollout in rollouts))
             with teacher.on_device(head_alone=True):
-                for group, (batch, hidden) in zip(groups, self._taught(groups, teacher), strict=True):
+                for group, (batch, hidden) in zip(groups, taught_batches(groups, self.model, teacher), strict=True):
                     self._backward(group, batch, hidden, teacher, num_supervised, sums)
             return sums
 
@@ -183,27 +184,6 @@ class Student:
             )
         self.plan = plan
         self.on_shortage(Shortage(num_together, plan, cause))
-
-    def _taught(
-        self, groups: list[list[Rollout]], teacher: LanguageModel
-    ) -> Iterator[tuple[RolloutBatch, Tensor | TopTokens]]:
-        """Each micro-batch with the teacher's hidden states [N, Ht] at its supervised tokens, or what a served one tells of them.
-
-        An offloaded teacher reads them all at once and makes room; its states wait in host memory like its weights.
-        """
-        device = self.model.device
-        batches = (RolloutBatch.collate(group, self.model.pad_token_id, device) for group in groups)
-        if teacher.servers is not None:
-            told = iter(teacher.servers.read([rollout for group in groups for rollout in group]))
-            for group, batch in zip(groups, batches, strict=True):
-                yield batch, TopTokens.joined([next(told) for _ in group]).to(device)
-            return
-        if teacher.host_weights is None:
-            yield from ((batch, _hidden(teacher, batch)) for batch in batches)
-            return
-        with teacher.on_device():
-            waiting = [(batch, _hidden(teacher, batch).cpu()) for batch in batches]
-        yield from ((batch, hidden.to(device)) for batch, hidden in waiting)
 
     def _backward(
         self,
@@ -265,11 +245,6 @@ class Student:
             signal = signal_flops(model.shape, teacher.shape, len(batch.target_ids))
             sums.flops += signal
             sums.executed += signal
-
-
-@torch.inference_mode()
-def _hidden(teacher: LanguageModel, batch: RolloutBatch) -> Tensor:
-    return teacher.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index]
 
 
 class _Sums:

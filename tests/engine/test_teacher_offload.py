@@ -30,6 +30,7 @@ from engine.run import Run
 from engine.setup import load_data
 from engine.spec import RunSpec
 from engine.student import Student
+from engine.taught import taught_batches
 from engine.tail_probe import TailProbe, measure_tail
 from engine.teacher_offload import HostWeights, offloaded
 from engine.train import _open_run
@@ -220,7 +221,7 @@ def test_while_the_student_is_updated_only_the_head_is_there() -> None:
 def test_states_of_an_offloaded_teacher_wait_in_host_memory_too() -> None:
     student, teacher = Student(fresh_random_model(), tiny_spec()), offloaded(fresh_random_model(1, hidden=32))
     groups = [eight_rollouts()[:3], eight_rollouts()[3:]]
-    read = list(student._taught(groups, teacher))
+    read = list(taught_batches(groups, student.model, teacher))
     for group, (batch, hidden) in zip(groups, read, strict=True):
         expected = RolloutBatch.collate(group, student.model.pad_token_id, CPU)
         assert torch.equal(batch.token_ids, expected.token_ids)
