@@ -7,8 +7,8 @@ and every token depends on (seed, prompt, visit, rollout) alone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 
@@ -41,15 +41,40 @@ class Sampler:
 
     @torch.inference_mode()
     def sample(self, requests: list[RolloutRequest], horizon: int) -> list[Rollout]:
-        """The rollouts of all requests, in their order, at most `horizon` tokens each (>= 1), or their own `max_tokens`."""
-        done = []
+        """The rollouts of all requests, in their order, at most `horizon` tokens each (>= 1), or their own `max_tokens`.
+
+        Where a run has several processes, each samples its share, and all get all.
+        """
         with self.model.on_device(), self.model.autocast():
-            decoder = self._decoder(requests, horizon)
-            for batch in _batches(requests, horizon):
-                rows = self._rows([requests[i] for i in batch], horizon, decoder)
-                rows.run(rows.horizon, self.on_token)
-                done.append((batch, self._counted(rows)))
-        return [rollout for group in _in_order(done) for rollout in group]
+            groups = self._sampled(requests, horizon) if self.model.ranks.size == 1 else self._shared(requests, horizon)
+        return [rollout for group in groups for rollout in group]
+
+    def _sampled(self, requests: list[RolloutRequest], horizon: int) -> list[list[Rollout]]:
+        """The rollouts of these requests, by request."""
+        if not requests:
+            return []
+        done = []
+        decoder = self._decoder(requests, horizon)
+        for batch in _batches(requests, horizon):
+            rows = self._rows([requests[i] for i in batch], horizon, decoder)
+            rows.run(rows.horizon, self.on_token)
+            done.append((batch, self._counted(rows)))
+        return _in_order(done)
+
+    def _shared(self, requests: list[RolloutRequest], horizon: int) -> list[list[Rollout]]:
+        """The rollouts of these requests from all ranks; what each has computed for them is counted on all."""
+        ranks, mine = self.model.ranks, replace(self, executed_tokens=0, executed=FlopLedger())
+        groups = mine._sampled(ranks.share(requests), horizon)
+        told = {
+            "groups": [[asdict(rollout) for rollout in group] for group in groups],
+            "tokens": mine.executed_tokens,
+            "executed": mine.executed.model_dump(),
+        }
+        heard = ranks.gathered(told)
+        self.executed_tokens += sum(one["tokens"] for one in heard)
+        self.executed = sum((FlopLedger(**one["executed"]) for one in heard), self.executed)
+        by_rank: list[list[list[dict[str, Any]]]] = [one["groups"] for one in heard]
+        return [[Rollout(**rollout) for rollout in group] for group in ranks.joined(by_rank)]
 
     @torch.inference_mode()
     def probe(self, requests: list[RolloutRequest], horizon: int, *, num_tokens: int, top_k: int) -> Probe:
