@@ -178,6 +178,11 @@ class RunSpec(Frozen):
         return self.prompts_per_step * self.rollouts_per_prompt
 
     @property
+    def num_processes(self) -> int:
+        """Processes that a worker starts for the run."""
+        return 1 if isinstance(self.parallelism, OneProcess) else self.parallelism.num_processes
+
+    @property
     def usual_micro_batch(self) -> int:
         """micro_batch_rollouts, 16 where it is auto: of passes without a gradient, which hold little and are then the same on
         every machine, and of estimates for a machine that is not known."""
