@@ -54,9 +54,12 @@ class Control:
             threading.Thread(target=self._read_commands, name="control", daemon=True).start()
 
     def raise_if_stopped(self) -> None:
-        """Raise StopRequested once a stop was asked for. To be called at every step of work, each sampled token included."""
+        """Raise StopRequested once a stop was asked for. To be called at every step of work, each sampled token included.
+
+        In one of several processes that is what this one alone has heard: only a sampler, which tells the others, calls it there.
+        """
         self.show_life()
-        if self.stop:
+        if self.stop or any(wish != "checkpoint" for wish in self._heard.copy()):
             raise StopRequested
 
     def show_life(self) -> None:
@@ -67,17 +70,19 @@ class Control:
                 self._pulse.touch()
 
     def agree(self, ranks: Ranks) -> None:
-        """Let all processes of a run know what any of them was told. To be called by all, where none is in a step.
-
-        Raises StopRequested on all of them once any was told to stop; nowhere else does one of several stop.
-        """
+        """Let all processes of a run know what any of them was told. To be called by all, where none is in a step."""
         if self._is_shared:
             mine = self._heard.copy()
             self._heard.difference_update(mine & {"checkpoint"})
             # In the order of their names: who wants no checkpoint has the last word.
             for wish in sorted({wish for told in ranks.gathered(sorted(mine)) for wish in told}):
                 self._grant(wish)
-            self.raise_if_stopped()
+
+    def begin_step(self) -> None:
+        """Raise StopRequested once all have agreed to stop."""
+        self.show_life()
+        if self.stop:
+            raise StopRequested
 
     def take_checkpoint_wish(self) -> bool:
         """Whether a checkpoint was asked for since the last call."""

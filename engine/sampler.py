@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from engine.decode_rows import DecodeRows, Draw
+from engine.errors import StopRequested
 from engine.flops import FlopLedger
 from engine.language_model import Decoder, LanguageModel
 from engine.rollout import Rollout, RolloutRequest
@@ -64,13 +65,20 @@ class Sampler:
     def _shared(self, requests: list[RolloutRequest], horizon: int) -> list[list[Rollout]]:
         """The rollouts of these requests from all ranks; what each has computed for them is counted on all."""
         ranks, mine = self.model.ranks, replace(self, executed_tokens=0, executed=FlopLedger())
-        groups = mine._sampled(ranks.share(requests), horizon)
+        is_stopped = False
+        try:
+            groups = mine._sampled(ranks.share(requests), horizon)
+        except StopRequested:
+            groups, is_stopped = [], True
         told = {
+            "is_stopped": is_stopped,
             "groups": [[asdict(rollout) for rollout in group] for group in groups],
             "tokens": mine.executed_tokens,
             "executed": mine.executed.model_dump(),
         }
         heard = ranks.gathered(told)
+        if any(one["is_stopped"] for one in heard):  # what one was told ends the work of all
+            raise StopRequested
         self.executed_tokens += sum(one["tokens"] for one in heard)
         self.executed = sum((FlopLedger(**one["executed"]) for one in heard), self.executed)
         by_rank: list[list[list[dict[str, Any]]]] = [one["groups"] for one in heard]

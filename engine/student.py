@@ -120,8 +120,7 @@ class Student:
             groups = micro_batches(share, self.plan.micro_batch_rollouts, self.model.device)
             try:
                 taken = take(self._as_many_as_others(groups))
-                self._sum_gradients()
-                return taken
+                break
             except Exception as error:
                 if not (isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(error)):
                     raise
@@ -133,6 +132,8 @@ class Student:
             if is_of_gpu:
                 torch.cuda.empty_cache()  # blocks of the old sizes fit the new ones badly
             self._take_less_at_once(max(map(len, groups)), cause, is_of_gpu=is_of_gpu)
+        self._sum_gradients()
+        return taken
 
     def _as_many_as_others(self, groups: list[list[Rollout]]) -> list[list[Rollout]]:
         """The micro-batches, and passes over one token without loss behind them: ranks with shards run in step."""

@@ -56,6 +56,8 @@ def train(
             measure_baselines(run)
         while True:
             control.agree(ranks)
+            if ranks.size > 1:  # one process evaluates and saves first what is due: it stops at its next token
+                control.begin_step()
             if run.tail_is_due():
                 measure_tail(run)
             if run.state.step and run.evaluation_is_due():
@@ -64,7 +66,7 @@ def train(
                 run.save_checkpoint()
             if run.is_trained:
                 break
-            control.raise_if_stopped()
+            control.begin_step()
             run.enter(run.training_phase)
             run.train_step()
         report(run)
@@ -201,6 +203,7 @@ def _described(model: LanguageModel) -> Model:
 
 def _stopped(run: Run) -> bool:
     """Save what is done when that was asked for, and say so."""
+    run.control.agree(run.ranks)  # where one has heard it in a sampler, whether with a checkpoint
     step = run.state.step
     saved = step in run.shelf.steps or step == run.resumed_step
     if run.control.stop_with_checkpoint and step and not saved:

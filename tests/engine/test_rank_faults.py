@@ -192,3 +192,23 @@ def test_one_process_resumes_what_two_have_begun(tmp_path: Path) -> None:
     train_here(quick_spec(num_steps=4, checkpoints={"every_steps": 2}), whole)
     last = "checkpoints/step-4"
     assert_same_checkpoint(tmp_path / "run/attempts/2" / last, whole / "attempts/1" / last)
+
+
+def test_a_stop_that_one_process_hears_while_all_sample_ends_all(tmp_path: Path) -> None:
+    """A signal to the second process in the middle of the baselines, which are long: no step is begun."""
+    evaluation = {
+        "path": "builtin:tiny/data/dev.jsonl",
+        "num_prompts": 64,
+        "scorer": {"kind": "after_marker", "marker": "#"},
+    }
+    document = quick_document(
+        max_completion_tokens=224, evaluation=evaluation, parallelism={"kind": "fully_sharded"}, num_steps=100_000
+    )
+    ranks = ForkedRanks(tmp_path / "run", document, 2)
+    ranks.ranks[0].wait_for(lambda events: any(getattr(event, "phase", "") == "baseline" for event in events))
+    ranks.ranks[1].send(signal.SIGTERM)
+    assert ranks.exit_codes() == [STOPPED, STOPPED], ranks.logs
+    events = events_of(tmp_path / "run")
+    assert isinstance(events[-1], Stopped)
+    assert not steps_of(events)
+    assert not [event for event in events if isinstance(event, Evaluated) and event.subject == "teacher"]
