@@ -125,6 +125,9 @@ def _open_run(
     if spec.overlap:
         message = "Overlap is on: rollouts are sampled while the student before them is updated, so they are one step off-policy."
         journal.emit(Warned, code="overlap", message=message, advice="Set overlap to false for on-policy rollouts.")
+    if spec.num_processes > 1 and ranks.size == 1:
+        message = f"parallelism.kind is {spec.parallelism.kind!r} but the run has one process, which does all the work."
+        journal.emit(Warned, code="parallelism", message=message, advice="Start it with torchrun, or on a worker.")
     plan = state.plan or _plan(spec, student_model, teacher, data, precision, journal, ranks)
     if is_sharded:
         student_model = sharded(student_model, "student", ranks, device)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from engine.control import Control
-from engine.events import CheckpointSaved, Failed, RunEvent, StepDone
+from engine.events import CheckpointSaved, Failed, RunEvent, StepDone, Warned
 from engine.exit_codes import DONE, OF_FAILURE
 from engine.findings import findings_of
 from engine.ranks import ALONE, Ranks
@@ -102,6 +102,10 @@ def test_torchrun_with_one_process_is_a_run_of_one_process(tmp_path: Path) -> No
     train_here(quick_spec(**changes), tmp_path / "one")
     ranks = ForkedRanks(tmp_path / "two", quick_document(**changes, parallelism={"kind": "fully_sharded"}), 1)
     assert ranks.exit_codes() == [DONE], ranks.logs
+    (told,) = [
+        event for event in events_of(tmp_path / "two") if isinstance(event, Warned) and event.code == "parallelism"
+    ]
+    assert told.message == "parallelism.kind is 'fully_sharded' but the run has one process, which does all the work."
     folders = [tmp_path / name / "attempts/1/checkpoints/step-2" for name in ("one", "two")]
     assert (folders[0] / "model.safetensors").read_bytes() == (folders[1] / "model.safetensors").read_bytes()
 
