@@ -36,10 +36,11 @@ def run_attempt(spec: RunSpec, folder: Path, *, attempt: int | None, resume: str
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     if supervised or is_launched():
-        _die_with_parent()
+        # torchrun is process 1 of a container that runs nothing else; a supervisor never is.
+        _die_with_parent(may_be_orphaned=supervised)
     try:
         ranks = joined_ranks(spec)
-        attempt, start = ranks.first_does(lambda: [attempt or next_attempt(folder), _checkpoint(folder, resume)])
+        attempt = ranks.first_does(lambda: next_attempt(folder) if attempt is None else attempt)
     except RunError as error:
         print(error.message, file=sys.stderr)
         return OF_FAILURE[error.failure]
@@ -50,6 +51,7 @@ def run_attempt(spec: RunSpec, folder: Path, *, attempt: int | None, resume: str
     try:
         if not supervised and ranks.is_first:  # a supervised attempt writes into its own folder alone
             remove_leftovers(folder)
+        start = ranks.first_does(lambda: _checkpoint(folder, resume))
         folder.mkdir(parents=True, exist_ok=True)
         if ranks.is_first and not (folder / "spec.json").exists():
             (folder / "spec.json").write_text(spec.model_dump_json(indent=1) + "\n")
@@ -59,6 +61,9 @@ def run_attempt(spec: RunSpec, folder: Path, *, attempt: int | None, resume: str
     except OSError as error:
         print(f"The run folder {folder} cannot be written ({error.strerror}); choose another --out.", file=sys.stderr)
         return OF_FAILURE["disk_full"]
+    except RunError as error:  # of a rank that is gone already
+        print(error.message, file=sys.stderr)
+        return OF_FAILURE[error.failure]
     checkpoint = None if start is None else Path(start)
     with journal, progress:
         try:
@@ -98,9 +103,9 @@ def _emit_failure(journal: Journal, failure: RunError) -> None:
         _log.warning("The failure could not be written to the journal (%s).", error.strerror)
 
 
-def _die_with_parent() -> None:
-    """Linux: get SIGKILL when the supervisor dies, also while stdin is not being read."""
+def _die_with_parent(*, may_be_orphaned: bool) -> None:
+    """Linux: get SIGKILL when the supervisor dies, also while stdin is not being read; at once when it is dead already."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == 1:
+        if may_be_orphaned and os.getppid() == 1:
             os._exit(75)

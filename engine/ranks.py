@@ -72,7 +72,7 @@ class Ranks:
             padded = torch.nn.functional.pad(told, (0, room - len(told)))
             heard = [torch.empty(room, dtype=torch.uint8) for _ in range(self.size)]
             dist.all_gather(heard, padded)
-        return [json.loads(bytes(text[: int(size)].tolist())) for text, size in zip(heard, sizes, strict=True)]
+        return [json.loads(text[: int(size)].numpy().tobytes()) for text, size in zip(heard, sizes, strict=True)]
 
     def agreed(self, document: Any) -> Any:
         """What rank 0 has given, on every rank: a JSON value."""
@@ -83,10 +83,6 @@ class Ranks:
     def first_does(self, act: Callable[[], object]) -> Any:
         """What `act` returns on rank 0, on every rank: a JSON value. What it raises ends the run, and every rank."""
         return self.agreed(act() if self.is_first else None)
-
-    def total(self, numbers: Sequence[float]) -> list[float]:
-        """The sums of several numbers over all ranks: the same on each, to the bit."""
-        return [sum(column) for column in zip(*self.gathered(list(numbers)), strict=True)]
 
     def most(self, number: int) -> int:
         """The largest of all ranks' numbers."""

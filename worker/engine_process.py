@@ -20,6 +20,8 @@ _GONE_SECONDS = 10.0  # from SIGKILL to the end, when a GPU's memory has to be f
 _SECRETS = ("INCIPIT_DATABASE_URL", "INCIPIT_BROKER_URL", "INCIPIT_LOCAL_TOKEN")
 # Set by Celery as it starts; an engine is none of its pool.
 _MARKS_OF_CELERY = ("CELERY_", "celery_", "_MP_FORK_", "FORKED_BY_")
+# Of a job that the worker itself was started in: an engine would look for the other processes of that.
+_MARKS_OF_TORCHRUN = frozenset({"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"})
 
 
 class EngineProcess:
@@ -143,7 +145,11 @@ def launch_command(num_processes: int, arguments: list[str]) -> list[str]:
 
 
 def engine_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment without the services' secrets and Celery's own variables."""
+    """This process's environment without the services' secrets, Celery's own variables and torchrun's."""
     left_out = (*_SECRETS, *_MARKS_OF_CELERY)
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(left_out) and name not in _MARKS_OF_TORCHRUN
+    }
     return {**inherited, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", **extra}

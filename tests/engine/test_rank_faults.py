@@ -1,8 +1,11 @@
 """Several processes under a real torchrun: other world sizes, a killed process, a stop, and launchers that find each other."""
 
+import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -212,3 +215,30 @@ def test_a_stop_that_one_process_hears_while_all_sample_ends_all(tmp_path: Path)
     assert isinstance(events[-1], Stopped)
     assert not steps_of(events)
     assert not [event for event in events if isinstance(event, Evaluated) and event.subject == "teacher"]
+
+
+@pytest.mark.full
+def test_the_launcher_of_a_worker_ends_like_an_engine(tmp_path: Path) -> None:
+    """With the status of the first process that ended, where torchrun itself has 1 for all."""
+    document = quick_document(num_steps=100_000, parallelism={"kind": "data_parallel"})
+    spec = tmp_path / "spec.json"
+    statuses = []
+    for changes, signalled in (({}, True), ({"student": {"path": str(tmp_path / "none")}}, False)):
+        spec.write_text(json.dumps(document | changes))
+        folder = tmp_path / ("stopped" if signalled else "failed")
+        command = [sys.executable, "-P", "-m", "engine.launch", "2", "train", "--spec", str(spec), "--out", str(folder)]
+        with subprocess.Popen(
+            command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
+        ) as launcher:
+            if signalled:
+                end = time.monotonic() + 120
+                while not has_stepped(events_of(folder)):
+                    assert time.monotonic() < end
+                    time.sleep(0.1)
+                launcher.terminate()
+            _, said = launcher.communicate(timeout=120)
+        statuses.append(launcher.returncode)
+    assert statuses == [STOPPED, OF_FAILURE["bad_model"]]
+    (stopped,) = [event for event in events_of(tmp_path / "stopped") if isinstance(event, Stopped)]
+    assert stopped.checkpointed
+    assert len(said.strip().splitlines()) == 2, said  # one sentence from each process, and nothing of torchrun's
