@@ -21,6 +21,7 @@ _ADVICE = {
     "nan_loss": "Lower the learning rate or raise the warm-up; bfloat16 may need float32 for very small models.",
     "server_unreachable": "Start a rollout server at one of the addresses of *rollouts*; the run goes on by itself from its last "
     "checkpoint.",
+    "rank_lost": "Look at the log for what its processes said last, then try again from the last checkpoint.",
     "server_mismatch": "Start the rollout server as the message says, then try again from the last checkpoint.",
     "stalled": "See the log below for what it last did; then try again from the last checkpoint.",
     "start_timeout": "See the log below: a slow download or disk is usual. INCIPIT_START_SECONDS on the control process allows more.",

@@ -27,8 +27,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Training": (
         "num_steps", "warmup_phase", "prompts_per_step", "rollouts_per_prompt", "micro_batch_rollouts", "gradient_checkpointing",
-        "teacher_offload", "overlap", "rollouts", "sampling", "adapter", "optimizer", "training_flops_budget", "device",
-        "precision",
+        "teacher_offload", "overlap", "rollouts", "sampling", "adapter", "optimizer", "training_flops_budget",
+        "parallelism", "device", "precision",
     ),
     "Evaluation and storage": ("evaluation", "early_stopping", "sentinel", "health", "traces", "checkpoints"),
 }  # fmt: skip

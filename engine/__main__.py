@@ -37,10 +37,11 @@ def main() -> int:
 
         print(check(spec).model_dump_json())
         return 0
-    from engine.attempt import next_attempt, run_attempt
+    from engine.attempt import run_attempt
 
-    attempt = next_attempt(arguments.out) if arguments.attempt is None else arguments.attempt
-    return run_attempt(spec, arguments.out, attempt=attempt, resume=arguments.resume, supervised=arguments.supervised)
+    return run_attempt(
+        spec, arguments.out, attempt=arguments.attempt, resume=arguments.resume, supervised=arguments.supervised
+    )
 
 
 def _analyze(path: Path) -> int:

@@ -19,6 +19,7 @@ from engine.events import Failed
 from engine.exit_codes import DONE, OF_FAILURE, STOPPED
 from engine.journal import Journal
 from engine.progress import TerminalProgress
+from engine.ranks import is_launched, joined_ranks
 from engine.spec import RunSpec
 from engine.staging import remove_leftovers
 from engine.train import failure_of, train
@@ -27,37 +28,59 @@ _PR_SET_PDEATHSIG = 1
 _log = logging.getLogger("engine")
 
 
-def run_attempt(spec: RunSpec, folder: Path, *, attempt: int, resume: str | None, supervised: bool) -> int:
-    """Train below folder/attempts/<attempt>; the exit status of the process."""
+def run_attempt(spec: RunSpec, folder: Path, *, attempt: int | None, resume: str | None, supervised: bool) -> int:
+    """Train below folder/attempts/<attempt>, None is the next free number; the exit status of the process.
+
+    Started by torchrun as one of several processes, it is one of the run's ranks, and the first of them writes.
+    """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    control = Control(pulse=folder / "attempts" / str(attempt) / PULSE if supervised else None)
-    control.listen(supervised=supervised)
-    if supervised:
-        _die_with_parent()
+    if supervised or is_launched():
+        # torchrun is process 1 of a container that runs nothing else; a supervisor never is.
+        _die_with_parent(may_be_orphaned=supervised)
     try:
-        if not supervised:  # a supervised attempt writes into its own folder alone
+        ranks = joined_ranks(spec)
+        attempt = ranks.first_does(lambda: next_attempt(folder) if attempt is None else attempt)
+    except RunError as error:
+        print(error.message, file=sys.stderr)
+        return OF_FAILURE[error.failure]
+    pulse = folder / "attempts" / str(attempt) / PULSE if supervised and ranks.is_first else None
+    control = Control(pulse=pulse, is_shared=ranks.size > 1)
+    # The ranks of a machine have one stdin: the first reads it for all.
+    control.listen(supervised=supervised and ranks.is_first)
+    try:
+        if not supervised and ranks.is_first:  # a supervised attempt writes into its own folder alone
             remove_leftovers(folder)
-        start = _checkpoint(folder, resume)
+        start = ranks.first_does(lambda: _checkpoint(folder, resume))
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "spec.json").exists():
+        if ranks.is_first and not (folder / "spec.json").exists():
             (folder / "spec.json").write_text(spec.model_dump_json(indent=1) + "\n")
-        progress = TerminalProgress(spec, enabled=sys.stderr.isatty() and not supervised)
-        journal = Journal(folder / "attempts" / str(attempt) / "events.jsonl", progress.show)
+        progress = TerminalProgress(spec, enabled=sys.stderr.isatty() and not supervised and ranks.is_first)
+        events = folder / "attempts" / str(attempt) / "events.jsonl" if ranks.is_first else Path(os.devnull)
+        journal = Journal(events, progress.show)
     except OSError as error:
         print(f"The run folder {folder} cannot be written ({error.strerror}); choose another --out.", file=sys.stderr)
         return OF_FAILURE["disk_full"]
+    except RunError as error:  # of a rank that is gone already
+        print(error.message, file=sys.stderr)
+        return OF_FAILURE[error.failure]
+    checkpoint = None if start is None else Path(start)
     with journal, progress:
         try:
-            finished = train(spec, folder, attempt=attempt, journal=journal, control=control, resume=start)
+            finished = train(
+                spec, folder, attempt=attempt, journal=journal, control=control, resume=checkpoint, ranks=ranks
+            )
         except Exception as error:  # the outermost frame: whatever happens must become an event and an exit status
             failure = failure_of(error)
             if failure.failure == "internal":
                 _log.exception("the run failed")
+            ranks.tell_failure(failure)
+            failure = ranks.cause_of(failure)
             _emit_failure(journal, failure)
             with suppress(OSError):  # the log is on the full disk, too: the exit status still tells
                 print(failure.message, file=sys.stderr)
             return OF_FAILURE[failure.failure]
+    ranks.close()
     return DONE if finished else STOPPED
 
 
@@ -66,10 +89,11 @@ def next_attempt(folder: Path) -> int:
     return 1 + max((int(path.name) for path in folder.glob("attempts/*") if path.name.isdecimal()), default=0)
 
 
-def _checkpoint(folder: Path, resume: str | None) -> Path | None:
+def _checkpoint(folder: Path, resume: str | None) -> str | None:
     if resume is None:
         return None
-    return newest_checkpoint(folder) if resume == "newest" else folder / resume
+    found = newest_checkpoint(folder) if resume == "newest" else folder / resume
+    return None if found is None else str(found)
 
 
 def _emit_failure(journal: Journal, failure: RunError) -> None:
@@ -79,9 +103,9 @@ def _emit_failure(journal: Journal, failure: RunError) -> None:
         _log.warning("The failure could not be written to the journal (%s).", error.strerror)
 
 
-def _die_with_parent() -> None:
-    """Linux: get SIGKILL when the supervisor dies, also while stdin is not being read."""
+def _die_with_parent(*, may_be_orphaned: bool) -> None:
+    """Linux: get SIGKILL when the supervisor dies, also while stdin is not being read; at once when it is dead already."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == 1:
+        if may_be_orphaned and os.getppid() == 1:
             os._exit(75)

@@ -62,9 +62,9 @@ class RolloutBatch:
 
 def micro_batches(rollouts: list[Rollout], size: int, device: torch.device) -> list[list[Rollout]]:
     """Rollouts sorted by length and cut into micro-batches of at most `size`: on a CPU where that costs least, see `_cheapest`."""
-    ordered = sorted(rollouts, key=_num_tokens)
+    ordered = sorted(rollouts, key=num_tokens)
     if device.type == "cpu":
-        ends = _cheapest([_num_tokens(rollout) for rollout in ordered], size)
+        ends = _cheapest([num_tokens(rollout) for rollout in ordered], size)
     else:
         ends = [min(start + size, len(ordered)) for start in range(0, len(ordered), size)]
     return [ordered[start:end] for start, end in zip([0, *ends], ends, strict=False)]
@@ -89,5 +89,6 @@ def _cheapest(lengths: list[int], size: int) -> list[int]:
     return ends
 
 
-def _num_tokens(rollout: Rollout) -> int:
+def num_tokens(rollout: Rollout) -> int:
+    """Of prompt and completion."""
     return len(rollout.prompt_token_ids) + len(rollout.completion_token_ids)

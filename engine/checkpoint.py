@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -65,14 +66,35 @@ class TrainerState(Frozen):
     """Its checkpoint, relative to the run folder."""
 
 
-def save_checkpoint(folder: Path, student: Student, state: TrainerState, *, attempt: int) -> tuple[Manifest, str]:
-    """Write a checkpoint; its manifest and the manifest's sha256. Raises RunError("disk_full") and leaves nothing half-made."""
+@dataclass(frozen=True)
+class WholeState:
+    """What lies in parts on all ranks, brought together in the memory of rank 0's machine."""
+
+    weights: dict[str, torch.Tensor]
+    """By the architecture's own names."""
+    optimizer: dict[str, torch.Tensor]
+
+
+def gathered_state(student: Student) -> WholeState | None:
+    """The state of a sharded student, to be asked for by all ranks, empty but on rank 0; None for one that is not sharded."""
+    if student.model.shards is None:
+        return None
+    return WholeState(student.model.state_dict(), _optimizer_tensors(student))
+
+
+def save_checkpoint(
+    folder: Path, student: Student, state: TrainerState, *, attempt: int, whole: WholeState | None = None
+) -> tuple[Manifest, str]:
+    """Write a checkpoint, of a sharded student from its `whole` state; its manifest and the manifest's sha256.
+
+    Raises RunError("disk_full") and leaves nothing half-made.
+    """
     staging = staging_beside(folder)
     try:
-        save_weights(staging, student.model)
+        save_weights(staging, student.model, None if whole is None else whole.weights)
         student.model.tokenizer.save_pretrained(staging)
         (staging / "trainer").mkdir(mode=0o700)
-        save_file(_optimizer_tensors(student), staging / _OPTIMIZER)
+        save_file(_optimizer_tensors(student) if whole is None else whole.optimizer, staging / _OPTIMIZER)
         write_synced(staging / _STATE, state.model_dump_json(indent=1).encode())
         manifest = Manifest(
             step=state.step,
@@ -125,7 +147,7 @@ def restore_student(folder: Path, student: Student) -> None:
         if f"step.{name}" in saved:
             moments = {moment: saved[f"{moment}.{name}"] for moment in _MOMENTS}
             student.optimizer.state[parameter] = {
-                moment: tensor if moment == "step" and not parameter.is_cuda else tensor.to(parameter.device)
+                moment: tensor if moment == "step" and not parameter.is_cuda else _placed(tensor, parameter, student)
                 for moment, tensor in moments.items()
             }
 
@@ -160,7 +182,21 @@ def newest_checkpoint(run_folder: Path) -> Path | None:
     return None
 
 
+def _placed(tensor: torch.Tensor, parameter: torch.Tensor, student: Student) -> torch.Tensor:
+    """A number of the optimizer's state, or a moment cut as its parameter is."""
+    shards = student.model.shards
+    return tensor.to(parameter.device) if shards is None or not tensor.ndim else shards.part(tensor, parameter)
+
+
 def _optimizer_tensors(student: Student) -> dict[str, torch.Tensor]:
+    shards = student.model.shards
+    if shards is not None:
+        return {
+            f"{moment}.{name}": shards.full(student.optimizer.state[parameter][moment]).contiguous()
+            for parameter, name in student.parameter_names.items()
+            if parameter in student.optimizer.state
+            for moment in _MOMENTS
+        }
     return {
         f"{moment}.{name}": student.optimizer.state[parameter][moment].detach().clone().contiguous().cpu()
         for parameter, name in student.parameter_names.items()

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.checkpoint import TrainerState, save_checkpoint
+from engine.checkpoint import TrainerState, WholeState, save_checkpoint
 from engine.disk_space import ADVICE, MAX_REFUSALS, estimated_bytes, mebibytes, shortage
 from engine.errors import RunError
 from engine.events import CheckpointRemoved, CheckpointSaved, Warned
@@ -49,8 +49,11 @@ class CheckpointShelf:
         score: tuple[float, float] | None,
         *,
         is_last: bool,
+        whole: WholeState | None = None,
     ) -> bool:
         """Write a checkpoint of the state's step, then drop those that are no longer kept; False when there is no room.
+
+        `whole` is the state of a sharded student.
 
         Raises RunError("disk_full") at the third step in a row without room, and at once when `is_last`.
         """
@@ -63,7 +66,7 @@ class CheckpointShelf:
             return False
         path, began = self.path_of(state.step), time.monotonic()
         try:
-            manifest, digest = save_checkpoint(path, student, state, attempt=int(self.attempt_folder.name))
+            manifest, digest = save_checkpoint(path, student, state, attempt=int(self.attempt_folder.name), whole=whole)
         except RunError as error:
             if error.failure != "disk_full":
                 raise

@@ -23,7 +23,7 @@ Split = Literal["dev", "report"]
 EndReason = Literal["steps", "flops_budget", "sentinel", "early_stopping"]
 FailureKind = Literal[
     "bad_spec", "bad_model", "bad_data", "bad_checkpoint", "oom_host", "gpu_error", "nan_loss", "disk_full", "server_unreachable",
-    "server_mismatch", "internal",
+    "server_mismatch", "rank_lost", "internal",
 ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ OF_FAILURE: dict[FailureKind, int] = {
     "gpu_error": 18,
     "server_unreachable": 19,
     "server_mismatch": 20,
+    "rank_lost": 21,
     "internal": 70,
 }
 FAILURE_OF: dict[int, FailureKind] = {code: kind for kind, code in OF_FAILURE.items()}

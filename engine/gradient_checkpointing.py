@@ -21,7 +21,7 @@ def checkpoint_blocks(module: PreTrainedModel) -> None:
     transformers does this in training mode only, which would switch dropout on as well: ours stays in evaluation mode.
     The caller must run the backbone without a cache, which a second run of a block would fill twice.
     """
-    blocks = _blocks(module)
+    blocks = blocks_of(module)
     if not blocks:
         message = (
             f"gradient_checkpointing is 'always' but {type(module).__name__} has no blocks that can be recomputed; "
@@ -34,16 +34,17 @@ def checkpoint_blocks(module: PreTrainedModel) -> None:
 
 def can_recompute(module: PreTrainedModel) -> bool:
     """Whether the backbone has blocks that `checkpoint_blocks` knows."""
-    return bool(_blocks(module))
+    return bool(blocks_of(module))
 
 
 def last_product_parameters(module: PreTrainedModel) -> int:
     """Weights of each block's last matrix product, which a recomputation does not reach: only its input is needed."""
-    products = [[m for m in block.modules() if isinstance(m, nn.Linear)] for block in _blocks(module)]
+    products = [[m for m in block.modules() if isinstance(m, nn.Linear)] for block in blocks_of(module)]
     return sum(of_block[-1].weight.numel() for of_block in products if of_block)
 
 
-def _blocks(module: PreTrainedModel) -> list[GradientCheckpointingLayer]:
+def blocks_of(module: PreTrainedModel) -> list[GradientCheckpointingLayer]:
+    """The blocks of the backbone, as transformers marks them; none for an architecture that it marks none of."""
     return [block for block in module.get_decoder().modules() if isinstance(block, GradientCheckpointingLayer)]
 
 

@@ -6,6 +6,7 @@ B rollouts, S sequence positions, H hidden width, V vocabulary.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,9 +21,11 @@ from engine.model_checks import check_model
 from engine.model_files import bad_model, empty_module, open_module, open_tokenizer
 from engine.model_shape import shape_of
 from engine.model_spec import ModelSpec
+from engine.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from engine.adapter import Adapter
+    from engine.sharding import Shards
     from engine.teacher_offload import HostWeights
     from engine.teacher_servers import TeacherServers
 
@@ -88,6 +91,10 @@ class LanguageModel:
     """Where the weights wait while nobody reads them, see engine/teacher_offload.py; None when they stay on the device."""
     servers: TeacherServers | None = None
     """Who has the weights of a served teacher, see engine/teacher_servers.py; its module has shapes alone, and is never run."""
+    ranks: Ranks = ALONE
+    """The processes of the run; each has this model."""
+    shards: Shards | None = None
+    """How the weights lie in parts over the ranks, see engine/sharding.py; None when each rank has them all."""
 
     def hidden(self, token_ids: Tensor, **inputs: Any) -> Tensor:
         """Last hidden states [B, S, H] of the backbone; no logits are made. A served teacher has none."""
@@ -98,10 +105,16 @@ class LanguageModel:
         return states if self.autocast_dtype is None else states.to(self.autocast_dtype)
 
     def on_device(self, *, head_alone: bool = False) -> contextlib.AbstractContextManager[None]:
-        """The context in which an offloaded model's weights may be read, all of them or those of the head."""
+        """The context in which an offloaded or sharded model's weights may be read, all of them or those of the head."""
+        if self.shards is not None:
+            return self.shards.whole(head_alone=head_alone)
         if self.host_weights is None:
             return contextlib.nullcontext()
         return self.host_weights.on_device(head_alone=head_alone)
+
+    def run(self, work: Callable[[], Tensor]) -> Tensor:
+        """What `work` returns, which runs the backbone and may read the head's weights; on every rank or on none."""
+        return work() if self.shards is None else self.shards.run(work)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which forward passes run."""
@@ -119,7 +132,12 @@ class LanguageModel:
             return Decoder(LlamaDecoder(self.module, capacity, dtype=dtype, packs=packs), head)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All weights under the architecture's own names; those that an adapter changes are merged copies."""
+        """All weights under the architecture's own names; those that an adapter changes are merged copies.
+
+        Of a sharded model rank 0 gets them whole, the others none; each has to ask.
+        """
+        if self.shards is not None:
+            return self.shards.full_state()
         if self.adapter is None:
             return dict(self.module.state_dict())
         return self.adapter.plain_state(self.module, merged=not self.leaves_out_adapter)

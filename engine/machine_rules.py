@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from engine.adapter_spec import NoAdapter
 from engine.adaptive_prefixes import DivergenceSharePrefix, PlateauPrefix, ValidationPrefix
 from engine.findings import misfit
+from engine.parallelism_spec import FullySharded, OneProcess
 from engine.policy_gradient import PolicyGradient
 from engine.rollout_backend_spec import VllmRollouts
 from engine.selection_spec import ProbeSelection
@@ -80,9 +81,52 @@ def _servers_can_sample_what_is_asked(spec: RunSpec) -> None:
             )
 
 
+def _several_processes_share_what_they_can(spec: RunSpec) -> None:
+    """What is not known to give the same with several processes as with one is refused."""
+    chosen = spec.parallelism
+    if isinstance(chosen, OneProcess):
+        return
+    begin = f"parallelism.kind is {chosen.kind!r}"
+    if spec.prompts_per_step < chosen.num_processes:
+        raise misfit(
+            "parallelism.num_processes",
+            f"parallelism.num_processes is {chosen.num_processes} but prompts_per_step is {spec.prompts_per_step}, and each process "
+            f"needs a prompt; lower it to {spec.prompts_per_step} or raise prompts_per_step.",
+        )
+    if spec.overlap:
+        raise misfit("parallelism", f"{begin} but overlap is true, which is for one process; set overlap to false.")
+    if isinstance(spec.rollouts, VllmRollouts):
+        raise misfit(
+            "parallelism",
+            f"{begin} but rollouts.kind is 'vllm_servers', whose weights come from one process; set rollouts to engine or "
+            "parallelism to one_process.",
+        )
+    if isinstance(spec.selection, ProbeSelection):
+        raise misfit(
+            "parallelism",
+            f"{begin} but selection.kind is 'probe', whose candidates wait in the memory of one process; set selection to all or "
+            "parallelism to one_process.",
+        )
+    if not isinstance(chosen, FullySharded):
+        return
+    if not isinstance(spec.adapter, NoAdapter):
+        raise misfit(
+            "parallelism",
+            f"{begin} but adapter.kind is {spec.adapter.kind!r}, whose layers are not cut into parts; set parallelism to "
+            "data_parallel or adapter to none.",
+        )
+    if spec.teacher_offload == "always":
+        raise misfit(
+            "parallelism",
+            f"{begin} but teacher_offload is 'always', and a teacher in parts has no whole weights to offload; set "
+            "teacher_offload to auto or never.",
+        )
+
+
 MACHINE_RULES: list[Callable[[RunSpec], None]] = [
     _what_overlaps_is_known_a_step_ahead,
     _an_offloaded_teacher_has_weights_of_its_own,
     _servers_can_sample_what_is_asked,
     a_served_teacher_can_tell_what_is_asked,
+    _several_processes_share_what_they_can,
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from engine.baselines import BaselineCache
@@ -31,7 +32,7 @@ def measure_baselines(run: Run) -> None:
 
     The base student on the dev split is measured every time, since its rollouts are traced.
     """
-    cache = BaselineCache(run.spec, run.student.model, run.teacher)
+    cache = BaselineCache(run.spec, run.student.model, run.teacher) if run.ranks.size == 1 else None
     horizon = run.measured_horizon(0)
     for split in _splits(run.data):
         evaluator = _evaluator(run, split)
@@ -40,12 +41,12 @@ def measure_baselines(run: Run) -> None:
             run.enter("baseline", f"{subject} on {split}")
             began = time.monotonic()
             is_traced = split == "dev" and subject == "base"
-            known = None if is_traced else cache.find(subject, evaluator, horizon)
-            evaluation = known or evaluator.evaluate(model, run.teacher, horizon)
+            known = None if is_traced or cache is None else cache.find(subject, evaluator, horizon)
+            evaluation = known or _evaluated(run, evaluator, model, horizon)
             _record(run, evaluation, subject, split, began, is_cached=known is not None)
             if is_traced:
                 _write_traces(run, evaluation, evaluator, "base")
-            elif known is None:
+            elif known is None and cache is not None:
                 cache.keep(subject, evaluator, horizon, evaluation)
     run.change_state(evaluated_step=0)
 
@@ -56,7 +57,7 @@ def evaluate_student(run: Run) -> None:
     began = time.monotonic()
     evaluator = _evaluator(run, "dev")
     horizon = run.measured_horizon(run.state.step)
-    evaluation = evaluator.evaluate(run.student.model, run.teacher, horizon)
+    evaluation = _evaluated(run, evaluator, run.student.model, horizon)
     score = run.spec.evaluation.score(evaluation.metrics)
     is_best = run.state.best_score is None or score > run.state.best_score
     run.change_state(evaluated_step=run.state.step)
@@ -91,8 +92,14 @@ def report(run: Run) -> None:
     run.enter("report", f"student of step {run.state.best_step} on report")
     began = time.monotonic()
     horizon = run.measured_horizon(run.state.best_step)
-    evaluation = _evaluator(run, "report").evaluate(run.student.model, run.teacher, horizon)
+    evaluation = _evaluated(run, _evaluator(run, "report"), run.student.model, horizon)
     _record(run, evaluation, "student", "report", began, is_best=True, step=run.state.best_step)
+
+
+def _evaluated(run: Run, evaluator: Evaluator, model: LanguageModel, horizon: int) -> Evaluation:
+    """The evaluation of a model. What the run decides by is one rank's: another's may differ by rounding or a judge's patience."""
+    evaluation = evaluator.evaluate(model, run.teacher, horizon)
+    return replace(evaluation, metrics=run.ranks.agreed(evaluation.metrics))
 
 
 def _evaluator(run: Run, split: Split) -> Evaluator:
@@ -163,7 +170,7 @@ def _record(
 
 def _write_traces(run: Run, evaluation: Evaluation, evaluator: Evaluator, subject: Subject) -> None:
     traced = evaluation.sampled[: run.spec.traces.num_rollouts]
-    if not traced:
+    if not traced or not run.ranks.is_first:
         return
     model, step = run.student.model, run.state.step
     path = run.attempt_folder / "traces" / f"step-{step}.parquet"

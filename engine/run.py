@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from engine.checkpoint import TrainerState
+from engine.checkpoint import TrainerState, gathered_state
 from engine.checkpoint_shelf import CheckpointShelf
 from engine.collect import StepRollouts, collect_rollouts
 from engine.control import Control
@@ -20,13 +20,15 @@ from engine.memory_plan import Shortage
 from engine.overlap import Overlap
 from engine.peak_memory import peak_memory_bytes
 from engine.prefix_state import PrefixSignals, PrefixState
+from engine.ranks import Ranks
 from engine.rollout import Rollout
 from engine.rollout_backend_spec import VllmRollouts
 from engine.sentinel_spec import WatchTail
 from engine.setup import RunData
 from engine.spec import RunSpec
-from engine.student import Student, Update
+from engine.student import Student
 from engine.tail_probe import TailProbe
+from engine.update import Update
 from engine.vllm_sampler import RolloutServers
 from engine.warmup import Warmup, take_warmup_step
 from engine.watch import watch_step
@@ -73,6 +75,11 @@ class Run:
         """Take away what only this attempt has needed."""
         if self.servers is not None:
             self.servers.close()
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes of the run."""
+        return self.student.model.ranks
 
     @property
     def attempt_folder(self) -> Path:
@@ -242,10 +249,21 @@ class Run:
     def save_checkpoint(self) -> bool:
         """Write a checkpoint of the current step, then drop those that are no longer kept; False when there is no room.
 
+        The first of several processes writes it.
+
         Raises RunError("disk_full") when it must not be left out: at the end, and after others were left out.
         """
         step = self.state.step
         if self.state.best_step == step:
             self.change_state(best_path=self.shelf.path_of(step).relative_to(self.folder).as_posix())
         measured = (self.accuracies.get(step), self.scores.get(step))
-        return self.shelf.save(self.student, self.state, *measured, is_last=self.is_trained)
+        whole = gathered_state(self.student)
+        saved, steps = self.ranks.first_does(
+            lambda: [
+                self.shelf.save(self.student, self.state, *measured, is_last=self.is_trained, whole=whole),
+                self.shelf.steps,
+            ]
+        )
+        if not self.ranks.is_first:
+            self.shelf.scores = dict.fromkeys(steps)
+        return bool(saved)

@@ -7,12 +7,13 @@ and every token depends on (seed, prompt, visit, rollout) alone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from engine.decode_rows import DecodeRows, Draw
+from engine.errors import StopRequested
 from engine.flops import FlopLedger, rollout_ledger
 from engine.language_model import Decoder, LanguageModel
 from engine.rollout import Rollout, RolloutRequest
@@ -45,17 +46,49 @@ class Sampler:
 
     @torch.inference_mode()
     def sample(self, requests: list[RolloutRequest], horizon: int) -> list[Rollout]:
-        """The rollouts of all requests, in their order, at most `horizon` tokens each (>= 1), or their own `max_tokens`."""
+        """The rollouts of all requests, in their order, at most `horizon` tokens each (>= 1), or their own `max_tokens`.
+
+        Where a run has several processes, each samples its share, and all get all.
+        """
         if self.model.servers is not None:
             return self._written_elsewhere(self.model.servers, requests, horizon)
-        done = []
         with self.model.on_device(), self.model.autocast():
-            decoder = self._decoder(requests, horizon)
-            for batch in _batches(requests, horizon):
-                rows = self._rows([requests[i] for i in batch], horizon, decoder)
-                rows.run(rows.horizon, self.on_token)
-                done.append((batch, self._counted(rows)))
-        return [rollout for group in _in_order(done) for rollout in group]
+            groups = self._sampled(requests, horizon) if self.model.ranks.size == 1 else self._shared(requests, horizon)
+        return [rollout for group in groups for rollout in group]
+
+    def _sampled(self, requests: list[RolloutRequest], horizon: int) -> list[list[Rollout]]:
+        """The rollouts of these requests, by request."""
+        if not requests:
+            return []
+        done = []
+        decoder = self._decoder(requests, horizon)
+        for batch in _batches(requests, horizon):
+            rows = self._rows([requests[i] for i in batch], horizon, decoder)
+            rows.run(rows.horizon, self.on_token)
+            done.append((batch, self._counted(rows)))
+        return _in_order(done)
+
+    def _shared(self, requests: list[RolloutRequest], horizon: int) -> list[list[Rollout]]:
+        """The rollouts of these requests from all ranks; what each has computed for them is counted on all."""
+        ranks, mine = self.model.ranks, replace(self, executed_tokens=0, executed=FlopLedger())
+        is_stopped = False
+        try:
+            groups = mine._sampled(ranks.share(requests), horizon)
+        except StopRequested:
+            groups, is_stopped = [], True
+        told = {
+            "is_stopped": is_stopped,
+            "groups": [[asdict(rollout) for rollout in group] for group in groups],
+            "tokens": mine.executed_tokens,
+            "executed": mine.executed.model_dump(),
+        }
+        heard = ranks.gathered(told)
+        if any(one["is_stopped"] for one in heard):  # what one was told ends the work of all
+            raise StopRequested
+        self.executed_tokens += sum(one["tokens"] for one in heard)
+        self.executed = sum((FlopLedger(**one["executed"]) for one in heard), self.executed)
+        by_rank: list[list[list[dict[str, Any]]]] = [one["groups"] for one in heard]
+        return [[Rollout(**rollout) for rollout in group] for group in ranks.joined(by_rank)]
 
     @torch.inference_mode()
     def probe(self, requests: list[RolloutRequest], horizon: int, *, num_tokens: int, top_k: int) -> Probe:

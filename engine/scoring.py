@@ -63,7 +63,7 @@ def score_rollouts(
     scored: dict[int, TokenColumns] = {}
     groups = micro_batches(rollouts, micro_batch, student.device)
     told = iter(teacher.servers.read([one for group in groups for one in group])) if teacher.servers else None
-    with teacher.on_device() if groups else contextlib.nullcontext():
+    with teacher.on_device() if groups else contextlib.nullcontext(), student.on_device():
         for group in groups:
             batch = RolloutBatch.collate(group, student.pad_token_id, student.device)
             with student.autocast():
@@ -88,12 +88,15 @@ def executed_scoring_flops(
 
 
 def executed_reading_flops(model: LanguageModel, rollouts: list[Rollout], micro_batch: int) -> float:
-    """Executed FLOPs of a forward pass of one model over rollouts in micro-batches, projected where they are supervised."""
+    """Executed FLOPs of a forward pass of one model over rollouts in micro-batches, projected where they are supervised.
+
+    Every rank of a run does it.
+    """
     total = 0.0
     for group in micro_batches(rollouts, micro_batch, model.device):
         width = max(len(r.prompt_token_ids) + len(r.completion_token_ids) for r in group)
         total += model.shape.padded_forward(len(group), width, sum(len(r.supervised) for r in group))
-    return total
+    return total * model.ranks.size
 
 
 def _columns(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from engine.findings import misfit
+from engine.parallelism_spec import OneProcess
 from engine.selection_spec import ProbeSelection
 from engine.teacher_backend_spec import VllmTeacher
 from engine.termination_guard import NoGuard
@@ -55,3 +56,6 @@ def _asking_too_much(spec: RunSpec) -> Iterator[tuple[str, str, str, str]]:
     if spec.teacher_offload == "always":
         needs = "which keeps the teacher's weights in this machine's memory"
         yield "teacher_offload", "always", needs, "set it to auto or never"
+    if not isinstance(spec.parallelism, OneProcess):
+        needs = "whose processes would each ask the servers"
+        yield "parallelism", spec.parallelism.kind, needs, "set it to one_process"

@@ -26,6 +26,7 @@ from engine.teacher_servers import TeacherServers
 
 Precision = Literal["float32", "bfloat16"]
 
+CPU = torch.device("cpu")
 MIN_BFLOAT16_WIDTH = 512
 """Hidden width of the student from which `precision: auto` is bfloat16 on a CPU that computes it."""
 
@@ -52,13 +53,13 @@ class RunData:
         return {"prompts.path": self.train, "evaluation.path": self.dev, "evaluation.report_path": self.report}
 
 
-def choose_device(spec: RunSpec) -> torch.device:
-    """The device of a run; RunError("bad_spec") when it asks for a GPU that is not there."""
+def choose_device(spec: RunSpec, index: int | None = None) -> torch.device:
+    """The device of a run, the GPU of that index; RunError("bad_spec") when it asks for a GPU that is not there."""
     if spec.device == "cuda" and not torch.cuda.is_available():
         message = "device is 'cuda' but this machine has no usable GPU; set device to auto or cpu."
         raise RunError("bad_spec", message, [Finding(field="device", message=message)])
     cuda = spec.device == "cuda" or (spec.device == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if cuda else "cpu")
+    return CPU if not cuda else torch.device("cuda") if index is None else torch.device("cuda", index)
 
 
 def choose_precision(spec: RunSpec, device: torch.device) -> Precision:

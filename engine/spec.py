@@ -21,6 +21,7 @@ from engine.loss_region import LossRegion, WholeRegion
 from engine.model_spec import ModelSpec
 from engine.objective_spec import Divergence, TerminationGuard, TokenWeights
 from engine.optimizer_spec import OptimizerSpec
+from engine.parallelism_spec import OneProcess, Parallelism
 from engine.prefix_state import PrefixState, Tokens
 from engine.prefixes import ConstantPrefix, PrefixSchedule
 from engine.prompt_spec import PromptSpec
@@ -160,6 +161,8 @@ class RunSpec(Frozen):
     """What is stored for the token view."""
     checkpoints: CheckpointSpec = CheckpointSpec()
     """When the student is saved."""
+    parallelism: Parallelism = OneProcess()
+    """Whether several processes, each on a GPU of its own, share the work of the run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the engine runs; `auto` takes a GPU if there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -176,6 +179,11 @@ class RunSpec(Frozen):
     def rollouts_per_step(self) -> int:
         """Rollouts in the global batch of one step."""
         return self.prompts_per_step * self.rollouts_per_prompt
+
+    @property
+    def num_processes(self) -> int:
+        """Processes that a worker starts for the run."""
+        return 1 if isinstance(self.parallelism, OneProcess) else self.parallelism.num_processes
 
     @property
     def usual_micro_batch(self) -> int:

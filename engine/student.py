@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from engine.batch import RolloutBatch, micro_batches
+from engine.batch import RolloutBatch, micro_batches, num_tokens
 from engine.errors import RunError, first_line, is_out_of_memory
-from engine.flops import FlopLedger, padded_update_flops, signal_flops, update_flops
-from engine.fused_loss import Heads, fused_divergence
+from engine.flops import padded_update_flops, signal_flops, update_flops
+from engine.fused_loss import FusedLoss, Heads, fused_divergence
 from engine.gradient_checkpointing import checkpoint_blocks
 from engine.language_model import LanguageModel
 from engine.memory_plan import MemoryPlan, Shortage
@@ -24,53 +22,9 @@ from engine.spec import RunSpec
 from engine.taught import taught_batches
 from engine.token_weighting import weights_of_batch
 from engine.top_tokens import TopTokens
+from engine.update import Update, UpdateSums
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Update:
-    """What one optimizer update did; [T] by completion position, nats. Means over no token at all are None."""
-
-    loss: float | None
-    """Mean divergence over all supervised tokens of the global batch, nats; None when there was none, and no update."""
-    grad_norm: float | None
-    learning_rate: float
-    student_entropy: float | None
-    teacher_entropy: float | None
-    logprob_gap: float | None
-    """Mean |sampler's log-prob − training pass's log-prob| of the student's own supervised tokens, nats: 0 but for rounding."""
-    num_own_tokens: int
-    """Supervised tokens that the student sampled."""
-    position_loss: list[float]
-    """Mean divergence by position up to the last supervised one; 0 where no rollout has a supervised token."""
-    position_count: list[int]
-    measures: dict[str, float]
-    """What the objective measures beside the loss, such as kept_mass_teacher: means over all supervised tokens."""
-    num_tokens: int
-    """Supervised tokens of the global batch."""
-    flops: FlopLedger
-    """Useful FLOPs."""
-    executed: FlopLedger
-    """FLOPs of the padded micro-batches."""
-
-    def metrics(self, rollouts: list[Rollout]) -> dict[str, float | None]:
-        """The figures of a step event, see engine.events.StepDone."""
-        rollout_tokens = sum(len(rollout.completion_token_ids) for rollout in rollouts)
-        return {
-            "loss": self.loss,
-            "grad_norm": self.grad_norm,
-            "learning_rate": self.learning_rate,
-            "rollout_tokens": rollout_tokens,
-            "supervised_tokens": self.num_tokens,
-            "mean_tokens": rollout_tokens / len(rollouts),
-            "natural_stop_rate": sum(rollout.finish_reason == "eos" for rollout in rollouts) / len(rollouts),
-            "student_entropy": self.student_entropy,
-            "teacher_entropy": self.teacher_entropy,
-            "sampled_logprob_gap": self.logprob_gap,
-            "own_token_share": self.num_own_tokens / self.num_tokens if self.num_tokens else None,
-            **self.measures,
-        }
 
 
 class Student:
@@ -114,7 +68,7 @@ class Student:
         trained = [rollout for rollout in rollouts if rollout.supervised]
         rate = self.spec.optimizer.learning_rate_at(step, self.spec.num_distillation_steps)
         if not trained:
-            return _Sums(0).update(None, rate, 0)
+            return UpdateSums(0).update(None, rate, 0)
         num_supervised = sum(len(rollout.supervised) for rollout in trained)
         sums = self.accumulate(trained, teacher)
         norm = self.apply(sums.loss, rate, self.spec.warmup_phase.num_steps + step)
@@ -126,6 +80,8 @@ class Student:
         Raises RunError("nan_loss") before the weights change when `loss` or the gradient is not finite.
         """
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameter_names), self.spec.optimizer.max_grad_norm)
+        if self.model.shards is not None:
+            norm = norm.full_tensor()  # type: ignore[attr-defined]  # the norm over all parts
         if not (torch.isfinite(norm) and math.isfinite(loss)):
             owner = "warmup_phase" if step < self.spec.warmup_phase.num_steps else "optimizer"
             raise RunError(
@@ -139,38 +95,59 @@ class Student:
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
 
-    def accumulate(self, rollouts: list[Rollout], teacher: LanguageModel) -> _Sums:
+    def accumulate(self, rollouts: list[Rollout], teacher: LanguageModel) -> UpdateSums:
         """Leave the gradient of the mean loss on all supervised tokens of `rollouts` (one at least) in the parameters."""
         num_supervised = sum(len(rollout.supervised) for rollout in rollouts)
+        ranks = self.model.ranks
 
-        def take(groups: list[list[Rollout]]) -> _Sums:
-            sums = _Sums(max(rollout.supervised.stop for rollout in rollouts))
+        def take(groups: list[list[Rollout]]) -> UpdateSums:
+            sums = UpdateSums(max(rollout.supervised.stop for rollout in rollouts))
             with teacher.on_device(head_alone=True):
                 for group, (batch, hidden) in zip(groups, taught_batches(groups, self.model, teacher), strict=True):
                     self._backward(group, batch, hidden, teacher, num_supervised, sums)
             return sums
 
-        return self.in_micro_batches(rollouts, take)
+        return self.in_micro_batches(rollouts, take).over(ranks)
 
     def in_micro_batches(self, rollouts: list[Rollout], take: Callable[[list[list[Rollout]]], T]) -> T:
         """What `take` gives, which adds the gradients of all micro-batches to parameters that have none.
 
+        Where a run has several processes, `take` gets the micro-batches of this rank's share, and gradients are summed over all.
         When memory runs out, their gradients are dropped and it is called again with micro-batches of half the size, which
         stays for the rest of the run. Raises RunError("oom_host" or "gpu_error") when a single rollout is too much.
         """
+        # By length, so that all ranks have about as much to do.
+        share = self.model.ranks.share(sorted(rollouts, key=num_tokens)) if self.model.ranks.size > 1 else rollouts
         while True:
-            groups = micro_batches(rollouts, self.plan.micro_batch_rollouts, self.model.device)
+            groups = micro_batches(share, self.plan.micro_batch_rollouts, self.model.device)
             try:
-                return take(groups)
+                taken = take(self._as_many_as_others(groups))
+                break
             except Exception as error:
                 if not (isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(error)):
                     raise
+                if self.model.shards is not None:
+                    raise  # the other ranks are in the middle of the same pass and cannot begin again
                 cause, is_of_gpu = first_line(error), isinstance(error, torch.OutOfMemoryError)
             # Behind the handler: as long as the error lives, its traceback holds the tensors of the failed pass.
             self.optimizer.zero_grad(set_to_none=True)
             if is_of_gpu:
                 torch.cuda.empty_cache()  # blocks of the old sizes fit the new ones badly
             self._take_less_at_once(max(map(len, groups)), cause, is_of_gpu=is_of_gpu)
+        self._sum_gradients()
+        return taken
+
+    def _as_many_as_others(self, groups: list[list[Rollout]]) -> list[list[Rollout]]:
+        """The micro-batches, and passes over one token without loss behind them: ranks with shards run in step."""
+        if self.model.shards is None:
+            return groups
+        idle = Rollout(0, [self.model.pad_token_id], [], [], "length")
+        return groups + [[idle]] * (self.model.ranks.most(len(groups)) - len(groups))
+
+    def _sum_gradients(self) -> None:
+        # Of a sharded model, each backward pass has done so.
+        if self.model.shards is None:
+            self.model.ranks.sum_gradients(self.parameter_names)
 
     def _take_less_at_once(self, num_together: int, cause: str, *, is_of_gpu: bool) -> None:
         plan = self.plan.halved(num_together)
@@ -192,30 +169,39 @@ class Student:
         taught: Tensor | TopTokens,
         teacher: LanguageModel,
         num_supervised: int,
-        sums: _Sums,
+        sums: UpdateSums,
     ) -> None:
         model = self.model
-        with model.autocast():
-            hidden = model.hidden(batch.token_ids, use_cache=False).flatten(0, 1)[batch.hidden_index]
         heads = Heads(model.head, teacher.head, self.spec.sampling.temperature)
         objective = Objective.of(self.spec, model, teacher)
-        loss = fused_divergence(
-            hidden,
-            taught,
-            batch.target_ids,
-            heads=heads,
-            objective=objective,
-            num_supervised_tokens=num_supervised,
-            weights=weights_of_batch(
-                self.spec.token_weights, batch, hidden.detach(), taught, heads=heads, objective=objective
-            ),
-        )
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        losses: list[FusedLoss] = []
+
+        def total() -> Tensor:
+            with model.autocast():
+                hidden = model.hidden(batch.token_ids, use_cache=False).flatten(0, 1)[batch.hidden_index]
+            loss = fused_divergence(
+                hidden,
+                taught,
+                batch.target_ids,
+                heads=heads,
+                objective=objective,
+                num_supervised_tokens=num_supervised,
+                weights=weights_of_batch(
+                    self.spec.token_weights, batch, hidden.detach(), taught, heads=heads, objective=objective
+                ),
+            )
+            losses.append(loss)
+            return loss.total
+
+        model.run(total).backward()  # type: ignore[no-untyped-call]
+        (loss,) = losses
         sums.loss += float(loss.total.detach())
         sums.student_entropy += float(loss.student_entropy.sum())
         sums.teacher_entropy += float(loss.teacher_entropy.sum())
         sampled = torch.tensor([rollout.completion_logprobs[at] for rollout in group for at in rollout.supervised])
-        is_own = torch.tensor([at in rollout.sampled_by_student for rollout in group for at in rollout.supervised])
+        is_own = torch.tensor(
+            [at in rollout.sampled_by_student for rollout in group for at in rollout.supervised], dtype=torch.bool
+        )
         sums.logprob_gap += float((loss.student_logprob.cpu().float() - sampled)[is_own].abs().sum())
         sums.num_own += int(is_own.sum())
         for name, measure in loss.measures.items():
@@ -224,7 +210,7 @@ class Student:
             sums.measures["teacher_kept_mass"] += float(taught.kept_mass.sum())
         sums.position_loss.index_add_(0, batch.position, loss.per_token.cpu().double())
         sums.position_count.index_add_(0, batch.position, torch.ones(len(batch.position), dtype=torch.long))
-        for rollout in group:
+        for rollout in group if len(batch.target_ids) else []:  # an idle pass is of no use
             sums.flops += update_flops(
                 model.shape,
                 teacher.shape,
@@ -245,35 +231,3 @@ class Student:
             signal = signal_flops(model.shape, teacher.shape, len(batch.target_ids))
             sums.flops += signal
             sums.executed += signal
-
-
-class _Sums:
-    """Totals over the micro-batches of one update."""
-
-    def __init__(self, num_positions: int) -> None:
-        self.loss = self.student_entropy = self.teacher_entropy = self.logprob_gap = 0.0
-        self.num_own = 0
-        self.measures: dict[str, float] = defaultdict(float)
-        self.position_loss: Tensor = torch.zeros(num_positions, dtype=torch.double)
-        self.position_count: Tensor = torch.zeros(num_positions, dtype=torch.long)
-        self.flops = self.executed = FlopLedger()
-
-    def update(self, norm: float | None, rate: float, num_tokens: int) -> Update:
-        def mean(total: float) -> float | None:
-            return total / num_tokens if num_tokens else None
-
-        return Update(
-            loss=self.loss if num_tokens else None,
-            grad_norm=norm,
-            learning_rate=rate,
-            student_entropy=mean(self.student_entropy),
-            teacher_entropy=mean(self.teacher_entropy),
-            logprob_gap=self.logprob_gap / self.num_own if self.num_own else None,
-            num_own_tokens=self.num_own,
-            measures={name: total / num_tokens for name, total in self.measures.items()},
-            position_loss=(self.position_loss / self.position_count.clamp(min=1)).tolist(),
-            position_count=self.position_count.tolist(),
-            num_tokens=num_tokens,
-            flops=self.flops,
-            executed=self.executed,
-        )

@@ -143,10 +143,12 @@ def measure_tail(run: Run) -> None:
     assert isinstance(spec, WatchTail)
     horizon = run.measured_horizon(step)
     executed_before = run.tail_probe.executed_flops
-    metrics, flops = run.tail_probe.measure(run.student.model, horizon)
+    # What the sentinel decides by is one rank's: the others' may differ by rounding on another machine.
+    metrics, flops = run.ranks.agreed(list(run.tail_probe.measure(run.student.model, horizon)))
     if not state.teacher:
         flops += run.tail_probe.teacher_flops
         known = {name: value for name, value in run.tail_probe.teacher_metrics.items() if value is not None}
+        known = run.ranks.agreed(known)
         state = state.model_copy(update={"teacher": known})
     state, alarms = after_measurement(spec, state, step, metrics, horizon=horizon, full=run.spec.max_completion_tokens)
     executed = FlopLedger(evaluation=run.tail_probe.executed_flops - executed_before)

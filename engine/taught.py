@@ -41,4 +41,4 @@ def taught_batches(
 
 @torch.inference_mode()
 def _hidden(teacher: LanguageModel, batch: RolloutBatch) -> Tensor:
-    return teacher.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index]
+    return teacher.run(lambda: teacher.hidden(batch.token_ids).flatten(0, 1)[batch.hidden_index])

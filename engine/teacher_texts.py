@@ -41,6 +41,9 @@ def teacher_texts(
     asked = prompts[: spec.evaluation.num_teacher_texts]
     if not asked:
         return [], FlopLedger()
+    # Of several processes one alone might find a record, and no longer sample with the others.
+    if teacher.ranks.size > 1:
+        return _sampled(spec, teacher, asked, on_token)
     cache = JsonCache("teacher-texts", _Texts)
     parts = [
         *(version(name) for name in ("incipit", "torch", "transformers")),
@@ -54,12 +57,19 @@ def teacher_texts(
             Rollout(index, prompt.token_ids, text.token_ids, text.logprobs, text.finish_reason, author="teacher")
             for index, (prompt, text) in enumerate(zip(asked, known.texts, strict=True))
         ], FlopLedger()
-    requests = [RolloutRequest(index, prompt.token_ids, 1, 0) for index, prompt in enumerate(asked)]
-    sampler = Sampler(teacher, spec.seed, spec.sampling.temperature, on_token)
-    rollouts = sampler.sample(requests, spec.max_completion_tokens)
+    rollouts, executed = _sampled(spec, teacher, asked, on_token)
     texts = [
         _Text(token_ids=r.completion_token_ids, logprobs=r.completion_logprobs, finish_reason=r.finish_reason)
         for r in rollouts
     ]
     cache.keep(parts, _Texts(texts=texts))
-    return [replace(one, author="teacher") for one in rollouts], sampler.executed.as_evaluation()
+    return rollouts, executed
+
+
+def _sampled(
+    spec: RunSpec, teacher: LanguageModel, asked: Sequence[EncodedPrompt], on_token: Callable[[], None]
+) -> tuple[list[Rollout], FlopLedger]:
+    requests = [RolloutRequest(index, prompt.token_ids, 1, 0) for index, prompt in enumerate(asked)]
+    sampler = Sampler(teacher, spec.seed, spec.sampling.temperature, on_token)
+    rollouts = [replace(one, author="teacher") for one in sampler.sample(requests, spec.max_completion_tokens)]
+    return rollouts, sampler.executed.as_evaluation()

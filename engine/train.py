@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,9 +23,12 @@ from engine.memory import Model, longest_horizon
 from engine.memory_choice import Pair, choose
 from engine.memory_plan import NO_OFFLOAD_ON_A_CPU, MemoryPlan
 from engine.pairing import pair_findings, thinking_findings
+from engine.parallelism_spec import FullySharded, OneProcess
 from engine.peak_memory import room_bytes
+from engine.ranks import ALONE, Ranks, lost, speaks_of_ranks
 from engine.run import Run
 from engine.setup import (
+    CPU,
     Precision,
     RunData,
     choose_device,
@@ -34,6 +38,7 @@ from engine.setup import (
     load_data,
     load_models,
 )
+from engine.sharding import sharded
 from engine.spec import RunSpec
 from engine.student import Student
 from engine.tail_probe import measure_tail
@@ -41,18 +46,28 @@ from engine.teacher_offload import offloaded
 
 
 def train(
-    spec: RunSpec, folder: Path, *, attempt: int, journal: Journal, control: Control, resume: Path | None = None
+    spec: RunSpec,
+    folder: Path,
+    *,
+    attempt: int,
+    journal: Journal,
+    control: Control,
+    resume: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> bool:
     """Train the student of `spec` in the run folder; True when it ran to its end, False when it was told to stop.
 
-    `resume` is a checkpoint folder to go on from. Raises RunError with the kind of failure.
+    `resume` is a checkpoint folder to go on from; all `ranks` train the same student. Raises RunError with the kind of failure.
     """
     began = time.monotonic()
-    run = _open_run(spec, folder, attempt, journal, control, resume)
+    run = _open_run(spec, folder, attempt, journal, control, resume, ranks)
     try:
         if run.state.evaluated_step is None:
             measure_baselines(run)
         while True:
+            control.agree(ranks)
+            if ranks.size > 1:  # one process evaluates and saves first what is due: it stops at its next token
+                control.begin_step()
             if run.tail_is_due():
                 measure_tail(run)
             if run.state.step and run.evaluation_is_due():
@@ -61,7 +76,7 @@ def train(
                 run.save_checkpoint()
             if run.is_trained:
                 break
-            control.raise_if_stopped()
+            control.begin_step()
             run.enter(run.training_phase)
             run.train_step()
         report(run)
@@ -82,11 +97,11 @@ def train(
 
 
 def _open_run(
-    spec: RunSpec, folder: Path, attempt: int, journal: Journal, control: Control, resume: Path | None
+    spec: RunSpec, folder: Path, attempt: int, journal: Journal, control: Control, resume: Path | None, ranks: Ranks
 ) -> Run:
     """Load everything, check that it fits together and say that training can begin."""
     began = time.monotonic()
-    device = choose_device(spec)
+    device = choose_device(spec, ranks.local_rank if ranks.size > 1 else None)
     precision = choose_precision(spec, device)
     saved = TrainerState(prefix=spec.prefix_state()) if resume is None else load_trainer_state(resume)
     state = without_lost_best(folder, saved)
@@ -104,7 +119,9 @@ def _open_run(
         message = f"The best student so far, of step {saved.best_step}, has no whole checkpoint any more; a new best is sought."
         journal.emit(Warned, code="best_checkpoint", message=message, step=state.step)
     journal.emit(PhaseChanged, phase="loading")
-    student_model, teacher = load_models(spec, device, precision)
+    # What is cut into parts is whole on the CPU first: it need not fit on a GPU.
+    is_sharded = ranks.size > 1 and isinstance(spec.parallelism, FullySharded)
+    student_model, teacher = load_models(spec, CPU if is_sharded else device, precision)
     data = fit_lengths(spec, load_data(spec, student_model.tokenizer), student_model, teacher)
     teacher = connected(spec, teacher, data)
     if teacher.servers is not None:
@@ -122,12 +139,22 @@ def _open_run(
     if spec.overlap:
         message = "Overlap is on: rollouts are sampled while the student before them is updated, so they are one step off-policy."
         journal.emit(Warned, code="overlap", message=message, advice="Set overlap to false for on-policy rollouts.")
-    plan = state.plan or _plan(spec, student_model, teacher, data, precision, journal)
-    teacher = _placed(spec, plan, teacher, journal)
+    if spec.num_processes > 1 and ranks.size == 1:
+        message = f"parallelism.kind is {spec.parallelism.kind!r} but the run has one process, which does all the work."
+        journal.emit(Warned, code="parallelism", message=message, advice="Start it with torchrun, or on a worker.")
+    plan = state.plan or _plan(spec, student_model, teacher, data, precision, journal, ranks)
+    if is_sharded:
+        student_model = sharded(student_model, "student", ranks, device)
+        teacher = sharded(teacher, "teacher", ranks, device)
+    else:
+        student_model, teacher = replace(student_model, ranks=ranks), replace(teacher, ranks=ranks)
+        teacher = _placed(spec, plan, teacher, journal)
     state = state.model_copy(update={"plan": plan})
     student = Student(student_model, spec, plan)
     if resume is not None:
         restore_student(resume, student)
+    if not is_sharded:
+        ranks.spread(student_model.module.parameters())
     journal.emit(
         Ready,
         student_parameters=student_model.num_parameters,
@@ -141,7 +168,13 @@ def _open_run(
 
 
 def _plan(
-    spec: RunSpec, student: LanguageModel, teacher: LanguageModel, data: RunData, precision: Precision, journal: Journal
+    spec: RunSpec,
+    student: LanguageModel,
+    teacher: LanguageModel,
+    data: RunData,
+    precision: Precision,
+    journal: Journal,
+    ranks: Ranks,
 ) -> MemoryPlan:
     """How the run keeps within its memory: as the spec says, with what its `auto` becomes, which is told."""
     choice = choose(
@@ -154,18 +187,20 @@ def _plan(
             can_recompute(student.module),
             _can_offload(spec, teacher),
         ),
-        room_bytes(student.device),
+        # Of the whole model: a sharded one takes less, and ranks on one machine's CPU share its memory.
+        room_bytes(student.device) // (ranks.local_size if student.device.type == "cpu" else 1),
     )
     if choice.chosen:
         advice = "" if choice.fits else "Take fewer or shorter rollouts, smaller models, or a machine with more memory."
         journal.emit(Warned, code="memory_plan", message=choice.in_words, advice=advice)
-    return choice.plan
+    return MemoryPlan.model_validate(ranks.agreed(choice.plan.model_dump(mode="json")))
 
 
 def _can_offload(spec: RunSpec, teacher: LanguageModel) -> bool:
     # PyTorch rounds the size of a block of pinned memory up to a power of two.
     needed = 2 * teacher.num_parameters * teacher.head.weight.element_size()
-    return not (spec.shares_base or spec.has_served_teacher) and needed <= machine_memory().available_bytes
+    has_own_weights = not (spec.shares_base or spec.has_served_teacher)
+    return has_own_weights and isinstance(spec.parallelism, OneProcess) and needed <= machine_memory().available_bytes
 
 
 def _placed(spec: RunSpec, plan: MemoryPlan, teacher: LanguageModel, journal: Journal) -> LanguageModel:
@@ -184,6 +219,7 @@ def _described(model: LanguageModel) -> Model:
 
 def _stopped(run: Run) -> bool:
     """Save what is done when that was asked for, and say so."""
+    run.control.agree(run.ranks)  # where one has heard it in a sampler, whether with a checkpoint
     step = run.state.step
     saved = step in run.shelf.steps or step == run.resumed_step
     if run.control.stop_with_checkpoint and step and not saved:
@@ -207,6 +243,8 @@ def failure_of(error: BaseException) -> RunError:
             "gpu_error",
             f"The GPU failed ({first_line(error)}); look at the driver's log (dmesg, nvidia-smi) if that happens again.",
         )
+    if speaks_of_ranks(error):
+        return lost(error)
     if is_out_of_memory(error):
         return RunError(
             "oom_host", f"The machine's memory ran out ({first_line(error)}); {_SMALLER}, or run fewer slots."

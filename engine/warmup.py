@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from engine.batch import RolloutBatch
 from engine.completion_spec import DataCompletions, TeacherCompletions
-from engine.cross_entropy import fused_cross_entropy
+from engine.cross_entropy import FusedCrossEntropy, fused_cross_entropy
 from engine.evaluate import EncodedPrompt
 from engine.events import StepDone
 from engine.flops import FlopLedger, student_flops
@@ -79,6 +81,11 @@ class Warmup:
             )
 
         loss, entropy, of_groups = self.student.in_micro_batches(rollouts, take)
+        ranks = self.student.model.ranks
+        if ranks.size > 1:
+            heard = ranks.gathered([loss, entropy, of_groups.model_dump()])
+            loss, entropy = (sum(told[i] for told in heard) for i in (0, 1))
+            of_groups = sum((FlopLedger(**told[2]) for told in heard), FlopLedger())
         rate = self.phase.learning_rate * self.spec.optimizer.warmup_share_at(step)
         norm = self.student.apply(loss, rate, step)
         flops = sampling
@@ -107,10 +114,16 @@ class Warmup:
         """Add the gradient of a micro-batch; its part of the mean, its summed entropy, its executed FLOPs."""
         model = self.student.model
         batch = RolloutBatch.collate(group, model.pad_token_id, model.device)
-        with model.autocast():
-            hidden = model.hidden(batch.token_ids, use_cache=False).flatten(0, 1)[batch.hidden_index]
-        loss = fused_cross_entropy(hidden, batch.target_ids, model.head, num_supervised_tokens=num_tokens)
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        losses: list[FusedCrossEntropy] = []
+
+        def total() -> Tensor:
+            with model.autocast():
+                hidden = model.hidden(batch.token_ids, use_cache=False).flatten(0, 1)[batch.hidden_index]
+            losses.append(fused_cross_entropy(hidden, batch.target_ids, model.head, num_supervised_tokens=num_tokens))
+            return losses[0].total
+
+        model.run(total).backward()  # type: ignore[no-untyped-call]
+        (loss,) = losses
         num_rows, width = batch.token_ids.shape
         blocks = student_flops(model.shape, width, 0, recomputes_blocks=self.student.plan.recomputes_blocks)
         heads = student_flops(model.shape, 0, len(batch.target_ids))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from engine.events import Subject, Warned
 from engine.health import Alarm, HealthState, StepSignals, after_evaluation, after_step, with_reference
-from engine.student import Update
+from engine.update import Update
 
 if TYPE_CHECKING:
     from engine.run import Run

@@ -21,10 +21,13 @@ from engine.language_model import LanguageModel
 _BASE_TOLERANCE = 1e-3
 
 
-def save_weights(folder: Path, model: LanguageModel) -> None:
-    """Write config and weights into a folder, with LoRA merged ones in the adapter's precision and the adapter itself."""
+def save_weights(folder: Path, model: LanguageModel, whole: dict[str, torch.Tensor] | None = None) -> None:
+    """Write config and weights into a folder, with LoRA merged ones in the adapter's precision and the adapter itself.
+
+    `whole` are the weights of a sharded model.
+    """
     if model.adapter is None:
-        model.module.save_pretrained(folder)
+        model.module.save_pretrained(folder, state_dict=whole)
         return
     model.module.save_pretrained(folder, state_dict=model.state_dict())
     config = folder / "config.json"
@@ -38,7 +41,7 @@ def restore_weights(folder: Path, model: LanguageModel) -> None:
     """Put the weights of a folder into a model, with LoRA those of the adapter; RunError("bad_checkpoint") if they do not fit."""
     weights = _saved(folder)
     module = model.module
-    mine = model.state_dict()
+    mine = model.state_dict() if model.shards is None else dict(module.state_dict())
     tied = set(getattr(module, "all_tied_weights_keys", None) or {})
     if _differing(mine, weights, tied) and model.adapter is None:
         weights = _under_own_names(folder, module) or weights
@@ -46,8 +49,11 @@ def restore_weights(folder: Path, model: LanguageModel) -> None:
     if differing:
         raise RunError("bad_checkpoint", f"{folder} does not fit the student: {differing[:3]} differ.")
     if model.adapter is None:
+        if model.shards is not None:
+            weights = {name: model.shards.part(weight, mine[name]) for name, weight in weights.items()}
         module.load_state_dict(weights, strict=False)
-        module.tie_weights()
+        if model.shards is None:  # the parts of tied weights are one tensor already
+            module.tie_weights()
         return
     model.adapter.load(folder / ADAPTER_FOLDER)
     _check_base(folder, weights, model.state_dict())

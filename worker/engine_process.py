@@ -9,14 +9,19 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 from backend.redaction import Redaction
 from worker.engine_server import EngineServer, ForkedEngine
 from worker.tether import tethered
 
 _MAX_TAIL_BYTES = 4096
+_GONE_SECONDS = 10.0  # from SIGKILL to the end, when a GPU's memory has to be freed
 _SECRETS = ("INCIPIT_DATABASE_URL", "INCIPIT_BROKER_URL", "INCIPIT_LOCAL_TOKEN")
 # Set by Celery as it starts; an engine is none of its pool.
 _MARKS_OF_CELERY = ("CELERY_", "celery_", "_MP_FORK_", "FORKED_BY_")
+# Of a job that the worker itself was started in: an engine would look for the other processes of that.
+_MARKS_OF_TORCHRUN = frozenset({"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"})
 
 
 class EngineProcess:
@@ -32,12 +37,13 @@ class EngineProcess:
         stdout: int | None = None,
         server: EngineServer | None = None,
         while_waiting: Callable[[], None] = lambda: None,
+        num_processes: int = 1,
     ) -> None:
         """Start it in `folder`. Call it from the main thread: the engine dies when the thread that started it ends.
 
         `log_path` gets stderr, and stdout too unless that has a descriptor of its own. Where there is a `server`, the
         process is a fork of it if that makes no difference; while it is not ready, `while_waiting` is called every second,
-        and what that raises is raised.
+        and what that raises is raised. Several processes are torchrun's (engine/launch.py), which this one then is.
         """
         self.log_path = log_path
         its_stdin, stdin = os.pipe()
@@ -46,10 +52,13 @@ class EngineProcess:
             with log_path.open("ab") as log:
                 standard = (its_stdin, log.fileno() if stdout is None else stdout, log.fileno())
                 wanted = engine_environment(environment)
-                forked = server and server.engine(
-                    arguments, standard=standard, folder=folder, environment=wanted, while_waiting=while_waiting
-                )
-                self._process = forked or _started(arguments, standard, folder, wanted)
+                forked = None
+                if server is not None and num_processes == 1:
+                    forked = server.engine(
+                        arguments, standard=standard, folder=folder, environment=wanted, while_waiting=while_waiting
+                    )
+                command = engine_command(arguments) if num_processes == 1 else launch_command(num_processes, arguments)
+                self._process = forked or _started(command, standard, folder, wanted)
         except BaseException:
             self._stdin.close()
             raise
@@ -83,10 +92,16 @@ class EngineProcess:
         if isinstance(self._process, ForkedEngine):
             self._process.kill()
         else:
+            # torchrun puts each of its processes into a session of its own. They also die with it, but not in their first second.
+            descendants = _descendants(self._process.pid)
             # PermissionError is what macOS says of a group of zombies.
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+            for one in descendants:
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
+            psutil.wait_procs(descendants, timeout=_GONE_SECONDS)
         self._stdin.close()
 
     def log_tail(self, num_lines: int = 15) -> str:
@@ -97,12 +112,19 @@ class EngineProcess:
         return Redaction(os.environ)(tail)
 
 
+def _descendants(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
 def _started(
-    arguments: list[str], standard: tuple[int, int, int], folder: Path, environment: Mapping[str, str]
+    command: list[str], standard: tuple[int, int, int], folder: Path, environment: Mapping[str, str]
 ) -> "subprocess.Popen[bytes]":
     stdin, stdout, stderr = standard
     return subprocess.Popen(
-        tethered(engine_command(arguments), signal.SIGKILL),
+        tethered(command, signal.SIGKILL),
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
@@ -117,8 +139,17 @@ def engine_command(arguments: list[str]) -> list[str]:
     return [sys.executable, "-P", "-m", "engine", *arguments]
 
 
+def launch_command(num_processes: int, arguments: list[str]) -> list[str]:
+    """The command line of an engine of several processes."""
+    return [sys.executable, "-P", "-m", "engine.launch", str(num_processes), *arguments]
+
+
 def engine_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment without the services' secrets and Celery's own variables."""
+    """This process's environment without the services' secrets, Celery's own variables and torchrun's."""
     left_out = (*_SECRETS, *_MARKS_OF_CELERY)
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(left_out) and name not in _MARKS_OF_TORCHRUN
+    }
     return {**inherited, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", **extra}

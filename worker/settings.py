@@ -23,6 +23,8 @@ class WorkerSettings(BaseSettings):
 
     slots: Annotated[int, Field(ge=1, le=64)] | None = None
     """Runs at the same time on this machine; empty is one per GPU, and without a GPU one per core but at most 2."""
+    gpus_per_slot: Annotated[int, Field(ge=1, le=64)] = 1
+    """GPUs of a slot: as many processes a run in it may have (parallelism.num_processes)."""
     engine_server: bool = True
     """Whether engines are forks of a process that has torch imported: ready 5 s sooner, for 0.3 GB held while none is at work."""
     stop_seconds: Annotated[float, Field(ge=1, le=3600)] = 60.0

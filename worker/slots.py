@@ -1,4 +1,4 @@
-"""Slots: how many runs this machine works on at once, and on which GPU each."""
+"""Slots: how many runs this machine works on at once, and on which GPUs each."""
 
 import fcntl
 import os
@@ -19,7 +19,26 @@ class Slot:
 
     index: int
     gpu: str | None
-    """Index or UUID for CUDA_VISIBLE_DEVICES; None without a GPU."""
+    """Index or UUID for CUDA_VISIBLE_DEVICES; None without a GPU. Of several, the one whose figures are told."""
+    further_gpus: tuple[str, ...] = ()
+    """The others, for the processes of a run that has several."""
+
+    @property
+    def max_processes(self) -> int:
+        """Most processes of one run: each has a GPU of its own, or a core."""
+        return 1 + len(self.further_gpus) if self.gpu is not None else os.cpu_count() or 1
+
+    def too_small_for(self, num_processes: int) -> str | None:
+        """Why a run of so many processes cannot be worked on here, in one sentence; None when it can."""
+        if num_processes <= self.max_processes:
+            return None
+        asked = f"parallelism.num_processes is {num_processes} but"
+        if self.gpu is None:
+            return f"{asked} this worker's machine has {self.max_processes} cores and no GPU; lower it, or use a larger machine."
+        return (
+            f"{asked} a slot of this worker has {self.max_processes} of its GPUs; lower it, or start the worker with "
+            f"INCIPIT_GPUS_PER_SLOT={num_processes} on a machine that has so many."
+        )
 
     @property
     def name(self) -> str:
@@ -33,15 +52,21 @@ class Slot:
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
             # Threads that spin while they wait take the cores from the other slot.
             "OMP_WAIT_POLICY": "PASSIVE",
-            **({"CUDA_VISIBLE_DEVICES": self.gpu} if self.gpu is not None else {}),
+            **({"CUDA_VISIBLE_DEVICES": ",".join((self.gpu, *self.further_gpus))} if self.gpu is not None else {}),
         }
 
 
-def slots_of_this_machine(configured: int | None) -> list[Slot]:
-    """The slots: as many as configured, else one per GPU, else one per core up to 2."""
+def slots_of_this_machine(configured: int | None, gpus_per_slot: int = 1) -> list[Slot]:
+    """The slots: as many as configured, else one for each `gpus_per_slot` GPUs, else one per core up to 2."""
     gpus = visible_gpus()
-    count = configured or len(gpus) or min(_MAX_CPU_SLOTS, os.cpu_count() or 1)
-    return [Slot(index, gpus[index % len(gpus)] if gpus else None) for index in range(count)]
+    # GPUs that are too few for a slot more stay idle; where they are too few for any, one slot has them all.
+    starts = range(0, max(len(gpus) - gpus_per_slot, 0) + 1, gpus_per_slot) if gpus else []
+    groups = [gpus[start : start + gpus_per_slot] for start in starts]
+    count = configured or len(groups) or min(_MAX_CPU_SLOTS, os.cpu_count() or 1)
+    if not groups:
+        return [Slot(index, None) for index in range(count)]
+    dealt = [groups[index % len(groups)] for index in range(count)]
+    return [Slot(index, first, tuple(others)) for index, (first, *others) in enumerate(dealt)]
 
 
 def visible_gpus() -> list[str]:

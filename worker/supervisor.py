@@ -116,6 +116,9 @@ class Supervisor:
         return None if last_word.failure in RETRYABLE else failed(last_word)
 
     def _run_engine(self) -> Ending:
+        too_small = self.slot.too_small_for(self.claim.spec.num_processes)
+        if too_small is not None:
+            return Ending("failed", too_small, None, "bad_spec", too_small)
         engine = self._start_engine()
         while (exit_code := engine.exit_code()) is None:
             self._turn(engine)
@@ -159,6 +162,7 @@ class Supervisor:
             environment={"INCIPIT_HOME": str(self.place.home), **self.slot.environment()},
             server=self.place.engine_server,
             while_waiting=self.lease.keep_or_lose,
+            num_processes=self.claim.spec.num_processes,
         )
         self._despite_outages(self._note_engine)
         self._resources.begin(self._engine.pid)

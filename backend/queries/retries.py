@@ -6,9 +6,9 @@ from datetime import datetime, timedelta
 RETRY_SECONDS = 30.0
 """Before the first retry; doubled for each further one without a new checkpoint in between."""
 MAX_RETRY_SECONDS = 900.0
-RETRYABLE = frozenset({"oom_host", "gpu_error", "disk_full", "server_unreachable"})
+RETRYABLE = frozenset({"oom_host", "gpu_error", "disk_full", "server_unreachable", "rank_lost"})
 """What an engine names and what may pass by itself: memory and disk are shared with others, a GPU can be reset, and a rollout
-server started again."""
+server or a process of the run started again."""
 
 
 @dataclass(frozen=True)

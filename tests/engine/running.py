@@ -74,16 +74,23 @@ class EngineProcess:
     """`python -m engine train` on a spec, its stdin in the test's hands."""
 
     def __init__(
-        self, folder: Path, document: Mapping[str, object], *options: str, max_file_bytes: int | None = None
+        self,
+        folder: Path,
+        document: Mapping[str, object],
+        *options: str,
+        max_file_bytes: int | None = None,
+        log: Path | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
+        """`environment` is what the process has beside this one's; `log` is beside the folder unless said otherwise."""
         self.folder = folder
         spec = folder.with_suffix(".json")
         spec.write_text(json.dumps(document))
-        self._log = folder.with_suffix(".log")
+        self._log = log or folder.with_suffix(".log")
         reader, self._stdin = _FORKSERVER.Pipe(duplex=False)
         argv = ["engine", "train", "--spec", str(spec), "--out", str(folder), *options]
         self._process = _FORKSERVER.Process(
-            target=_run_engine, args=(argv, str(self._log), reader, dict(os.environ), max_file_bytes)
+            target=_run_engine, args=(argv, str(self._log), reader, os.environ | (environment or {}), max_file_bytes)
         )
         self._process.start()
         reader.close()

@@ -16,7 +16,8 @@ from engine.model_spec import ModelSpec
 from engine.rollout import RolloutRequest
 from engine.sampler import Sampler
 from engine.setup import load_models
-from engine.student import Student, Update
+from engine.student import Student
+from engine.update import Update
 from tests.engine.models import CPU, fresh_random_model, random_model, tiny_model, tiny_spec
 from tests.engine.test_batch_laws import TEACHER, assert_same, eight_rollouts, update
 

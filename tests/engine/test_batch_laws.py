@@ -15,7 +15,8 @@ from engine.batch import RolloutBatch, micro_batches
 from engine.divergences import ReverseKL
 from engine.language_model import LanguageModel
 from engine.rollout import Rollout
-from engine.student import Student, Update
+from engine.student import Student
+from engine.update import Update
 from tests.engine.models import CPU, WORDS, fresh_random_model, random_model, tiny_model, tiny_spec
 
 TEACHER = random_model(1, hidden=32)

@@ -17,7 +17,8 @@ from engine.gradient_checkpointing import checkpoint_blocks
 from engine.language_model import LanguageModel
 from engine.rollout import RolloutRequest
 from engine.sampler import Sampler
-from engine.student import Student, Update
+from engine.student import Student
+from engine.update import Update
 from tests.engine.models import fresh_random_model, random_model, tiny_model, tiny_spec
 from tests.engine.test_batch_laws import eight_rollouts
 

@@ -270,6 +270,7 @@ def test_what_the_teacher_has_written_is_not_written_again(server: StandInVllm, 
         {"termination_guard": {"kind": "forward_kl"}},
         {"selection": {"kind": "probe", "probe_tokens": 4}, "rollouts_per_prompt": 2},
         {"teacher_offload": "always"},
+        {"parallelism": {"kind": "data_parallel"}},
     ],
     ids=lambda one: next(iter(one)),
 )

@@ -8,7 +8,8 @@ import torch
 from engine.errors import RunError
 from engine.rollout import RolloutRequest
 from engine.sampler import Sampler
-from engine.student import Student, Update
+from engine.student import Student
+from engine.update import Update
 from tests.engine.models import tiny_model, tiny_spec
 
 TEACHER = tiny_model("teacher", "teacher")

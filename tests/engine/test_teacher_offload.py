@@ -30,8 +30,8 @@ from engine.run import Run
 from engine.setup import load_data
 from engine.spec import RunSpec
 from engine.student import Student
-from engine.taught import taught_batches
 from engine.tail_probe import TailProbe, measure_tail
+from engine.taught import taught_batches
 from engine.teacher_offload import HostWeights, offloaded
 from engine.train import _open_run
 from tests.engine.models import CPU, fresh_random_model, random_model, tiny_model, tiny_spec

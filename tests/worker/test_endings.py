@@ -32,8 +32,10 @@ def test_a_finished_run_succeeds_and_says_why(reason: EndReason, words: str) -> 
 
 
 @pytest.mark.parametrize("kind", get_args(FailureKind))
-def test_memory_gpu_disk_and_servers_are_tried_again_and_nothing_else_that_an_engine_names(kind: FailureKind) -> None:
-    state = "queued" if kind in ("oom_host", "gpu_error", "disk_full", "server_unreachable") else "failed"
+def test_memory_gpu_disk_servers_and_lost_processes_are_tried_again_and_nothing_else_that_an_engine_names(
+    kind: FailureKind,
+) -> None:
+    state = "queued" if kind in ("oom_host", "gpu_error", "disk_full", "server_unreachable", "rank_lost") else "failed"
     named = failed(Failed(time=0.0, failure=kind, message="It is so."), OF_FAILURE[kind])
     assert (named.state, named.failure_kind, named.counts) == (state, kind, True)
     if kind != "internal":
