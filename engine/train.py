@@ -97,7 +97,13 @@ def train(
 
 
 def _open_run(
-    spec: RunSpec, folder: Path, attempt: int, journal: Journal, control: Control, resume: Path | None, ranks: Ranks
+    spec: RunSpec,
+    folder: Path,
+    attempt: int,
+    journal: Journal,
+    control: Control,
+    resume: Path | None,
+    ranks: Ranks = ALONE,
 ) -> Run:
     """Load everything, check that it fits together and say that training can begin."""
     began = time.monotonic()
