@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from backend.dependencies import Bell, Caller, Config, Id, Store, errors
 from backend.expansion import planned_runs
 from backend.locked_route import locked_router
+from backend.needs import Needs
 from backend.problems import Refusal, not_found
 from backend.queries import runs as queries
 from backend.queries import wishes
@@ -59,6 +60,8 @@ class Clone(Frozen):
     """Dotted field of the spec to new value, as in a variant."""
     seed: Annotated[int, Field(ge=0, le=2**53), BeforeValidator(_whole)] | None = None
     """Seed of the copy; the run's if empty."""
+    needs: Needs | None = None
+    """What the copy's worker must have; the run's labels and its memory as estimated now if empty."""
 
 
 class RunPatch(Frozen):
@@ -123,7 +126,10 @@ def clone_run(
         raise not_found("run", run_id)
     variant = Variant(name=wanted.name or _copy_name(origin.name), changes=wanted.changes, note=origin.note)
     seeds = [origin.seed if wanted.seed is None else wanted.seed]
-    planned = planned_runs(ExperimentCreate(name="clone", base=origin.spec, variants=[variant], seeds=seeds))
+    needs = Needs(labels=origin.needs.labels) if wanted.needs is None else wanted.needs
+    planned = planned_runs(
+        ExperimentCreate(name="clone", base=origin.spec, variants=[variant], seeds=seeds, needs=needs)
+    )
     with database.write() as session:
         require_room(session, caller, 1, settings.limits)
         (copy_id,) = add_runs(session, origin.experiment_id, planned, owner=caller)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from backend import schemas
+from backend.needs import RunNeeds
 from backend.prompt_files import PromptFile
 from engine.flops import FlopLedger
 from engine.prompt_map import PromptMap
@@ -186,6 +187,7 @@ def run(run_id: str) -> schemas.Run:
         done_share=0.25 if state == "running" else None,
         eta_seconds=(41.0, 55.0) if state == "running" else None,
         queue_position=1 if state == "queued" else None,
+        needs=RunNeeds.stated(spec),
         row_version=1,
         last_seq=3,
     )

@@ -1,0 +1,124 @@
+"""Which queued run comes next for a worker: what it can take, the most urgent first, and among equals whose turn it is.
+
+The rule of turns: of equally urgent runs those of the project come first that has the fewest at work; when several have as few,
+the one that a worker served longest ago. Inside the project the same holds for the people in it, and of one person's runs the
+oldest comes first. So nobody waits behind another's thousand runs, and everybody who waits is served in turn.
+"""
+
+from collections.abc import Collection
+from importlib.metadata import version
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy import ColumnElement, and_, func, or_, select, true, update
+from sqlalchemy.orm import Session, aliased
+
+from backend.database import now_of
+from backend.resources import WorkerCapabilities
+from backend.run_states import HELD_STATES
+from backend.tables import Run, RunLabel
+from engine.spec import RunSpec
+
+# Those who claim on PostgreSQL stand in line: what one takes changes whose turn is next. SQLite has one writer anyway.
+_CLAIM_LOCK = 0x1C2
+
+
+def next_run(
+    session: Session, worker: WorkerCapabilities, *, host: str, unreadable: set[str]
+) -> tuple[str, RunSpec] | None:
+    """Id and spec of the run that the worker on `host` is to take, its row locked; None when there is none.
+
+    Runs whose spec this version cannot read stay in the queue with the reason, are added to `unreadable` and not looked at
+    again. The caller claims the run in the same transaction and commits: others wait for that.
+    """
+    if not has_claimable_run(session, worker, beside=unreadable):
+        return None  # asked first, so that idle workers do not stand in line
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(select(func.pg_advisory_xact_lock(_CLAIM_LOCK)))
+    passed = set(unreadable)
+    while (run_id := session.scalar(_whose_turn(_claimable(session, worker, passed)))) is not None:
+        passed.add(run_id)
+        is_queued = and_(Run.id == run_id, Run.state == "queued", Run.desired_state == "run")
+        if session.scalar(select(Run.id).where(is_queued).with_for_update(skip_locked=True)) is None:
+            continue  # somebody is about to change it
+        try:
+            return run_id, session.execute(select(Run.spec).where(Run.id == run_id)).scalar_one()
+        except ValidationError as error:
+            unreadable.add(run_id)
+            session.execute(update(Run).where(Run.id == run_id).values(refusal=_refusal(host, error)))
+    return None
+
+
+def _refusal(host: str, error: ValidationError) -> str:
+    place = ".".join(str(part) for part in error.errors()[0]["loc"])[:100]
+    return (
+        f"The worker on {host} (Incipit {version('incipit')}) cannot read the run's spec at {place!r}, so it is older than the API; "
+        "install the API's version of Incipit on the workers."
+    )
+
+
+def has_claimable_run(session: Session, worker: WorkerCapabilities, *, beside: Collection[str] = ()) -> bool:
+    """Whether a claim by this worker would find a run now."""
+    return session.execute(select(Run.id).where(_claimable(session, worker, beside)).limit(1)).first() is not None
+
+
+def _claimable(session: Session, worker: WorkerCapabilities, beside: Collection[str]) -> ColumnElement[bool]:
+    is_due = or_(Run.not_before.is_(None), Run.not_before <= now_of(session))
+    is_other = Run.id.not_in(beside) if beside else true()
+    return and_(Run.state == "queued", Run.desired_state == "run", is_due, is_other, fits(worker))
+
+
+def fits(worker: WorkerCapabilities) -> ColumnElement[bool]:
+    """`can_take` of backend/needs.py as a condition of a statement."""
+    on_cpu = _at_most(Run.cpu_memory_bytes, worker.memory_total_bytes)
+    if worker.device == "cuda":
+        on_gpu = and_(Run.num_gpus <= worker.num_gpus, _at_most(Run.gpu_memory_bytes, worker.gpu_memory_total_bytes))
+        has_room = or_(and_(Run.device == "cpu", on_cpu), and_(Run.device != "cpu", on_gpu))
+    else:
+        has_room = and_(Run.device != "cuda", on_cpu)
+    is_known = [
+        column <= version
+        for column, version in ((Run.spec_version, worker.spec_version), (Run.event_version, worker.event_version))
+        if version is not None
+    ]
+    other_label = RunLabel.label.not_in(worker.labels) if worker.labels else true()
+    lacks_label = select(RunLabel.run_id).where(RunLabel.run_id == Run.id, other_label).exists()
+    return and_(has_room, *is_known, ~lacks_label)
+
+
+def _at_most(needed: Any, room: int | None) -> ColumnElement[bool]:
+    return true() if room is None else or_(needed.is_(None), needed <= room)
+
+
+def _whose_turn(claimable: ColumnElement[bool]) -> Any:
+    """The statement that gives the id."""
+    most_urgent = select(func.max(Run.priority)).where(claimable).scalar_subquery()
+    owner = (Run.project_id, Run.created_by)
+    is_next = and_(claimable, Run.priority == most_urgent)
+    waiting = select(*owner, func.min(Run.id).label("run_id")).where(is_next).group_by(*owner).cte("waiting")
+    is_held = Run.state.in_(HELD_STATES)
+    of_users = select(*owner, func.count().label("number")).where(is_held).group_by(*owner).cte("of_users")
+    of_projects = (
+        select(of_users.c.project_id, func.sum(of_users.c.number).label("number"))
+        .group_by(of_users.c.project_id)
+        .cte("of_projects")
+    )
+    served = aliased(Run)
+    is_project, is_user = served.project_id == waiting.c.project_id, served.created_by == waiting.c.created_by
+    project_served = select(func.max(served.claimed_at)).where(is_project).scalar_subquery()
+    user_served = select(func.max(served.claimed_at)).where(is_project, is_user).scalar_subquery()
+    same_project = of_projects.c.project_id == waiting.c.project_id
+    same_user = and_(of_users.c.project_id == waiting.c.project_id, of_users.c.created_by == waiting.c.created_by)
+    return (
+        select(waiting.c.run_id)
+        .outerjoin(of_projects, same_project)
+        .outerjoin(of_users, same_user)
+        .order_by(
+            func.coalesce(of_projects.c.number, 0),
+            project_served.asc().nulls_first(),
+            func.coalesce(of_users.c.number, 0),
+            user_served.asc().nulls_first(),
+            waiting.c.run_id,
+        )
+        .limit(1)
+    )
