@@ -1,11 +1,10 @@
 """Experiments: created whole, with all their runs, or not at all."""
 
-from datetime import UTC, datetime
-
 from sqlalchemy import Integer, case, func, insert, select
 from sqlalchemy.orm import Session
 
 from backend.access import LOCAL, Principal
+from backend.database import now_of
 from backend.expansion import PlannedRun
 from backend.ids import new_id
 from backend.needs import RunNeeds
@@ -44,7 +43,7 @@ def create_experiment(
         note=note,
         project_id=owner.home_project,
         created_by=owner.id,
-        created_at=datetime.now(UTC),
+        created_at=now_of(session),
     )
     session.add(experiment)
     session.flush()
@@ -53,7 +52,7 @@ def create_experiment(
 
 def add_runs(session: Session, experiment_id: str, planned: list[PlannedRun], *, owner: Principal = LOCAL) -> list[str]:
     """Queue runs of an experiment, in its project; their ids. Refusal (422) when a spec names an upload that is not there."""
-    now = datetime.now(UTC)
+    now = now_of(session)
     project = session.execute(select(ExperimentRow.project_id).where(ExperimentRow.id == experiment_id)).scalar_one()
     origin = {"project_id": project, "created_by": owner.id, "created_at": now}
     rows = [_row(run, experiment_id) | origin for run in planned]
