@@ -81,7 +81,7 @@ def claim_run(
     found = next_run(session, worker, host=host, unreadable=set() if unreadable is None else unreadable)
     if found is None:
         return None
-    run_id, spec = found
+    run_id = found.id
     now = now_of(session)
     columns = {
         "fence": Run.fence + 1,
@@ -101,9 +101,7 @@ def claim_run(
     fence = transition(session, run_id, "starting", actor="holder", reason=reason, columns=columns)
     session.add(Attempt(run_id=run_id, fence=fence, worker_id=owner, host=host, boot_id=boot_id, started_at=now))
     session.flush()
-    query = select(Run.attempt, Run.max_attempts, Run.first_fence).where(Run.id == run_id)
-    attempt, max_attempts, first_fence = session.execute(query).one()
-    return Claim(run_id, fence, spec, attempt, max_attempts, first_fence)
+    return Claim(run_id, fence, found.spec, found.attempt + 1, found.max_attempts, found.first_fence)
 
 
 def renew_lease(session: Session, run_id: str, fence: int, *, lease_seconds: float = LEASE_SECONDS) -> None:

@@ -7,10 +7,10 @@ oldest comes first. So nobody waits behind another's thousand runs, and everybod
 
 from collections.abc import Collection
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, and_, func, or_, select, true, update
+from sqlalchemy import CTE, ColumnElement, and_, func, or_, select, true, update
 from sqlalchemy.orm import Session, aliased
 
 from backend.database import now_of
@@ -23,10 +23,19 @@ from engine.spec import RunSpec
 _CLAIM_LOCK = 0x1C2
 
 
-def next_run(
-    session: Session, worker: WorkerCapabilities, *, host: str, unreadable: set[str]
-) -> tuple[str, RunSpec] | None:
-    """Id and spec of the run that the worker on `host` is to take, its row locked; None when there is none.
+class QueuedRun(NamedTuple):
+    """A run that is about to be claimed."""
+
+    id: str
+    spec: RunSpec
+    attempt: int
+    """Attempts without progress before this one."""
+    max_attempts: int
+    first_fence: int
+
+
+def next_run(session: Session, worker: WorkerCapabilities, *, host: str, unreadable: set[str]) -> QueuedRun | None:
+    """The run that the worker on `host` is to take, its row locked; None when there is none.
 
     Runs whose spec this version cannot read stay in the queue with the reason, are added to `unreadable` and not looked at
     again. The caller claims the run in the same transaction and commits: others wait for that.
@@ -36,13 +45,14 @@ def next_run(
     if session.get_bind().dialect.name == "postgresql":
         session.execute(select(func.pg_advisory_xact_lock(_CLAIM_LOCK)))
     passed = set(unreadable)
-    while (run_id := session.scalar(_whose_turn(_claimable(session, worker, passed)))) is not None:
+    columns = (Run.id, Run.spec, Run.attempt, Run.max_attempts, Run.first_fence)
+    while (run_id := _whose_turn(session, _claimable(session, worker, passed))) is not None:
         passed.add(run_id)
         is_queued = and_(Run.id == run_id, Run.state == "queued", Run.desired_state == "run")
-        if session.scalar(select(Run.id).where(is_queued).with_for_update(skip_locked=True)) is None:
-            continue  # somebody is about to change it
         try:
-            return run_id, session.execute(select(Run.spec).where(Run.id == run_id)).scalar_one()
+            row = session.execute(select(*columns).where(is_queued).with_for_update(skip_locked=True)).one_or_none()
+            if row is not None:  # else somebody is about to change it
+                return QueuedRun(*row)
         except ValidationError as error:
             unreadable.add(run_id)
             session.execute(update(Run).where(Run.id == run_id).values(refusal=_refusal(host, error)))
@@ -63,7 +73,10 @@ def has_claimable_run(session: Session, worker: WorkerCapabilities, *, beside: C
 
 
 def _claimable(session: Session, worker: WorkerCapabilities, beside: Collection[str]) -> ColumnElement[bool]:
-    is_due = or_(Run.not_before.is_(None), Run.not_before <= now_of(session))
+    is_sqlite = session.get_bind().dialect.name == "sqlite"
+    is_due = or_(
+        Run.not_before.is_(None), Run.not_before <= (now_of(session) if is_sqlite else func.statement_timestamp())
+    )
     is_other = Run.id.not_in(beside) if beside else true()
     return and_(Run.state == "queued", Run.desired_state == "run", is_due, is_other, fits(worker))
 
@@ -90,12 +103,14 @@ def _at_most(needed: Any, room: int | None) -> ColumnElement[bool]:
     return true() if room is None else or_(needed.is_(None), needed <= room)
 
 
-def _whose_turn(claimable: ColumnElement[bool]) -> Any:
-    """The statement that gives the id."""
-    most_urgent = select(func.max(Run.priority)).where(claimable).scalar_subquery()
+def _whose_turn(session: Session, claimable: ColumnElement[bool]) -> str | None:
+    """The id of the run that comes next."""
+    most_urgent = select(Run.priority).where(claimable).order_by(Run.priority.desc()).limit(1)
+    priority = session.scalar(most_urgent)
+    if priority is None:
+        return None
+    waiting = _oldest_of_each(claimable, priority)
     owner = (Run.project_id, Run.created_by)
-    is_next = and_(claimable, Run.priority == most_urgent)
-    waiting = select(*owner, func.min(Run.id).label("run_id")).where(is_next).group_by(*owner).cte("waiting")
     is_held = Run.state.in_(HELD_STATES)
     of_users = select(*owner, func.count().label("number")).where(is_held).group_by(*owner).cte("of_users")
     of_projects = (
@@ -109,8 +124,9 @@ def _whose_turn(claimable: ColumnElement[bool]) -> Any:
     user_served = select(func.max(served.claimed_at)).where(is_project, is_user).scalar_subquery()
     same_project = of_projects.c.project_id == waiting.c.project_id
     same_user = and_(of_users.c.project_id == waiting.c.project_id, of_users.c.created_by == waiting.c.created_by)
-    return (
+    turn = (
         select(waiting.c.run_id)
+        .where(waiting.c.run_id.is_not(None))
         .outerjoin(of_projects, same_project)
         .outerjoin(of_users, same_user)
         .order_by(
@@ -121,4 +137,36 @@ def _whose_turn(claimable: ColumnElement[bool]) -> Any:
             waiting.c.run_id,
         )
         .limit(1)
+    )
+    return session.scalar(turn)
+
+
+def _oldest_of_each(claimable: ColumnElement[bool], priority: int) -> CTE:
+    """project_id, created_by, run_id: each owner's first run of that priority, None where the worker can take none of them.
+
+    The owners are stepped through in the queue's index, from one to the next: ten thousand runs of forty people are forty looks.
+    """
+    is_waiting = and_(Run.state == "queued", Run.priority == priority)
+    projects = select(func.min(Run.project_id).label("project_id")).where(is_waiting).cte("projects", recursive=True)
+    next_project = select(func.min(Run.project_id)).where(is_waiting, Run.project_id > projects.c.project_id)
+    projects = projects.union_all(select(next_project.scalar_subquery()).where(projects.c.project_id.is_not(None)))
+    first_user = select(func.min(Run.created_by)).where(is_waiting, Run.project_id == projects.c.project_id)
+    people = (
+        select(projects.c.project_id, first_user.scalar_subquery().label("created_by"))
+        .where(projects.c.project_id.is_not(None))
+        .cte("people", recursive=True)
+    )
+    next_user = select(func.min(Run.created_by)).where(
+        is_waiting, Run.project_id == people.c.project_id, Run.created_by > people.c.created_by
+    )
+    people = people.union_all(
+        select(people.c.project_id, next_user.scalar_subquery()).where(people.c.created_by.is_not(None))
+    )
+    is_own = and_(Run.project_id == people.c.project_id, Run.created_by == people.c.created_by)
+    oldest = select(Run.id).where(claimable, Run.priority == priority, is_own).order_by(Run.id).limit(1)
+    return (
+        select(people.c.project_id, people.c.created_by, oldest.scalar_subquery().label("run_id"))
+        .where(people.c.created_by.is_not(None))
+        .cte("waiting")
+        .prefix_with("MATERIALIZED", dialect="postgresql")
     )
