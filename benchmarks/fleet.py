@@ -90,11 +90,13 @@ def _queue(database: Database, num_runs: int) -> None:
             create_experiment(session, f"question {number}", "", planned, owner=owner)
 
 
+def _kind(number: int) -> WorkerCapabilities:
+    return _WORKERS[number % len(_WORKERS)]
+
+
 def _claim(database: Database, number: int) -> Claim | None:
     with database.write() as session:
-        return claim_run(
-            session, owner=f"fleet:0:{number}:0", host="fleet", boot_id="", worker=_WORKERS[number % len(_WORKERS)]
-        )
+        return claim_run(session, owner=f"fleet:0:{number}:0", host="fleet", boot_id="", worker=_kind(number))
 
 
 def _end(database: Database, claim: Claim) -> None:
@@ -146,8 +148,11 @@ def _process(url: str, numbers: range, barrier: multiprocessing.synchronize.Barr
 
 def _work(url: str, number: int, barrier: multiprocessing.synchronize.Barrier, latencies: list[float]) -> None:
     database = Database(url)
-    with database.read() as session:
-        session.execute(select(func.count()).select_from(Attempt))  # connected, as a worker is
+    with (
+        database.write() as session
+    ):  # connected, with its statements compiled, as a worker that has been there for a while
+        assert claim_run(session, owner="warm", host="fleet", boot_id="", worker=_kind(number)) is not None
+        session.rollback()
     held: Claim | None = None
     barrier.wait()
     while True:

@@ -6,13 +6,29 @@ oldest comes first. So nobody waits behind another's thousand runs, and everybod
 """
 
 from collections.abc import Collection
+from functools import lru_cache
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
-from sqlalchemy import CTE, ColumnElement, and_, func, or_, select, true, update
+from sqlalchemy import (
+    CTE,
+    BindParameter,
+    ColumnElement,
+    Integer,
+    Select,
+    and_,
+    bindparam,
+    func,
+    or_,
+    select,
+    text,
+    true,
+    update,
+)
 from sqlalchemy.orm import Session, aliased
 
+from backend.columns import UtcDateTime
 from backend.database import now_of
 from backend.resources import WorkerCapabilities
 from backend.run_states import HELD_STATES
@@ -21,6 +37,7 @@ from engine.spec import RunSpec
 
 # Those who claim on PostgreSQL stand in line: what one takes changes whose turn is next. SQLite has one writer anyway.
 _CLAIM_LOCK = 0x1C2
+_LINE_SECONDS = 25  # below the limit of a statement; a claim takes some 10 ms
 
 
 class QueuedRun(NamedTuple):
@@ -43,10 +60,11 @@ def next_run(session: Session, worker: WorkerCapabilities, *, host: str, unreada
     if not has_claimable_run(session, worker, beside=unreadable):
         return None  # asked first, so that idle workers do not stand in line
     if session.get_bind().dialect.name == "postgresql":
+        session.execute(text(f"SET LOCAL lock_timeout = '{_LINE_SECONDS}s'"))
         session.execute(select(func.pg_advisory_xact_lock(_CLAIM_LOCK)))
     passed = set(unreadable)
     columns = (Run.id, Run.spec, Run.attempt, Run.max_attempts, Run.first_fence)
-    while (run_id := _whose_turn(session, _claimable(session, worker, passed))) is not None:
+    while (run_id := _whose_turn(session, worker, passed)) is not None:
         passed.add(run_id)
         is_queued = and_(Run.id == run_id, Run.state == "queued", Run.desired_state == "run")
         try:
@@ -69,16 +87,45 @@ def _refusal(host: str, error: ValidationError) -> str:
 
 def has_claimable_run(session: Session, worker: WorkerCapabilities, *, beside: Collection[str] = ()) -> bool:
     """Whether a claim by this worker would find a run now."""
-    return session.execute(select(Run.id).where(_claimable(session, worker, beside)).limit(1)).first() is not None
+    return session.scalar(_statements(_key(worker)).most_urgent, _values(session, beside)) is not None
 
 
-def _claimable(session: Session, worker: WorkerCapabilities, beside: Collection[str]) -> ColumnElement[bool]:
-    is_sqlite = session.get_bind().dialect.name == "sqlite"
-    is_due = or_(
-        Run.not_before.is_(None), Run.not_before <= (now_of(session) if is_sqlite else func.statement_timestamp())
+def _whose_turn(session: Session, worker: WorkerCapabilities, beside: Collection[str]) -> str | None:
+    """The id of the run that comes next."""
+    statements, values = _statements(_key(worker)), _values(session, beside)
+    priority = session.scalar(statements.most_urgent, values)
+    return None if priority is None else session.scalar(statements.turn, {**values, "priority": priority})
+
+
+class _Statements(NamedTuple):
+    """With `now`, `beside` and, for the second one, `priority` to be given."""
+
+    most_urgent: Select[int]
+    """The highest priority of what can be claimed."""
+    turn: Select[str]
+    """Whose turn it is at that priority."""
+
+
+@lru_cache(maxsize=64)
+def _statements(key: str) -> _Statements:
+    """Built once for each kind of worker: that takes longer than to execute them."""
+    is_due = or_(Run.not_before.is_(None), Run.not_before <= bindparam("now", type_=UtcDateTime()))
+    is_other = Run.id.not_in(bindparam("beside", expanding=True))
+    is_wanted = and_(Run.state == "queued", Run.desired_state == "run", is_due, is_other)
+    claimable = and_(is_wanted, fits(WorkerCapabilities.model_validate_json(key)))
+    return _Statements(
+        most_urgent=select(Run.priority).where(claimable).order_by(Run.priority.desc()).limit(1),
+        turn=_turn(claimable, bindparam("priority", type_=Integer())),
     )
-    is_other = Run.id.not_in(beside) if beside else true()
-    return and_(Run.state == "queued", Run.desired_state == "run", is_due, is_other, fits(worker))
+
+
+def _key(worker: WorkerCapabilities) -> str:
+    """What of a worker matters here, and does not change from minute to minute."""
+    return worker.model_dump_json(exclude={"memory_available_bytes", "cores", "versions"})
+
+
+def _values(session: Session, beside: Collection[str]) -> dict[str, Any]:
+    return {"now": now_of(session), "beside": list(beside)}
 
 
 def fits(worker: WorkerCapabilities) -> ColumnElement[bool]:
@@ -103,12 +150,8 @@ def _at_most(needed: Any, room: int | None) -> ColumnElement[bool]:
     return true() if room is None else or_(needed.is_(None), needed <= room)
 
 
-def _whose_turn(session: Session, claimable: ColumnElement[bool]) -> str | None:
-    """The id of the run that comes next."""
-    most_urgent = select(Run.priority).where(claimable).order_by(Run.priority.desc()).limit(1)
-    priority = session.scalar(most_urgent)
-    if priority is None:
-        return None
+def _turn(claimable: ColumnElement[bool], priority: BindParameter[int]) -> Select[str]:
+    """The statement that gives the id of the run that comes next."""
     waiting = _oldest_of_each(claimable, priority)
     owner = (Run.project_id, Run.created_by)
     is_held = Run.state.in_(HELD_STATES)
@@ -124,7 +167,7 @@ def _whose_turn(session: Session, claimable: ColumnElement[bool]) -> str | None:
     user_served = select(func.max(served.claimed_at)).where(is_project, is_user).scalar_subquery()
     same_project = of_projects.c.project_id == waiting.c.project_id
     same_user = and_(of_users.c.project_id == waiting.c.project_id, of_users.c.created_by == waiting.c.created_by)
-    turn = (
+    return (
         select(waiting.c.run_id)
         .where(waiting.c.run_id.is_not(None))
         .outerjoin(of_projects, same_project)
@@ -138,10 +181,9 @@ def _whose_turn(session: Session, claimable: ColumnElement[bool]) -> str | None:
         )
         .limit(1)
     )
-    return session.scalar(turn)
 
 
-def _oldest_of_each(claimable: ColumnElement[bool], priority: int) -> CTE:
+def _oldest_of_each(claimable: ColumnElement[bool], priority: BindParameter[int]) -> CTE:
     """project_id, created_by, run_id: each owner's first run of that priority, None where the worker can take none of them.
 
     The owners are stepped through in the queue's index, from one to the next: ten thousand runs of forty people are forty looks.
