@@ -1,8 +1,4 @@
-"""The Celery app. A message is only a doorbell: what to work on, and whether, is decided in the database.
-
-Messages are acknowledged early and never prefetched, so none is unacknowledged while a run is at work: Redis delivers
-unacknowledged messages again after its visibility timeout, and long runs would run twice.
-"""
+"""The worker. A message is only a doorbell: what to work on, and whether, is decided in the database."""
 
 import logging
 import os
@@ -13,12 +9,11 @@ from typing import Any
 
 import billiard
 import billiard.pool
-from celery import Celery
 from celery.signals import worker_process_init, worker_ready, worker_shutdown, worker_shutting_down
 from sqlalchemy.orm import Session
 
 from backend.database import Database
-from backend.doorbell import PREFLIGHT_TASK, QUEUE, RUN_TASK
+from backend.doorbell import PREFLIGHT_TASK, RUN_TASK
 from backend.logs import bound
 from backend.queries.analyses import claim_analysis, has_claimable_analysis
 from backend.queries.claims import claim_run
@@ -28,6 +23,7 @@ from backend.queries.queue import has_claimable_run
 from backend.resources import WorkerCapabilities
 from backend.settings import Settings
 from worker.analysis import work_on_analysis
+from worker.celery_app import celery_app, is_needed, ring_for_itself
 from worker.engine_process import engine_environment
 from worker.engine_server import EngineServer
 from worker.identity import ProcessIdentity, boot_id
@@ -68,41 +64,7 @@ _engine_server = (
     else None
 )
 
-app = Celery("incipit", broker=settings.broker_url, set_as_current=True)
-app.conf.update(
-    task_serializer="json",
-    accept_content=["json"],
-    result_accept_content=["json"],
-    task_ignore_result=True,
-    task_acks_late=False,
-    task_reject_on_worker_lost=False,
-    task_queues={QUEUE: {"exchange": QUEUE, "routing_key": QUEUE}},
-    task_default_queue=QUEUE,
-    task_create_missing_queues=False,
-    task_track_started=False,
-    worker_pool="prefork",
-    # One more than there are slots: it answers preflights while runs are at work.
-    worker_concurrency=len(slots) + 1,
-    worker_disable_prefetch=True,
-    worker_prefetch_multiplier=1,
-    worker_max_tasks_per_child=20,
-    worker_cancel_long_running_tasks_on_connection_loss=False,
-    worker_soft_shutdown_timeout=0.0,
-    worker_send_task_events=False,
-    worker_hijack_root_logger=False,
-    worker_enable_remote_control=False,
-    broker_connection_retry_on_startup=True,
-    broker_connection_max_retries=None,
-    broker_transport_options={
-        "visibility_timeout": 3600,
-        "health_check_interval": 10,
-        "socket_keepalive": True,
-        "socket_connect_timeout": 3,
-        "socket_timeout": 15,
-        "unacked_restore_interval": 10,
-        "unacked_restore_throttle": 1,
-    },
-)
+app = celery_app(settings.broker_url, num_slots=len(slots))
 
 
 def run(_run_id: str) -> None:
@@ -270,8 +232,13 @@ def _heartbeat() -> None:
                     slot=slot.name,
                     capabilities=_capabilities(slot),
                 )
+            known = [(_worker_id(slot), _capabilities(slot)) for slot in slots]
+            is_called = is_needed(session, known)
     except DATABASE_OUTAGES as error:
         _log.warning("This worker's heartbeat was not written: %s", error)
+        return
+    if is_called:
+        ring_for_itself(app)
 
 
 def _tell_supervisors(**_: Any) -> None:

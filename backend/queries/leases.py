@@ -75,6 +75,12 @@ def set_worker_run(session: Session, worker_id: str, run_id: str | None) -> None
     session.execute(update(Worker).where(Worker.id == worker_id).values(run_id=run_id))
 
 
+def is_idle(session: Session, worker_id: str) -> bool:
+    """Whether a slot has nothing to do and is not being drained."""
+    free = (Worker.id == worker_id, Worker.run_id.is_(None), Worker.draining_since.is_(None))
+    return session.execute(select(Worker.id).where(*free)).first() is not None
+
+
 def remove_worker(session: Session, worker_id: str) -> None:
     """A worker that ends in an orderly way leaves the list at once."""
     session.execute(delete(Worker).where(Worker.id == worker_id))

@@ -87,18 +87,18 @@ def _refusal(host: str, error: ValidationError) -> str:
 
 def has_claimable_run(session: Session, worker: WorkerCapabilities, *, beside: Collection[str] = ()) -> bool:
     """Whether a claim by this worker would find a run now."""
-    return session.scalar(_statements(_key(worker)).most_urgent, _values(session, beside)) is not None
+    return session.scalar(_statements(*_key(session, worker)).most_urgent, _values(session, beside)) is not None
 
 
 def _whose_turn(session: Session, worker: WorkerCapabilities, beside: Collection[str]) -> str | None:
     """The id of the run that comes next."""
-    statements, values = _statements(_key(worker)), _values(session, beside)
+    statements, values = _statements(*_key(session, worker)), _values(session, beside)
     priority = session.scalar(statements.most_urgent, values)
     return None if priority is None else session.scalar(statements.turn, {**values, "priority": priority})
 
 
 class _Statements(NamedTuple):
-    """With `now`, `beside` and, for the second one, `priority` to be given."""
+    """With `beside`, on SQLite `now`, and for the second one `priority` to be given."""
 
     most_urgent: Select[int]
     """The highest priority of what can be claimed."""
@@ -107,9 +107,10 @@ class _Statements(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _statements(key: str) -> _Statements:
+def _statements(dialect: str, key: str) -> _Statements:
     """Built once for each kind of worker: that takes longer than to execute them."""
-    is_due = or_(Run.not_before.is_(None), Run.not_before <= bindparam("now", type_=UtcDateTime()))
+    now = bindparam("now", type_=UtcDateTime()) if dialect == "sqlite" else func.statement_timestamp()
+    is_due = or_(Run.not_before.is_(None), Run.not_before <= now)
     is_other = Run.id.not_in(bindparam("beside", expanding=True))
     is_wanted = and_(Run.state == "queued", Run.desired_state == "run", is_due, is_other)
     claimable = and_(is_wanted, fits(WorkerCapabilities.model_validate_json(key)))
@@ -119,13 +120,15 @@ def _statements(key: str) -> _Statements:
     )
 
 
-def _key(worker: WorkerCapabilities) -> str:
-    """What of a worker matters here, and does not change from minute to minute."""
-    return worker.model_dump_json(exclude={"memory_available_bytes", "cores", "versions"})
+def _key(session: Session, worker: WorkerCapabilities) -> tuple[str, str]:
+    """The kind of database, and what of a worker matters here and does not change from minute to minute."""
+    told = worker.model_dump_json(exclude={"memory_available_bytes", "cores", "versions"})
+    return session.get_bind().dialect.name, told
 
 
 def _values(session: Session, beside: Collection[str]) -> dict[str, Any]:
-    return {"now": now_of(session), "beside": list(beside)}
+    values: dict[str, Any] = {"beside": list(beside)}
+    return values | ({"now": now_of(session)} if session.get_bind().dialect.name == "sqlite" else {})
 
 
 def fits(worker: WorkerCapabilities) -> ColumnElement[bool]:
