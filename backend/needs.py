@@ -164,7 +164,7 @@ def _too_small(needs: RunNeeds, workers: Sequence[Candidate]) -> str:
     return (
         f"The run needs at least {needed / 1e9:.2f} GB of memory, but the roomiest connected worker that could take it "
         f"({best.place}) has {room / 1e9:.2f} GB; start a worker on a larger machine, or clone the run with less at once "
-        "(prompts_per_step, a LoRA adapter, a smaller teacher)."
+        "(prompts_per_step, a LoRA adapter, a smaller teacher) or with another amount for its worker."
     )
 
 

@@ -141,7 +141,8 @@ ESTIMATED: dict[str, object] = {
 }  # fmt: skip
 STUCK = (
     "The run needs at least 40.00 GB of memory, but the roomiest connected worker that could take it (laptop, cpu) has 16.00 GB; "
-    "start a worker on a larger machine, or clone the run with less at once (prompts_per_step, a LoRA adapter, a smaller teacher)."
+    "start a worker on a larger machine, or clone the run with less at once (prompts_per_step, a LoRA adapter, a smaller teacher) "
+    "or with another amount for its worker."
 )
 EXECUTED = FlopLedger(rollout=9e9, rollout_prefill=4e9, teacher=22e9, student_forward=8e9, student_backward=16e9)
 
