@@ -63,7 +63,7 @@ class Supervisor:
     """Watches over one attempt. Use it from the main thread, with `work`."""
 
     def __init__(self, claim: Claim, slot: Slot, place: Workplace, *, worker_id: str = "") -> None:
-        """`worker_id` is the slot's name in the list of workers, by which it may be drained."""
+        """`worker_id` is the slot in the list of workers, by which it may be drained."""
         self.claim = claim
         self.slot = slot
         self.place = place
@@ -188,9 +188,7 @@ class Supervisor:
 
     def _leaving(self) -> str | None:
         """Why this worker lets its runs go, if it does."""
-        if self.place.is_shutting_down():
-            return "is shutting down"
-        return "is drained" if self._is_given_back else None
+        return "is shutting down" if self.place.is_shutting_down() else "is drained" if self._is_given_back else None
 
     def _tell_to_stop(self, engine: EngineProcess, *, with_checkpoint: bool) -> None:
         if self._told_checkpoint == with_checkpoint:
