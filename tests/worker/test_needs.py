@@ -64,7 +64,7 @@ def why(database: Database, run_id: str) -> str | None:
 
 
 @given(needs=st.lists(_NEEDS, min_size=1, max_size=4), worker=_WORKERS)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_claim_takes_just_the_runs_that_the_worker_can_take(
     database: Database, needs: list[RunNeeds], worker: WorkerCapabilities
 ) -> None:

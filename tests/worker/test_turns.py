@@ -133,7 +133,7 @@ def test_the_claim_follows_the_rule_and_serves_everybody(database_url: str) -> N
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Opened,
         settings=settings(
-            max_examples=12, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=8, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
 
