@@ -6,9 +6,10 @@ backend/queries/queue.py is that rule in SQL; a test compares the two over rando
 from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import BeforeValidator, Field, StringConstraints, field_validator
 
 from backend.resources import WorkerCapabilities
+from backend.whole_numbers import whole
 from engine.frozen import Frozen
 from engine.spec import RunSpec
 
@@ -30,7 +31,7 @@ class Needs(Frozen):
 
     labels: Annotated[list[Label], Field(max_length=MAX_LABELS)] = []
     """Labels that the worker must have, all of them, as INCIPIT_WORKER_LABELS gives them to it."""
-    memory_bytes: Annotated[int, Field(ge=0, le=2**53)] | None = None
+    memory_bytes: Annotated[int, Field(ge=0, le=2**53), BeforeValidator(whole)] | None = None
     """Memory that the worker must have for the run, of its GPU where it uses one; empty is what the estimate says, 0 is any."""
 
     _labels_stand_once = field_validator("labels")(_each_once)

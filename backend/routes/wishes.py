@@ -5,7 +5,6 @@ from typing import Annotated
 
 from fastapi import Header, Response
 from pydantic import BeforeValidator, Field
-from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
 from backend.dependencies import Bell, Caller, Config, Id, Store, errors
@@ -18,6 +17,7 @@ from backend.queries import wishes
 from backend.queries.experiments import add_runs
 from backend.quota import require_room
 from backend.schemas import ExperimentCreate, Run, Variant
+from backend.whole_numbers import whole
 from engine.frozen import Frozen
 from engine.spec import Name
 
@@ -25,15 +25,7 @@ router = locked_router(prefix="/runs", tags=["runs"])
 
 _ERRORS = errors(403, 404, 409, 413, 415)
 
-
-def _whole(value: object) -> object:
-    """Refuses true, false and text, which pydantic would take for numbers."""
-    if isinstance(value, bool | str):
-        raise PydanticCustomError("int_type", "must be a whole number")
-    return value
-
-
-Priority = Annotated[int, Field(ge=-100, le=100), BeforeValidator(_whole)]
+Priority = Annotated[int, Field(ge=-100, le=100), BeforeValidator(whole)]
 IfMatch = Annotated[str | None, Header(max_length=100, description="The run's ETag, as GET gave it.")]
 
 
@@ -58,7 +50,7 @@ class Clone(Frozen):
     """Name of the copy; the run's, with "copy" behind it, if empty."""
     changes: dict[str, object] = {}
     """Dotted field of the spec to new value, as in a variant."""
-    seed: Annotated[int, Field(ge=0, le=2**53), BeforeValidator(_whole)] | None = None
+    seed: Annotated[int, Field(ge=0, le=2**53), BeforeValidator(whole)] | None = None
     """Seed of the copy; the run's if empty."""
     needs: Needs | None = None
     """What the copy's worker must have; the run's labels and its memory as estimated now if empty."""

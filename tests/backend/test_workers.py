@@ -86,6 +86,7 @@ def test_what_a_run_needs_comes_from_its_spec_and_from_the_request(
         ({"labels": ["a", "a"]}, "needs.labels", "labels has 'a' 2 times"),
         ({"labels": [f"l{i}" for i in range(17)]}, "needs.labels", "16"),
         ({"memory_bytes": -1}, "needs.memory_bytes", "at least 0"),
+        ({"memory_bytes": False}, "needs.memory_bytes", "whole number"),
         ({"gpus": 2}, "needs.gpus", "gpus"),
     ],
 )  # fmt: skip
