@@ -40,6 +40,7 @@ from backend.routes import (
     streams,
     views,
     wishes,
+    workers,
 )
 from backend.settings import Settings
 from backend.telemetry import InstallationCollector
@@ -53,7 +54,7 @@ nats, FLOPs, seconds, bytes."""
 
 _MODULES = (
     experiments, runs, streams, wishes, rollouts, divergence, resources, checkpoints, pins, prompt_files, specs, analyses,
-    playground, views, alerts, access, health,
+    playground, views, alerts, access, workers,
 )  # fmt: skip
 
 

@@ -111,7 +111,8 @@ def _postgres_engine(url: str, statement_seconds: float, lock_seconds: float) ->
     return create_engine(
         url,
         json_serializer=_to_json,
-        connect_args={"options": f"{options} -c timezone=UTC", "connect_timeout": 5},
+        # Statements take milliseconds: to compile one, which PostgreSQL does when it expects many rows, takes longer.
+        connect_args={"options": f"{options} -c timezone=UTC -c jit=off", "connect_timeout": 5},
         pool_size=10,
         max_overflow=40,
         pool_pre_ping=True,

@@ -44,9 +44,9 @@ def estimate(spec: RunSpec, rates: Sequence[float]) -> Estimate:
 
     Refuses a spec whose models have no readable config.json on this machine.
     """
-    student = _model(spec.student, "student.path", spec.adapter)
-    teacher = _model(spec.teacher, "teacher.path", NoAdapter())
-    prompt_tokens, assumptions = _prompt_tokens(spec)
+    student = model_of(spec.student, "student.path", spec.adapter)
+    teacher = model_of(spec.teacher, "teacher.path", NoAdapter())
+    prompt_tokens, assumptions = prompt_tokens_of(spec)
     shortest, longest = _batches(spec)
     of_step = _StepCosts(spec, student.shape, teacher.shape, prompt_tokens)
     warmup = _warmup_flops(spec, student.shape, teacher.shape, prompt_tokens)
@@ -199,7 +199,8 @@ def _evaluation_flops(
     return FlopLedger(evaluation=of_student + of_teacher + reported + num_watched * of_sentinel)
 
 
-def _model(model: ModelSpec, field: str, adapter: Adapter) -> Model:
+def model_of(model: ModelSpec, field: str, adapter: Adapter) -> Model:
+    """What its config.json says of a model. Refuses one that has none on this machine, or an odd one, by the name of its field."""
     remedy = "run a preflight, which looks at it on a worker."
     try:
         path = Path(resolve(model.path)) / "config.json"
@@ -224,7 +225,7 @@ def _model(model: ModelSpec, field: str, adapter: Adapter) -> Model:
     return Model(shape, shape.block_parameters + embeddings * shape.head_parameters)
 
 
-def _prompt_tokens(spec: RunSpec) -> tuple[int, list[str]]:
+def prompt_tokens_of(spec: RunSpec) -> tuple[int, list[str]]:
     """Mean prompt length in tokens, and what was assumed for it."""
     try:
         words = _words_per_prompt(Path(resolve(spec.prompts.path)), spec.prompts.prompt_column)

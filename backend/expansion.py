@@ -3,11 +3,13 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
 
+from backend.memory_needs import needs_of
+from backend.needs import RunNeeds
 from backend.problems import invalid
 from backend.schemas import ExperimentCreate, Variant
 from engine.findings import Finding, findings_of
@@ -24,6 +26,8 @@ class PlannedRun:
     variant: str
     note: str
     spec: RunSpec
+    needs: RunNeeds | None = None
+    """What its worker must have; None where nobody has looked at more than the spec."""
 
 
 def planned_runs(experiment: ExperimentCreate) -> list[PlannedRun]:
@@ -45,7 +49,8 @@ def planned_runs(experiment: ExperimentCreate) -> list[PlannedRun]:
         findings += [_at(variant, one) for one in found]
     if findings:
         raise invalid(findings)
-    return planned
+    needs = needs_of([run.spec for run in planned], experiment.needs)
+    return [replace(run, needs=of_run) for run, of_run in zip(planned, needs, strict=True)]
 
 
 def _document(base: RunSpec, variant: Variant | None, seed: int, *, has_several_seeds: bool) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from backend.database import Database
 from backend.doorbell import Doorbell
 from backend.installation import Version
 from backend.migrate import head
-from backend.queries.workers import num_present
+from backend.queries.workers import clock_warnings, num_present
 from backend.schemas import Health
 from backend.settings import Settings
 from engine.events import EVENT_VERSION
@@ -39,7 +39,8 @@ def health(database: Database, doorbell: Doorbell, settings: Settings) -> Health
     if not is_broker_up:
         warnings.append("The broker does not answer: runs can be submitted, and start when it is back.")
     try:
-        name, workers = _ask(database)
+        name, workers, of_clocks = _ask(database)
+        warnings += of_clocks
     except SQLAlchemyError:
         name, workers = "down", 0
         warnings.append("The database does not answer: nothing can be read or submitted.")
@@ -53,13 +54,14 @@ def health(database: Database, doorbell: Doorbell, settings: Settings) -> Health
     )
 
 
-def _ask(database: Database) -> tuple[str, int]:
+def _ask(database: Database) -> tuple[str, int, list[str]]:
     with database.read() as session:
         if database.is_sqlite:
             session.execute(text("SELECT 1"))
-            return f"sqlite {sqlite3.sqlite_version}", num_present(session)
-        server = str(session.scalar(text("SHOW server_version"))).split()[0]
-        return f"postgresql {server}", num_present(session)
+            name = f"sqlite {sqlite3.sqlite_version}"
+        else:
+            name = f"postgresql {str(session.scalar(text('SHOW server_version'))).split()[0]}"
+        return name, num_present(session), clock_warnings(session)
 
 
 def _warnings(database: Database, settings: Settings) -> list[str]:

@@ -9,11 +9,24 @@ from backend.access import ApiKey, CreatedKey, KeyCreate
 from backend.alerts import Alert, AlertRules, CreatedWebhook, Delivery, Webhook, WebhookCreate
 from backend.analyses import Analysis
 from backend.estimates import Estimate, PhaseSeconds
+from backend.needs import RunNeeds
 from backend.playground import CheckpointChoice, PlaygroundQuestion, QuestionCreate
 from backend.prompt_files import PromptFile, PromptLook
+from backend.resources import WorkerCapabilities
 from backend.routes.wishes import Cancel, Clone, Retry, RunPatch
+from backend.routes.workers import Drain
 from backend.saved_views import SavedView, SavedViewWrite
-from backend.schemas import Checkpoint, CheckpointFile, Experiment, ExperimentCreate, Link, Preflight, Run, Variant
+from backend.schemas import (
+    Checkpoint,
+    CheckpointFile,
+    Experiment,
+    ExperimentCreate,
+    Link,
+    Preflight,
+    Run,
+    Variant,
+    Worker,
+)
 from engine.analysis_spec import AnalysisSpec, TeacherPrefix
 from engine.findings import Finding
 from engine.flops import FlopLedger
@@ -48,8 +61,15 @@ _RUN = Run(
     teacher=_SPEC.teacher.path, prefix="8", divergence="reverse KL", attempt=0, best_accuracy=None, report_accuracy=None,
     training_flops=None, training_seconds=None, failure_kind=None, failure_message=None, created_at=_NOW, started_at=None,
     finished_at=None, heartbeat_at=None, spec=_SPEC, flops=None, executed_flops=None, done_share=None, eta_seconds=None, queue_position=1,
-    row_version=0,
+    needs=RunNeeds.stated(_SPEC), row_version=0,
     last_seq=1,
+)  # fmt: skip
+_WORKER = Worker(
+    id="lab:0a1b2c3d:4242:0", host="lab", pid=4242, slot="gpu0", run_id=_ID, heartbeat_at=_NOW, is_connected=True,
+    capabilities=WorkerCapabilities(
+        device="cuda", num_gpus=1, cores=16, memory_total_bytes=128 * 10**9, gpu_memory_total_bytes=80 * 10**9, labels=["h100"],
+        versions={"incipit": "0.1.0", "torch": "2.13.0"}, spec_version=1, event_version=1,
+    ),
 )  # fmt: skip
 _ANALYSIS_SPEC = AnalysisSpec(run=_SPEC, analysis=TeacherPrefix(kind="teacher_prefix", num_prompts=16))
 _ANALYSIS = Analysis(
@@ -109,6 +129,7 @@ REQUESTS: dict[str, Any] = {
     "retry_run": Retry(from_scratch=False),
     "clone_run": Clone(name="prefix 16", changes={"prefix.tokens": 16}),
     "patch_run": RunPatch(priority=10),
+    "drain_worker": Drain(requeue=True),
     "put_alert_rules": AlertRules(accuracy_drop=0.05),
     "create_webhook": WebhookCreate(name=_WEBHOOK.name, url="https://hooks.slack.com/services/T0/B0/X0"),
     "create_view": SavedViewWrite(name=_VIEW.name, note=_VIEW.note, query=_VIEW.query),
@@ -169,6 +190,8 @@ RESPONSES: dict[str, Any] = {
     "retry_run": _RUN,
     "clone_run": _RUN,
     "patch_run": _RUN.model_copy(update={"priority": 10, "row_version": 1}),
+    "drain_worker": _WORKER.model_copy(update={"drain": "draining", "drain_requeues": True}),
+    "resume_worker": _WORKER,
     "pin_checkpoint": _CHECKPOINT.model_copy(update={"pinned": True}),
     "unpin_checkpoint": _CHECKPOINT,
     "create_checkpoint_link": Link(

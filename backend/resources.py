@@ -43,6 +43,16 @@ class WorkerCapabilities(Frozen):
     """What the machine could still give at the last heartbeat."""
     gpu_memory_total_bytes: int | None = None
     """Of the slot's GPU; other slots share it where there are more of them than GPUs."""
+    num_gpus: int = 0
+    """GPUs that a run in the slot may use."""
+    labels: list[str] = []
+    """As INCIPIT_WORKER_LABELS names them: a run may ask for some."""
+    versions: dict[str, str] = {}
+    """Of incipit and torch."""
+    spec_version: int | None = None
+    """Newest version of a spec that the worker can read."""
+    event_version: int | None = None
+    """The same of what engines tell."""
 
 
 class AttemptPlace(Frozen):

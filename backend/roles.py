@@ -98,6 +98,8 @@ _OPERATIONS: dict[Need, tuple[str, ...]] = {
         "delete_webhook",
         "test_webhook",
         "rotate_webhook_secret",
+        "drain_worker",
+        "resume_worker",
     ),
 }
 _NEEDS = {operation: need for need, operations in _OPERATIONS.items() for operation in operations}

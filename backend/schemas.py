@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from backend.needs import Needs, RunNeeds
 from backend.resources import WorkerCapabilities
 from backend.run_states import RunState
 from engine.events import RolloutSummary
@@ -41,6 +42,8 @@ class ExperimentCreate(Frozen):
     """The arms; empty means one run with the base spec."""
     seeds: Annotated[list[int], Field(min_length=1, max_length=50)] = [0]
     """Every arm runs once with each seed."""
+    needs: Needs = Needs()
+    """What the workers of its runs must have, beside what the specs say."""
 
 
 class Experiment(Frozen):
@@ -90,6 +93,8 @@ class RunSummary(Frozen):
     started_at: datetime | None
     finished_at: datetime | None
     heartbeat_at: datetime | None
+    waits_because: str | None = None
+    """Why no connected worker can take the queued run, in one sentence with what to do; None where one can, or it is not queued."""
 
 
 class Run(RunSummary):
@@ -104,6 +109,9 @@ class Run(RunSummary):
     """Range of the seconds still to go, judged by the run's own steps, evaluations and checkpoints; None until 5 steps of
     distillation are done."""
     queue_position: int | None
+    """Its place if projects and people have equally much at work; those take turns."""
+    needs: RunNeeds
+    """What its worker must have."""
     row_version: int
     """Raised by each change of state or wish, not by what training records; PATCH asks for it in If-Match."""
     last_seq: int
@@ -282,3 +290,9 @@ class Worker(Frozen):
     is_connected: bool
     """Whether it was heard of within the last minute. Each takes one run at a time."""
     capabilities: WorkerCapabilities
+    drain: Literal["no", "draining", "drained"] = "no"
+    """draining: it takes nothing new and has work left; drained: it has none. Both last until it is resumed or ends."""
+    drain_requeues: bool = False
+    """Whether it gives back what it works on, with a checkpoint, in place of finishing it."""
+    clock_offset_seconds: float = 0.0
+    """What its machine's clock was ahead of the database's at the last heartbeat."""

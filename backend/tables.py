@@ -65,7 +65,9 @@ class Run(Table):
     __table_args__ = (
         one_of("state", get_args(RunState), "state"),
         one_of("desired_state", ("run", "pause", "cancel"), "desired_state"),
-        Index("ix_runs_queue", "state", "priority", "id"),
+        Index("ix_runs_queue", "state", "priority", "project_id", "created_by", "id"),
+        Index("ix_runs_served_project", "project_id", "claimed_at"),
+        Index("ix_runs_served_user", "project_id", "created_by", "claimed_at"),
         Index("ix_runs_experiment_id", "experiment_id", "id"),
     )
 
@@ -99,6 +101,18 @@ class Run(Table):
     """Earliest time of the next claim, after a failure that is tried again."""
     last_rung_at: Mapped[datetime | None]
     """When the doorbell was last rung for this run."""
+    claimed_at: Mapped[datetime | None]
+    """When a worker last took it: of equally urgent runs those come first whose owner was served longest ago."""
+
+    # What it needs of a worker, see backend/needs.py; its labels are in RunLabel.
+    device: Mapped[str] = mapped_column(String(8), default="auto")
+    num_gpus: Mapped[int] = mapped_column(default=1)
+    cpu_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    gpu_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    spec_version: Mapped[int] = mapped_column(default=1)
+    event_version: Mapped[int] = mapped_column(default=0)
+    refusal: Mapped[str | None] = mapped_column(Text)
+    """Why the last worker that looked at it could not read its spec; None once one has taken it."""
 
     fence: Mapped[int] = mapped_column(BigInteger, default=0)
     """Raised by each claim; names the attempt folder. A write with a lower fence must change nothing."""
@@ -133,6 +147,15 @@ class Run(Table):
     """Wall seconds of the recorded steps alone."""
     failure_kind: Mapped[str | None] = mapped_column(String(32))
     failure_message: Mapped[str | None] = mapped_column(CleanText)
+
+
+class RunLabel(Table):
+    """A label that a run's worker must have."""
+
+    __tablename__ = "run_labels"
+
+    run_id: Mapped[str] = mapped_column(Id, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    label: Mapped[str] = mapped_column(String(64), primary_key=True)
 
 
 class PromptFile(Table):
@@ -250,8 +273,15 @@ class Worker(Table):
     """Unix seconds at which the process was made; a reused pid has another."""
     slot: Mapped[str] = mapped_column(String(64))
     run_id: Mapped[str | None] = mapped_column(Id)
+    """The run or the analysis that it works on."""
     started_at: Mapped[datetime]
     heartbeat_at: Mapped[datetime]
+    clock_offset_seconds: Mapped[float] = mapped_column(default=0.0)
+    """What its machine's clock was ahead of the database's at the last heartbeat."""
+    draining_since: Mapped[datetime | None]
+    """Since when it takes nothing new."""
+    drain_requeues: Mapped[bool] = mapped_column(default=False)
+    """Whether it also gives back what it works on, with a checkpoint."""
     capabilities: Mapped[dict[str, Any]] = mapped_column(default=dict)
 
 

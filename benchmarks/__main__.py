@@ -109,6 +109,19 @@ def rollout_rows(result: dict[str, Any]) -> list[Row]:
     ]
 
 
+def fleet_rows(result: dict[str, Any]) -> list[Row]:
+    times = (result[f"{name}_milliseconds"] for name in ("alone", "p50", "p95"))
+    return [
+        [
+            *(f"{result[name]:,}" for name in ("runs", "claimers", "owners")),
+            f"{result['claims_per_second']:.0f}",
+            *(f"{one:.0f}" for one in times),
+            f"{result['deviation_percent']:.1f}",
+            str(result["twice"]),
+        ]
+    ]
+
+
 def start_rows(result: dict[str, Any]) -> list[Row]:
     held = [" / ".join(f"{size:.0f}" for size in result[name].values()) for name in ("supervisor", "control", "server")]
     return [
@@ -200,6 +213,7 @@ _LOAD: dict[str, tuple[list[str], Callable[[dict[str, Any]], list[Row]]]] = {
     "Recorded points": (["-m", "benchmarks.recorded_points"], recorded_rows),
     "API under load": (["-m", "benchmarks.api_load"], api_rows),
     "Rollouts": (["-m", "benchmarks.rollout_reads"], rollout_rows),
+    "Many workers": (["-m", "benchmarks.fleet"], fleet_rows),
 }
 
 _DASHBOARD: dict[str, tuple[list[str], Callable[[dict[str, Any]], list[Row]]]] = {

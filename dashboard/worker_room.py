@@ -115,7 +115,7 @@ def _fit_of(estimate: Estimate, rooms: Sequence[Room], num_runs: int) -> Fit:
         verdict = "too large"
         sentence = (
             f"Needs {needed} of memory, but the roomiest connected worker ({best.place}) has {has}. {_remedy(estimate)} "
-            f"The estimate is right within about {error}: you can start all the same."
+            f"The estimate is right within about {error}: {_what_then(fewest, best)}"
         )
     elif need * (1 + MEMORY_ERROR) > best.num_bytes:
         verdict = "doubtful"
@@ -129,11 +129,11 @@ def _fit_of(estimate: Estimate, rooms: Sequence[Room], num_runs: int) -> Fit:
             f"{best.place} takes {at_once} runs at the same time, which need about **{bytes_text(at_once * need)}** of its {has}; "
             "start its worker with fewer slots (INCIPIT_SLOTS). " + _remedy(estimate)
         )
-    elif need > least.num_bytes:
+    elif need > least.num_bytes and fewest <= least.num_bytes * (1 + MEMORY_ERROR):
         verdict = "doubtful"
         sentence = (
             f"Needs {needed} of memory: {best.place} has {has}, but {least.place} has {bytes_text(least.num_bytes)} and may take "
-            "it, since any free worker takes a run. Stop the smaller worker, or: " + _remedy(estimate)
+            "it, since the estimate is no exact figure. Ask for a worker by a label, or: " + _remedy(estimate)
         )
     elif best.free_bytes is not None and need > best.free_bytes:
         verdict = "doubtful"
@@ -145,6 +145,12 @@ def _fit_of(estimate: Estimate, rooms: Sequence[Room], num_runs: int) -> Fit:
         verdict = "fits"
         sentence = f"Fits: {needed} of the {has} that the roomiest connected worker ({best.place}) has."
     return Fit(verdict, sentence, best.num_bytes)
+
+
+def _what_then(fewest: int, best: Room) -> str:
+    if fewest > best.num_bytes * (1 + MEMORY_ERROR):
+        return "the run would wait until a worker with as much is connected, unless you say what memory it needs."
+    return "you can start all the same."
 
 
 def _remedy(estimate: Estimate) -> str:

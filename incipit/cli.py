@@ -20,6 +20,7 @@ from incipit.commands import (
     track,
     train,
     up,
+    workers,
 )
 
 app = typer.Typer(
@@ -42,6 +43,7 @@ app.command()(doctor.doctor)
 app.command()(backup.backup)
 app.command()(backup.restore)
 app.add_typer(runs.app, name="runs")
+app.add_typer(workers.app, name="workers")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(models.app, name="models")
 app.add_typer(prompts.app, name="prompts")

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError
 
+from backend.needs import Needs
 from backend.schemas import ExperimentCreate, Variant
 from engine.findings import findings_of
 from engine.frozen import Frozen
@@ -47,6 +48,8 @@ class StudyFile(Frozen):
     question: str
     base: RunSpec
     """What all choices share."""
+    needs: Needs = Needs()
+    """What the workers of its runs must have."""
     choices: str
     """Folder, relative to the file, whose JSON files list the choices."""
 
@@ -64,6 +67,7 @@ class Study(Frozen):
             name=self.file.title,
             note=self.file.question,
             base=self.file.base,
+            needs=self.file.needs,
             variants=[
                 Variant(name=choice.name, changes=dict(dotted(choice.change)), note=choice.cost)
                 for choice in self.choices

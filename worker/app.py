@@ -1,27 +1,29 @@
-"""The Celery app. A message is only a doorbell: what to work on, and whether, is decided in the database.
-
-Messages are acknowledged early and never prefetched, so none is unacknowledged while a run is at work: Redis delivers
-unacknowledged messages again after its visibility timeout, and long runs would run twice.
-"""
+"""The worker. A message is only a doorbell: what to work on, and whether, is decided in the database."""
 
 import logging
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import billiard
 import billiard.pool
-from celery import Celery
 from celery.signals import worker_process_init, worker_ready, worker_shutdown, worker_shutting_down
+from sqlalchemy.orm import Session
 
 from backend.database import Database
-from backend.doorbell import PREFLIGHT_TASK, QUEUE, RUN_TASK
+from backend.doorbell import PREFLIGHT_TASK, RUN_TASK
 from backend.logs import bound
 from backend.queries.analyses import claim_analysis, has_claimable_analysis
-from backend.queries.claims import claim_run, has_claimable_run
+from backend.queries.claims import claim_run
+from backend.queries.drains import draining
 from backend.queries.leases import claim_preflight, keep_worker, remove_worker, set_worker_run
+from backend.queries.queue import has_claimable_run
+from backend.resources import WorkerCapabilities
 from backend.settings import Settings
 from worker.analysis import work_on_analysis
+from worker.celery_app import celery_app, is_needed, ring_for_itself
 from worker.engine_process import engine_environment
 from worker.engine_server import EngineServer
 from worker.identity import ProcessIdentity, boot_id
@@ -49,6 +51,8 @@ billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 20
 _shutdown = billiard.Event()
 _main_pid = os.getpid()
 _place: Workplace | None = None
+# Ids of queued runs that this version of Incipit cannot read: they wait for another worker.
+_unreadable: set[str] = set()
 # Made before Celery forks, too: the main process keeps it alive, the children ask it for engines.
 _engine_server = (
     EngineServer(
@@ -60,41 +64,7 @@ _engine_server = (
     else None
 )
 
-app = Celery("incipit", broker=settings.broker_url, set_as_current=True)
-app.conf.update(
-    task_serializer="json",
-    accept_content=["json"],
-    result_accept_content=["json"],
-    task_ignore_result=True,
-    task_acks_late=False,
-    task_reject_on_worker_lost=False,
-    task_queues={QUEUE: {"exchange": QUEUE, "routing_key": QUEUE}},
-    task_default_queue=QUEUE,
-    task_create_missing_queues=False,
-    task_track_started=False,
-    worker_pool="prefork",
-    # One more than there are slots: it answers preflights while runs are at work.
-    worker_concurrency=len(slots) + 1,
-    worker_disable_prefetch=True,
-    worker_prefetch_multiplier=1,
-    worker_max_tasks_per_child=20,
-    worker_cancel_long_running_tasks_on_connection_loss=False,
-    worker_soft_shutdown_timeout=0.0,
-    worker_send_task_events=False,
-    worker_hijack_root_logger=False,
-    worker_enable_remote_control=False,
-    broker_connection_retry_on_startup=True,
-    broker_connection_max_retries=None,
-    broker_transport_options={
-        "visibility_timeout": 3600,
-        "health_check_interval": 10,
-        "socket_keepalive": True,
-        "socket_connect_timeout": 3,
-        "socket_timeout": 15,
-        "unacked_restore_interval": 10,
-        "unacked_restore_throttle": 1,
-    },
-)
+app = celery_app(settings.broker_url, num_slots=len(slots))
 
 
 def run(_run_id: str) -> None:
@@ -115,24 +85,36 @@ def preflight(_preflight_id: str) -> None:
 
 def _work() -> None:
     while not _shutdown.is_set():
-        with free_slot(slots, settings.home / "slots") as slot:
-            if slot is None:
-                return  # whoever holds the last slot looks for more work afterwards
-            worked = _work_on_next_analysis(slot) or _work_on_next_run(slot)
-        # A doorbell that rang while this slot was locked has found it taken: look again now that it is not.
-        if not worked and not _has_work():
-            return
+        tried = []
+        for slot in _open_slots():
+            with free_slot([slot], settings.home / "slots") as free:
+                if free is None:
+                    continue  # whoever holds it looks for more work afterwards
+                tried.append(slot)
+                if _work_on_next_analysis(slot) or _work_on_next_run(slot):
+                    break
+        # A doorbell that rang while a slot was locked has found it taken: look again now that it is not.
+        else:
+            if not any(_has_work(slot) for slot in tried):
+                return
+
+
+def _open_slots() -> list[Slot]:
+    """The slots that are not being drained."""
+    with _workplace().database.read() as session:
+        closed = draining(session, [_worker_id(slot) for slot in slots])
+    return [slot for slot in slots if _worker_id(slot) not in closed]
 
 
 def _answer_preflights() -> None:
     place = _workplace()
-    while not _shutdown.is_set():
+    while not _shutdown.is_set() and (open_slots := _open_slots()):
         with place.database.write() as session:
             refuse_other_schema(session)
             claim = claim_preflight(session, ProcessIdentity.own().name)
         if claim is None:
             return
-        answer(claim, slots, place)
+        answer(claim, open_slots, place)
 
 
 def _work_on_next_analysis(slot: Slot) -> bool:
@@ -140,10 +122,12 @@ def _work_on_next_analysis(slot: Slot) -> bool:
     place = _workplace()
     with place.database.write() as session:
         refuse_other_schema(session)
-        claim = claim_analysis(session, ProcessIdentity.own().name)
-    if claim is None:
-        return False
-    work_on_analysis(claim, slot, place)
+        claim = None if _is_closed(session, slot) else claim_analysis(session, ProcessIdentity.own().name)
+        if claim is None:
+            return False
+        set_worker_run(session, _worker_id(slot), claim.analysis_id)
+    with _occupied(slot):
+        work_on_analysis(claim, slot, place)
     return True
 
 
@@ -152,28 +136,49 @@ def _work_on_next_run(slot: Slot) -> bool:
     place = _workplace()
     with place.database.write() as session:
         refuse_other_schema(session)
+        if _is_closed(session, slot):
+            return False
         claim = claim_run(
             session,
             owner=ProcessIdentity.own().name,
             host=socket.gethostname(),
             boot_id=boot_id(),
             lease_seconds=worker_settings.lease_seconds,
+            worker=_capabilities(slot),
+            unreadable=_unreadable,
         )
         if claim is None:
             return False
         set_worker_run(session, _worker_id(slot), claim.run_id)
-    try:
-        with bound(run=claim.run_id, attempt=claim.attempt, fence=claim.fence):
-            Supervisor(claim, slot, place).work()
-    finally:
-        with place.database.write() as session:
-            set_worker_run(session, _worker_id(slot), None)
+    with _occupied(slot), bound(run=claim.run_id, attempt=claim.attempt, fence=claim.fence):
+        Supervisor(claim, slot, place, worker_id=_worker_id(slot)).work()
     return True
 
 
-def _has_work() -> bool:
+def _is_closed(session: Session, slot: Slot) -> bool:
+    """Whether the slot is being drained, in the transaction that is about to claim something for it."""
+    return bool(draining(session, [_worker_id(slot)]))
+
+
+@contextmanager
+def _occupied(slot: Slot) -> Iterator[None]:
+    """Afterwards the slot is noted as free."""
+    try:
+        yield
+    finally:
+        with _workplace().database.write() as session:
+            set_worker_run(session, _worker_id(slot), None)
+
+
+def _has_work(slot: Slot) -> bool:
     with _workplace().database.read() as session:
-        return has_claimable_run(session) or has_claimable_analysis(session)
+        if _is_closed(session, slot):
+            return False
+        return has_claimable_run(session, _capabilities(slot), beside=_unreadable) or has_claimable_analysis(session)
+
+
+def _capabilities(slot: Slot) -> WorkerCapabilities:
+    return capabilities(slot, worker_settings.labels)
 
 
 def _workplace() -> Workplace:
@@ -225,10 +230,15 @@ def _heartbeat() -> None:
                     pid=identity.pid,
                     pid_started=float(identity.started),
                     slot=slot.name,
-                    capabilities=capabilities(slot),
+                    capabilities=_capabilities(slot),
                 )
+            known = [(_worker_id(slot), _capabilities(slot)) for slot in slots]
+            is_called = is_needed(session, known)
     except DATABASE_OUTAGES as error:
         _log.warning("This worker's heartbeat was not written: %s", error)
+        return
+    if is_called:
+        ring_for_itself(app)
 
 
 def _tell_supervisors(**_: Any) -> None:

@@ -22,6 +22,7 @@ from backend.queries.analyses import take_back_analyses, unclaimed_analyses
 from backend.queries.claims import extend_leases, reap
 from backend.queries.raising import raise_standstills
 from backend.queries.wishes import settle_queued
+from backend.queries.workers import num_present
 from backend.settings import Settings
 from worker.alert_sender import AlertSender
 from worker.garbage import GarbageCollector
@@ -33,6 +34,7 @@ from worker.upload_garbage import UploadGarbage
 
 TURN_SECONDS = 10.0
 _RING_AGAIN_SECONDS = 60.0
+_MAX_RINGS = 50
 _PREFLIGHT_WAIT_SECONDS = 120.0
 # A wall clock that moved this much more than the monotonic one was set, or the machine slept.
 _CLOCK_JUMP_SECONDS = 5.0
@@ -104,6 +106,7 @@ class Control:
     def _ring_again(self) -> None:
         with self.database.read() as session:
             run_ids, preflight_ids = leases.unclaimed(session, silent_seconds=_RING_AGAIN_SECONDS)
+            most = max(_MAX_RINGS, num_present(session))
         with self.database.write() as session:
             analysis_ids = unclaimed_analyses(session, silent_seconds=_RING_AGAIN_SECONDS)
         if not run_ids and not preflight_ids and not analysis_ids:
@@ -115,7 +118,8 @@ class Control:
             for preflight_id in preflight_ids:
                 self._ring(PREFLIGHT_TASK, preflight_id)
             # Runs that wait for a slot are no reason for more messages than there are runs.
-            for id in [*analysis_ids, *run_ids][num_waiting:]:
+            # Nor for more than all slots can take up: runs that no worker can take wait by the thousand.
+            for id in [*analysis_ids, *run_ids][num_waiting:most]:
                 self._ring(RUN_TASK, id)
         except (BrokerError, OSError) as error:
             _log.warning("The broker does not answer, queued work waits: %s", error)

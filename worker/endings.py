@@ -34,12 +34,12 @@ def ending_of(
     last_word: Finished | Failed | None,
     *,
     wish: Wish,
-    is_shutdown: bool,
+    leaving: str | None,
     log_tail: str,
     was_memory_kill: bool = False,
 ) -> Ending:
-    """What becomes of the run. `is_shutdown` is whether the worker is about to end; `was_memory_kill` whether the kernel
-    killed a process for want of memory meanwhile."""
+    """What becomes of the run. `leaving` says why the worker lets its runs go, if it does, such as `is shutting down`;
+    `was_memory_kill` is whether the kernel killed a process for want of memory meanwhile."""
     if isinstance(last_word, Finished):  # its last word, behind the last checkpoint: what came after cannot undo it
         return finished(last_word, exit_code)
     if isinstance(last_word, Failed):
@@ -49,15 +49,15 @@ def ending_of(
     if exit_code == STOPPED and wish == "pause":
         return Ending("paused", "Paused as asked, after a checkpoint.", exit_code, counts=False)
     if exit_code == STOPPED:
-        reason = "The worker is shutting down" if is_shutdown else "The engine was told to stop from outside"
+        reason = f"The worker {leaving}" if leaving else "The engine was told to stop from outside"
         reason += "; the run goes on from its last checkpoint."
         return Ending("queued", reason, exit_code, counts=False)
     if exit_code in FAILURE_OF and exit_code != OF_FAILURE["internal"]:
         kind = FAILURE_OF[exit_code]
         reason = f"The engine ended with {kind} but did not say why."
         return Ending(_state_after(kind), reason, exit_code, kind, reason + _quoted(log_tail))
-    if is_shutdown:
-        reason = "The worker shut down before the engine could write a checkpoint; the run goes on from its last one."
+    if leaving:
+        reason = f"The worker {leaving} and the engine could not write a checkpoint; the run goes on from its last one."
         return Ending("queued", reason, exit_code, counts=False)
     spoke_of_memory = speaks_of_memory(log_tail) or _MEMORY_ERROR.search(log_tail)
     if (exit_code == -signal.SIGKILL and was_memory_kill) or spoke_of_memory:

@@ -69,6 +69,13 @@ class EngineProcess:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def started(self) -> float | None:
+        """When it was started, by the clock of the machine, which tells it from a later process of that pid; None when it is gone."""
+        with suppress(psutil.NoSuchProcess):
+            return psutil.Process(self.pid).create_time()
+        return None
+
     def exit_code(self) -> int | None:
         """How it ended (negative: by that signal), None while it runs."""
         return self._process.poll()

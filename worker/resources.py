@@ -8,6 +8,9 @@ import shutil
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
@@ -16,7 +19,9 @@ from backend.database import Database
 from backend.queries.claims import Claim
 from backend.queries.resources import add_sample
 from backend.resources import ResourceFigures, WorkerCapabilities
+from engine.events import EVENT_VERSION
 from engine.machine_memory import machine_memory
+from engine.spec import SPEC_VERSION
 from worker.slots import Slot
 
 _SECONDS = 10.0
@@ -80,8 +85,8 @@ class ResourceWatch:
             _log.warning("What run %s uses is not sampled any more: %s", self.claim.run_id, error)
 
 
-def capabilities(slot: Slot) -> WorkerCapabilities:
-    """What a run in this slot has at hand, as the worker's heartbeat tells."""
+def capabilities(slot: Slot, labels: Sequence[str]) -> WorkerCapabilities:
+    """What a run in this slot has at hand, as the worker's heartbeat tells and its claims ask for."""
     memory = machine_memory()
     return WorkerCapabilities(
         device="cpu" if slot.gpu is None else "cuda",
@@ -89,7 +94,22 @@ def capabilities(slot: Slot) -> WorkerCapabilities:
         memory_total_bytes=memory.total_bytes,
         memory_available_bytes=memory.available_bytes,
         gpu_memory_total_bytes=None if slot.gpu is None else gpu_memory_total_bytes(slot.gpu),
+        num_gpus=0 if slot.gpu is None else slot.max_processes,
+        labels=list(labels),
+        versions=_versions(),
+        spec_version=SPEC_VERSION,
+        event_version=EVENT_VERSION,
     )
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """As installed, without importing them; an engine says what it has imported."""
+    found = {}
+    for name in ("incipit", "torch"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 @functools.cache

@@ -3,15 +3,17 @@
 import sys
 from typing import Annotated, NoReturn, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from backend.needs import MAX_LABELS, Label
 from backend.queries.claims import LEASE_SECONDS
 from backend.queries.retries import MAX_RETRY_SECONDS, RETRY_SECONDS
 
 _BAD_CONFIGURATION = 78  # EX_CONFIG of sysexits.h
 # From the engine's end to the worker's: what it emitted is recorded and the run returned to the queue.
 _CLOSING_SECONDS = 10.0
+_LABEL: TypeAdapter[str] = TypeAdapter(Label)
 
 
 class WorkerSettings(BaseSettings):
@@ -25,6 +27,8 @@ class WorkerSettings(BaseSettings):
     """Runs at the same time on this machine; empty is one per GPU, and without a GPU one per core but at most 2."""
     gpus_per_slot: Annotated[int, Field(ge=1, le=64)] = 1
     """GPUs of a slot: as many processes a run in it may have (parallelism.num_processes)."""
+    worker_labels: str = ""
+    """Labels of this machine's worker, such as `a100,lab-2`: runs that ask for some go only to workers that have them all."""
     engine_server: bool = True
     """Whether engines are forks of a process that has torch imported: ready 5 s sooner, for 0.3 GB held while none is at work."""
     stop_seconds: Annotated[float, Field(ge=1, le=3600)] = 60.0
@@ -46,9 +50,30 @@ class WorkerSettings(BaseSettings):
     """An engine that gave no sign of work for so long is ended."""
 
     @property
+    def labels(self) -> list[str]:
+        """The labels, in alphabetical order."""
+        return sorted({label for part in self.worker_labels.split(",") if (label := part.strip())})
+
+    @property
     def longest_stop_seconds(self) -> float:
         """After so long a worker that was told to end has ended: its engine's stop, SIGTERM, SIGKILL, and the record."""
         return self.stop_seconds + self.terminate_seconds + _CLOSING_SECONDS
+
+    @model_validator(mode="after")
+    def _labels_are_labels(self) -> Self:
+        if len(self.labels) > MAX_LABELS:
+            raise ValueError(
+                f"INCIPIT_WORKER_LABELS has {len(self.labels)} labels but may have {MAX_LABELS}; name fewer."
+            )
+        for label in self.labels:
+            try:
+                _LABEL.validate_python(label)
+            except ValidationError:
+                raise ValueError(
+                    f"INCIPIT_WORKER_LABELS names {label[:80]!r}, but a label has at most 63 of a-z, 0-9, dot, dash and underscore and "
+                    "begins with a letter or digit; correct it, with commas between labels."
+                ) from None
+        return self
 
     @model_validator(mode="after")
     def _whoever_ends_the_worker_waits_longer_than_the_worker(self) -> Self:

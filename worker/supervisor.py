@@ -10,17 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import psutil
-
 from backend.database import Database
 from backend.limits import Limits
-from backend.queries.claims import (
-    Claim,
-    Ending,
-    LeaseLost,
-    end_attempt,
-    set_engine_process,
-)
+from backend.queries.claims import Claim, Ending, LeaseLost, end_attempt, set_engine_process
+from backend.queries.drains import gives_back
 from backend.queries.retries import RETRYABLE
 from backend.queries.transitions import TransitionRejected, transition
 from backend.queries.wishes import Wish, wish_of
@@ -67,10 +60,12 @@ class Workplace:
 class Supervisor:
     """Watches over one attempt. Use it from the main thread, with `work`."""
 
-    def __init__(self, claim: Claim, slot: Slot, place: Workplace) -> None:
+    def __init__(self, claim: Claim, slot: Slot, place: Workplace, *, worker_id: str = "") -> None:
+        """`worker_id` is the slot in the list of workers, by which it may be drained."""
         self.claim = claim
         self.slot = slot
         self.place = place
+        self.worker_id = worker_id
         self.run_folder = place.run_dir / claim.run_id
         self.lease = Lease(place.database, claim, place.settings.lease_seconds)
         self.recorder = Recorder(place.database, claim, self.run_folder, place.limits)
@@ -78,6 +73,7 @@ class Supervisor:
         self._resources = ResourceWatch(place.database, claim, slot, place.run_dir)
         self._engine: EngineProcess | None = None
         self._wish: Wish = "run"
+        self._is_given_back = False
         self._wish_read_at = 0.0
         self._stop_told_at: float | None = None
         self._told_checkpoint: bool | None = None
@@ -134,7 +130,7 @@ class Supervisor:
             exit_code,
             self._despite_outages(self.recorder.last_word),
             wish=self._wish,
-            is_shutdown=self.place.is_shutting_down(),
+            leaving=self._leaving(),
             log_tail=engine.log_tail(),
             was_memory_kill=num_memory_kills() > self._memory_kills_before,
         )
@@ -170,13 +166,9 @@ class Supervisor:
 
     def _note_engine(self) -> None:
         assert self._engine is not None
-        pid = self._engine.pid
-        try:
-            started = psutil.Process(pid).create_time()
-        except psutil.NoSuchProcess:
-            started = None
+        engine = self._engine
         with self.place.database.write() as session:
-            set_engine_process(session, self.claim, pid=pid, pid_started=started)
+            set_engine_process(session, self.claim, pid=engine.pid, pid_started=engine.started)
 
     def _turn(self, engine: EngineProcess) -> None:
         try:
@@ -187,10 +179,14 @@ class Supervisor:
         except DATABASE_OUTAGES as error:
             _log.warning("The database did not answer, run %s goes on meanwhile: %s", self.claim.run_id, error)
         self.lease.keep_or_lose()
-        if self.lease.is_overdue or self._wish != "run" or self.place.is_shutting_down():
+        if self.lease.is_overdue or self._wish != "run" or self._leaving():
             self._tell_to_stop(engine, with_checkpoint=self._wish != "cancel")
         if self._stop_told_at is not None:
             self._press(engine, time.monotonic() - self._stop_told_at)
+
+    def _leaving(self) -> str | None:
+        """Why this worker lets its runs go, if it does."""
+        return "is shutting down" if self.place.is_shutting_down() else "is drained" if self._is_given_back else None
 
     def _tell_to_stop(self, engine: EngineProcess, *, with_checkpoint: bool) -> None:
         if self._told_checkpoint == with_checkpoint:
@@ -214,6 +210,7 @@ class Supervisor:
         self._wish_read_at = time.monotonic()
         with self.place.database.read() as session:
             wish = wish_of(session, self.claim.run_id)
+            self._is_given_back = self._is_given_back or gives_back(session, self.worker_id)
         # An engine that was told to stop cannot be told to go on: a pause that is taken back ends in the queue.
         if wish in (self._wish, "run"):
             return

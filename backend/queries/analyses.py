@@ -42,7 +42,7 @@ def queued(session: Session, spec: Asked, kind: str, owner: Principal) -> Analys
         id=new_id(),
         project_id=owner.home_project,
         created_by=owner.id,
-        created_at=datetime.now(UTC),
+        created_at=now_of(session),
         spec=spec,
         kind=kind,
         state="queued",

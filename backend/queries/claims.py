@@ -13,12 +13,15 @@ from sqlalchemy import CursorResult, and_, func, or_, select, update
 from sqlalchemy.orm import Session, defer
 
 from backend.database import now_of
+from backend.queries.queue import next_run
 from backend.queries.retries import RETRY_SECONDS, next_try
 from backend.queries.transitions import TransitionRejected, transition
 from backend.queries.wishes import wish_of
 from backend.records import Attempt
+from backend.resources import WorkerCapabilities
 from backend.run_states import HELD_STATES, RunState
 from backend.tables import Run
+from engine.events import EVENT_VERSION
 from engine.spec import RunSpec
 
 LEASE_SECONDS = 60.0
@@ -28,6 +31,7 @@ CANCEL_SECONDS = 180.0
 """After so long a run that was to be cancelled is taken from a worker that does not end it."""
 # The old holder has killed its engine by then, whatever the rounding of the two clocks.
 _TAKEOVER_DELAY = timedelta(seconds=5)
+_UNKNOWN = WorkerCapabilities()
 
 
 class LeaseLost(Exception):
@@ -64,28 +68,32 @@ class Ending:
 
 
 def claim_run(
-    session: Session, *, owner: str, host: str, boot_id: str, lease_seconds: float = LEASE_SECONDS
+    session: Session,
+    *,
+    owner: str,
+    host: str,
+    boot_id: str,
+    lease_seconds: float = LEASE_SECONDS,
+    worker: WorkerCapabilities = _UNKNOWN,
+    unreadable: set[str] | None = None,
 ) -> Claim | None:
-    """The most urgent queued run (priority, then age), now held by `owner`; None when there is none."""
-    now = now_of(session)
-    next_id = (
-        select(Run.id)
-        .where(Run.state == "queued", Run.desired_state == "run", or_(Run.not_before.is_(None), Run.not_before <= now))
-        .order_by(Run.priority.desc(), Run.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    )
-    run_id = session.scalar(next_id)
-    if run_id is None:
+    """The run of the queue that a worker is to take next, now held by `owner`; None when there is none. See next_run."""
+    found = next_run(session, worker, host=host, unreadable=set() if unreadable is None else unreadable)
+    if found is None:
         return None
+    run_id = found.id
+    now = now_of(session)
     columns = {
         "fence": Run.fence + 1,
         "attempt": Run.attempt + 1,
         "lease_owner": owner,
         "lease_until": now + timedelta(seconds=lease_seconds),
         "heartbeat_at": now,
+        "claimed_at": now,
         "started_at": func.coalesce(Run.started_at, now),
         "ready_at": None,
+        "event_version": EVENT_VERSION,
+        "refusal": None,
         "failure_kind": None,
         "failure_message": None,
     }
@@ -93,19 +101,7 @@ def claim_run(
     fence = transition(session, run_id, "starting", actor="holder", reason=reason, columns=columns)
     session.add(Attempt(run_id=run_id, fence=fence, worker_id=owner, host=host, boot_id=boot_id, started_at=now))
     session.flush()
-    query = select(Run.spec, Run.attempt, Run.max_attempts, Run.first_fence).where(Run.id == run_id)
-    spec, attempt, max_attempts, first_fence = session.execute(query).one()
-    return Claim(run_id, fence, spec, attempt, max_attempts, first_fence)
-
-
-def has_claimable_run(session: Session) -> bool:
-    """Whether a claim would find a run now."""
-    now = now_of(session)
-    due = or_(Run.not_before.is_(None), Run.not_before <= now)
-    return (
-        session.execute(select(Run.id).where(Run.state == "queued", Run.desired_state == "run", due).limit(1)).first()
-        is not None
-    )
+    return Claim(run_id, fence, found.spec, found.attempt + 1, found.max_attempts, found.first_fence)
 
 
 def renew_lease(session: Session, run_id: str, fence: int, *, lease_seconds: float = LEASE_SECONDS) -> None:

@@ -1,19 +1,20 @@
 """Experiments: created whole, with all their runs, or not at all."""
 
-from datetime import UTC, datetime
-
 from sqlalchemy import Integer, case, func, insert, select
 from sqlalchemy.orm import Session
 
 from backend.access import LOCAL, Principal
+from backend.database import now_of
 from backend.expansion import PlannedRun
 from backend.ids import new_id
+from backend.needs import RunNeeds
 from backend.queries.prompt_files import note_uses
 from backend.records import Event
 from backend.run_states import ACTIVE_STATES
 from backend.schemas import Experiment
 from backend.tables import Experiment as ExperimentRow
 from backend.tables import Run as RunRow
+from backend.tables import RunLabel
 from backend.words import objective_in_words, prefix_in_words
 
 _ACTIVE = func.coalesce(func.sum(case((RunRow.state.in_(ACTIVE_STATES), 1), else_=0)), 0).cast(Integer)
@@ -42,7 +43,7 @@ def create_experiment(
         note=note,
         project_id=owner.home_project,
         created_by=owner.id,
-        created_at=datetime.now(UTC),
+        created_at=now_of(session),
     )
     session.add(experiment)
     session.flush()
@@ -51,11 +52,18 @@ def create_experiment(
 
 def add_runs(session: Session, experiment_id: str, planned: list[PlannedRun], *, owner: Principal = LOCAL) -> list[str]:
     """Queue runs of an experiment, in its project; their ids. Refusal (422) when a spec names an upload that is not there."""
-    now = datetime.now(UTC)
+    now = now_of(session)
     project = session.execute(select(ExperimentRow.project_id).where(ExperimentRow.id == experiment_id)).scalar_one()
     origin = {"project_id": project, "created_by": owner.id, "created_at": now}
     rows = [_row(run, experiment_id) | origin for run in planned]
     session.execute(insert(RunRow), rows)
+    labels = [
+        {"run_id": row["id"], "label": label}
+        for row, run in zip(rows, planned, strict=True)
+        for label in (run.needs.labels if run.needs else ())
+    ]
+    if labels:
+        session.execute(insert(RunLabel), labels)
     payload = {"state": "queued", "reason": "Submitted.", "actor": "person"}
     first = {"seq": 1, "time": now, "kind": "state", "fence": 0, "payload": payload}
     session.execute(insert(Event), [first | {"run_id": row["id"]} for row in rows])
@@ -78,7 +86,9 @@ def experiment(session: Session, id: str) -> Experiment | None:
 
 
 def _row(run: PlannedRun, experiment_id: str) -> dict[str, object]:
+    needs = run.needs or RunNeeds.stated(run.spec)
     return {
+        **needs.model_dump(exclude={"labels"}),
         "id": new_id(),
         "experiment_id": experiment_id,
         "spec": run.spec,

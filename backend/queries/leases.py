@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import delete, or_, select, update
@@ -30,6 +30,10 @@ class PreflightClaim:
     spec: RunSpec
 
 
+def _own_clock() -> datetime:
+    return datetime.now(UTC)
+
+
 def keep_worker(
     session: Session,
     worker_id: str,
@@ -40,12 +44,15 @@ def keep_worker(
     pid_started: float,
     slot: str,
     capabilities: WorkerCapabilities,
+    clock: Callable[[], datetime] = _own_clock,
 ) -> None:
-    """Say that a worker's slot is there, busy or idle."""
+    """Say that a worker's slot is there, busy or idle. `clock` is its machine's, which is compared with the database's."""
     now = now_of(session)
+    offset = (clock() - now).total_seconds()
     worker = session.get(Worker, worker_id)
     if worker is not None:
         worker.heartbeat_at, worker.capabilities = now, capabilities.model_dump(exclude_none=True)
+        worker.clock_offset_seconds = offset
         return
     session.add(
         Worker(
@@ -57,14 +64,21 @@ def keep_worker(
             slot=slot,
             started_at=now,
             heartbeat_at=now,
+            clock_offset_seconds=offset,
             capabilities=capabilities.model_dump(exclude_none=True),
         )
     )
 
 
 def set_worker_run(session: Session, worker_id: str, run_id: str | None) -> None:
-    """Note what a slot works on."""
+    """Note the run or the analysis that a slot works on."""
     session.execute(update(Worker).where(Worker.id == worker_id).values(run_id=run_id))
+
+
+def is_idle(session: Session, worker_id: str) -> bool:
+    """Whether a slot has nothing to do and is not being drained."""
+    free = (Worker.id == worker_id, Worker.run_id.is_(None), Worker.draining_since.is_(None))
+    return session.execute(select(Worker.id).where(*free)).first() is not None
 
 
 def remove_worker(session: Session, worker_id: str) -> None:

@@ -1,11 +1,10 @@
 """Preflights: asked for here, done by a worker."""
 
-from datetime import UTC, datetime
-
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from backend.access import LOCAL, Principal
+from backend.database import now_of
 from backend.ids import new_id
 from backend.schemas import Preflight
 from backend.tables import Preflight as PreflightRow
@@ -18,7 +17,7 @@ def create_preflight(session: Session, spec: RunSpec, *, owner: Principal = LOCA
         id=new_id(),
         project_id=owner.home_project,
         created_by=owner.id,
-        created_at=datetime.now(UTC),
+        created_at=now_of(session),
         spec=spec,
         state="queued",
         findings=[],

@@ -281,7 +281,7 @@ def _remove_checkpoints(session: Session, batch: AttemptEvents, *where: Any) -> 
     session.execute(
         update(Checkpoint)
         .where(Checkpoint.run_id == batch.run_id, Checkpoint.removed_at.is_(None), Checkpoint.pinned.is_(False), *where)
-        .values(removed_at=datetime.now(UTC))
+        .values(removed_at=now_of(session))
     )
 
 

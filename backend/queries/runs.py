@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from backend.project_database import EVERY_PROJECT
 from backend.queries.progress import progress_of
+from backend.queries.waiting import needs_of_runs, reasons
 from backend.records import Event
 from backend.run_states import RunState
 from backend.schemas import Run, RunSummary
@@ -74,7 +75,9 @@ def runs(session: Session, wanted: RunFilter, *, before: str | None = None, limi
     if before is not None:
         query = query.where(RunRow.id < before)
     lines = _SUMMARY.where(RunRow.id.in_(query)).order_by(RunRow.id.desc())
-    return [RunSummary.model_validate(dict(row)) for row in session.execute(lines).mappings()]
+    found = session.execute(lines).mappings().all()
+    waits = reasons(session, [row["id"] for row in found if row["state"] == "queued"])
+    return [RunSummary.model_validate({**row, "waits_because": waits.get(row["id"])}) for row in found]
 
 
 def run(session: Session, id: str) -> Run | None:
@@ -94,6 +97,8 @@ def run(session: Session, id: str) -> Run | None:
             "done_share": ahead and ahead.done_share,
             "eta_seconds": ahead and ahead.eta_seconds,
             "queue_position": _queue_position(session, id, values["priority"]) if is_queued else None,
+            "needs": needs_of_runs(session, [id])[id],
+            "waits_because": reasons(session, [id]).get(id) if is_queued else None,
         }
     )
 
@@ -128,6 +133,13 @@ def training_rates(session: Session, student: str, teacher: str) -> list[float]:
 
 
 def _queue_position(session: Session, id: str, priority: int) -> int:
-    is_before = or_(RunRow.priority > priority, and_(RunRow.priority == priority, RunRow.id < id))
-    count = select(func.count()).select_from(RunRow).where(RunRow.state == "queued", is_before)
-    return 1 + (session.scalar(count, execution_options=EVERY_PROJECT) or 0)
+    """Behind the more urgent ones, and those of its priority in turn: one of each owner, then the second of each."""
+    owners = (RunRow.project_id, RunRow.created_by)
+    turn = func.row_number().over(partition_by=owners, order_by=RunRow.id).label("turn")
+    is_peer = (RunRow.state == "queued", RunRow.priority == priority)
+    peers = select(RunRow.id, turn).where(*is_peer).subquery()
+    own = select(peers.c.turn).where(peers.c.id == id).scalar_subquery()
+    is_before = or_(peers.c.turn < own, and_(peers.c.turn == own, peers.c.id < id))
+    before = select(func.count()).select_from(peers).where(is_before)
+    urgent = select(func.count()).select_from(RunRow).where(RunRow.state == "queued", RunRow.priority > priority)
+    return 1 + sum(session.scalar(count, execution_options=EVERY_PROJECT) or 0 for count in (before, urgent))

@@ -4,14 +4,12 @@ from fastapi import Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from backend.dependencies import Bell, Config, Reading, WholeStore, errors
+from backend.dependencies import Bell, Config, WholeStore, errors
 from backend.health import health, version
 from backend.installation import Liveness, Version
 from backend.locked_route import locked_router
-from backend.queries import workers as queries
-from backend.schemas import Health, Worker
+from backend.schemas import Health
 
-router = locked_router(tags=["health"])
 open_router = locked_router(tags=["health"])
 figures_router = locked_router(tags=["health"])
 
@@ -35,12 +33,6 @@ def readyz(database: WholeStore, doorbell: Bell, settings: Config, response: Res
 def get_version() -> Version:
     """What is installed."""
     return version()
-
-
-@router.get("/workers", operation_id="list_workers", responses=errors())
-def list_workers(session: Reading) -> list[Worker]:
-    """Workers that have been heard of, the last heard first."""
-    return queries.workers(session)
 
 
 @figures_router.get("/metrics", operation_id="get_figures", response_class=PlainTextResponse, responses=errors())

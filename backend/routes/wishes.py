@@ -5,18 +5,19 @@ from typing import Annotated
 
 from fastapi import Header, Response
 from pydantic import BeforeValidator, Field
-from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
 from backend.dependencies import Bell, Caller, Config, Id, Store, errors
 from backend.expansion import planned_runs
 from backend.locked_route import locked_router
+from backend.needs import Needs
 from backend.problems import Refusal, not_found
 from backend.queries import runs as queries
 from backend.queries import wishes
 from backend.queries.experiments import add_runs
 from backend.quota import require_room
 from backend.schemas import ExperimentCreate, Run, Variant
+from backend.whole_numbers import whole
 from engine.frozen import Frozen
 from engine.spec import Name
 
@@ -24,15 +25,7 @@ router = locked_router(prefix="/runs", tags=["runs"])
 
 _ERRORS = errors(403, 404, 409, 413, 415)
 
-
-def _whole(value: object) -> object:
-    """Refuses true, false and text, which pydantic would take for numbers."""
-    if isinstance(value, bool | str):
-        raise PydanticCustomError("int_type", "must be a whole number")
-    return value
-
-
-Priority = Annotated[int, Field(ge=-100, le=100), BeforeValidator(_whole)]
+Priority = Annotated[int, Field(ge=-100, le=100), BeforeValidator(whole)]
 IfMatch = Annotated[str | None, Header(max_length=100, description="The run's ETag, as GET gave it.")]
 
 
@@ -57,8 +50,10 @@ class Clone(Frozen):
     """Name of the copy; the run's, with "copy" behind it, if empty."""
     changes: dict[str, object] = {}
     """Dotted field of the spec to new value, as in a variant."""
-    seed: Annotated[int, Field(ge=0, le=2**53), BeforeValidator(_whole)] | None = None
+    seed: Annotated[int, Field(ge=0, le=2**53), BeforeValidator(whole)] | None = None
     """Seed of the copy; the run's if empty."""
+    needs: Needs | None = None
+    """What the copy's worker must have; the run's labels and its memory as estimated now if empty."""
 
 
 class RunPatch(Frozen):
@@ -123,7 +118,10 @@ def clone_run(
         raise not_found("run", run_id)
     variant = Variant(name=wanted.name or _copy_name(origin.name), changes=wanted.changes, note=origin.note)
     seeds = [origin.seed if wanted.seed is None else wanted.seed]
-    planned = planned_runs(ExperimentCreate(name="clone", base=origin.spec, variants=[variant], seeds=seeds))
+    needs = Needs(labels=origin.needs.labels) if wanted.needs is None else wanted.needs
+    planned = planned_runs(
+        ExperimentCreate(name="clone", base=origin.spec, variants=[variant], seeds=seeds, needs=needs)
+    )
     with database.write() as session:
         require_room(session, caller, 1, settings.limits)
         (copy_id,) = add_runs(session, origin.experiment_id, planned, owner=caller)

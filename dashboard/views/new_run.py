@@ -56,6 +56,7 @@ def load_asked(client: ApiClient, presets: list[Preset]) -> None:
         run = cached.run(client, run_id)
         parent = run.spec.model_dump(mode="json")
         load(changed(client, parent, changes), f"run {run_id}", title=run.experiment_name, parent=parent)
+        st.session_state["form"]["labels"] = run.needs.labels
         address.keep("set", None)
     elif known is None or (wanted and known["source"] != wanted):
         preset = next((one for one in presets if one.name == name), None) or first_preset(presets)

@@ -70,6 +70,8 @@ def progress(client: ApiClient, run: Run) -> None:
     if run.state == "queued":
         place = f"number {run.queue_position} in the queue" if run.queue_position else "in the queue"
         st.progress(0.0, text=f"Waiting for a worker, {place}.")
+        if run.waits_because:
+            st.warning(notices.plain(run.waits_because), icon=":material/hourglass_disabled:")
     elif run.state in ACTIVE_STATES:
         left = _LEFT.get(run.state, "estimating the time left")
         if run.state == "running" and run.eta_seconds is not None:

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from backend.schemas import RunSummary
-from dashboard import cached, notices, run_search
+from dashboard import cached, notices, run_search, waiting
 from dashboard.frames import accuracy_of, runs_frame
 from dashboard.quantities import age_text, flops_text
 
@@ -127,6 +127,7 @@ if not shown:
     )
     st.stop()
 st.caption(f"{len(shown)} of {len(runs)} runs, newest first")
+waiting.notices_of(shown)
 num_pages = -(-len(shown) // _PER_PAGE)
 page = st.pagination(num_pages, key="page", bind="query-params") if num_pages > 1 else 1
 (as_list if view == "list" else as_table)(shown[(page - 1) * _PER_PAGE : page * _PER_PAGE])

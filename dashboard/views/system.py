@@ -4,7 +4,7 @@ import pandas as pd
 import streamlit as st
 
 from backend.schemas import RunSummary, Worker
-from dashboard import cached, notices, sign_in
+from dashboard import cached, notices, sign_in, waiting, worker_actions
 from dashboard.api_client import ApiClient
 from dashboard.quantities import age_text, bytes_text
 
@@ -24,8 +24,13 @@ def workers_frame(workers: list[Worker], runs: list[RunSummary]) -> pd.DataFrame
                 "memory": _size(one.capabilities.memory_total_bytes),
                 "free memory": _size(one.capabilities.memory_available_bytes),
                 "GPU memory": _size(one.capabilities.gpu_memory_total_bytes),
+                "labels": ", ".join(one.capabilities.labels) or "–",
+                "state": worker_actions.state_of(one),
                 "works on": names.get(one.run_id or "", one.run_id or "waits"),
                 "last heard of": age_text(one.heartbeat_at),
+                "version": one.capabilities.versions.get("incipit", "–"),
+                "torch": one.capabilities.versions.get("torch", "–"),
+                "clock off": f"{one.clock_offset_seconds:+.1f} s",
             }
             for one in workers
         ]
@@ -38,7 +43,7 @@ def _size(num_bytes: int | None) -> str:
 
 def queue_frame(runs: list[RunSummary]) -> pd.DataFrame:
     """Runs that wait, in the order in which they will be worked on: by priority, then the oldest first."""
-    waiting = sorted((run for run in runs if run.state == "queued"), key=lambda run: (-run.priority, run.created_at))
+    in_line = sorted((run for run in runs if run.state == "queued"), key=lambda run: (-run.priority, run.created_at))
     return pd.DataFrame(
         [
             {
@@ -48,7 +53,7 @@ def queue_frame(runs: list[RunSummary]) -> pd.DataFrame:
                 "priority": run.priority,
                 "waits since": age_text(run.created_at),
             }
-            for place, run in enumerate(waiting, 1)
+            for place, run in enumerate(in_line, 1)
         ]
     )
 
@@ -68,17 +73,22 @@ def show(client: ApiClient) -> None:
     st.header("Workers", anchor=False)
     if workers:
         st.dataframe(workers_frame(workers, runs), hide_index=True, key="workers")
+        worker_actions.show(client, workers)
     else:
         notices.empty(
             "No worker", "Runs wait until one starts: `incipit up` on this machine, `python -m worker` on others."
         )
     st.header("Queue", anchor=False)
-    waiting = queue_frame(runs)
-    if waiting.empty:
+    queued = queue_frame(runs)
+    if queued.empty:
         st.caption("No run waits.")
     else:
-        st.dataframe(waiting, hide_index=True, key="queue")
-        st.caption("A run's priority is set on its page; a higher one comes first, equal ones by age.")
+        st.dataframe(queued, hide_index=True, key="queue")
+        st.caption(
+            "A run's priority is set on its page; a higher one comes first. Of equally urgent runs those come first whose project, "
+            "then whose owner, has the least at work; of one owner's runs the oldest. Places are by priority and age."
+        )
+        waiting.notices_of(runs)
 
 
 st.title("System", anchor=False)

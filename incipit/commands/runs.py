@@ -48,7 +48,12 @@ def list_runs(
         best = run.report_accuracy if run.report_accuracy is not None else run.best_accuracy
         accuracy = "–" if best is None else f"{best:.3f}"
         table.add_row(run.name, run.state, f"{run.step}/{run.num_steps}", accuracy, run.id)
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for reason in dict.fromkeys(run.waits_because for run in items if run.waits_because):
+        names = [run.name for run in items if run.waits_because == reason]
+        who = f"{names[0]} waits" if len(names) == 1 else f"{names[0]} and {len(names) - 1} more wait"
+        console.print(f"{who}: {reason}", markup=False, highlight=False)
 
 
 @app.command()
@@ -122,6 +127,13 @@ def clone(
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the copy.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of the copy.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", help="Label that its worker must have; may be repeated, '' is none.")
+    ] = None,
+    memory_gb: Annotated[
+        float | None,
+        typer.Option("--memory-gb", min=0, help="Memory that its worker must have, 0 is any; else as estimated."),
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Queue a copy of a run with some fields changed, in the same experiment.
@@ -129,7 +141,21 @@ def clone(
     Example: incipit runs clone 'prefix 8' --set num_steps=40 --set 'prefix={"kind": "full"}'
     """
     changes = dict(_change(one) for one in change or ())
-    _ask(run_id, lambda client, id: client.clone(id, changes, name=name, seed=seed), json=json)
+
+    def ask(client: ApiClient, id: str) -> Run:
+        return client.clone(id, changes, name=name, seed=seed, needs=_needs(client, id, label, memory_gb))
+
+    _ask(run_id, ask, json=json)
+
+
+def _needs(
+    client: ApiClient, run_id: str, labels: list[str] | None, memory_gb: float | None
+) -> dict[str, object] | None:
+    """What is asked of a copy's worker; None where nothing is said, so that it is as the run has it."""
+    if labels is None and memory_gb is None:
+        return None
+    kept = client.run(run_id).needs.labels if labels is None else [label for label in labels if label]
+    return {"labels": kept, "memory_bytes": None if memory_gb is None else round(memory_gb * 1e9)}
 
 
 @app.command()
@@ -162,8 +188,9 @@ def _say(run: RunSummary) -> None:
     wish = {"pause": ", to be paused", "cancel": ", to be cancelled"}
     wanted = wish.get(run.desired_state, "") if run.state in ACTIVE_STATES else ""
     typer.echo(f"{run.id}  {run.name}: {run.state}{wanted}, step {run.step} of {run.num_steps}, attempt {run.attempt}")
-    if run.failure_message:
-        typer.echo(run.failure_message)
+    for sentence in (run.failure_message, run.waits_because):
+        if sentence:
+            typer.echo(sentence)
 
 
 def _full_id(client: ApiClient, given: str) -> str:

@@ -19,7 +19,7 @@ from backend.queries.raising import raise_ending
 from backend.queries.transitions import add_event
 from backend.queries.webhooks import queue_test, rotate_secret
 from backend.records import Evaluation, Event, Metric
-from backend.tables import Run
+from backend.tables import Run, RunLabel, Worker
 from tests import databases
 from tests.worker.runs import queue_runs, short_spec
 
@@ -152,6 +152,38 @@ def test_alerts_and_webhooks_stay_when_tests_come_and_go(empty_url: str) -> None
         assert session.execute(text("SELECT rule FROM alerts")).scalars().all() == ["failed"]
         assert session.execute(text("SELECT count(*) FROM webhook_deliveries")).scalar_one() == 0
         assert session.execute(text("SELECT id FROM webhooks")).scalars().all() == ["w"]
+    migrate.upgrade(empty_url)
+    database.close()
+
+
+def test_runs_of_an_older_schema_keep_their_place_and_say_what_they_need(empty_url: str) -> None:
+    migrate.upgrade(empty_url, "0013")
+    database = Database(empty_url)
+    documents = {"r1": "{}", "r2": '{"device": "cuda"}', "r3": '{"device": "cpu"}'}
+    old = _OLD_RUN | {"row_version": 0, "first_fence": 0, "state": "queued"}
+    with database.write() as session:
+        _insert(session, "experiments", _OLD_EXPERIMENT)
+        for id, spec in documents.items():
+            _insert(session, "runs", old | {"id": id, "spec": spec})
+        for fence, day in ((1, "2026-01-01"), (2, "2026-01-03")):
+            _insert(session, "attempts", {"run_id": "r2", "fence": fence, "worker_id": "w", "host": "h", "boot_id": "", "started_at": day,
+                                          "resumed_from_step": 0, "event_offset": 0})  # fmt: skip
+        worker = {"id": "w", "host": "h", "boot_id": "", "pid": 1, "slot": "cpu0", "capabilities": "{}"}
+        _insert(session, "workers", {**worker, "started_at": _DAY, "heartbeat_at": _DAY})
+    migrate.upgrade(empty_url)
+    columns = (Run.id, Run.device, Run.num_gpus, Run.cpu_memory_bytes, Run.event_version)
+    with database.read() as session:
+        found = [tuple(row) for row in session.execute(select(*columns).order_by(Run.id))]
+        served = session.scalars(select(Run.claimed_at).where(Run.claimed_at.is_not(None))).all()
+        assert [moment.day for moment in served if moment] == [3]
+        assert session.execute(select(Worker.draining_since, Worker.clock_offset_seconds)).one() == (None, 0.0)
+    assert found == [("r1", "auto", 1, None, 0), ("r2", "cuda", 1, None, 1), ("r3", "cpu", 0, None, 0)]
+    with database.write() as session:
+        session.add(RunLabel(run_id="r1", label="lab"))
+    migrate.downgrade(empty_url, "0013")
+    with database.read() as session:
+        assert session.execute(text("SELECT count(*) FROM runs")).scalar_one() == 3
+        assert session.execute(text("SELECT count(*) FROM attempts")).scalar_one() == 2
     migrate.upgrade(empty_url)
     database.close()
 

@@ -25,6 +25,7 @@ from backend import analyses, estimates, schemas
 from backend.access import Principal, Role
 from backend.prompt_files import PromptFile, PromptLook
 from backend.routes.wishes import RunPatch
+from backend.routes.workers import Drain
 from engine.analysis_spec import AnalysisSpec
 from engine.findings import Finding, findings_of
 from engine.flops import FlopLedger
@@ -321,6 +322,13 @@ def me(request: Request) -> Principal:
 @busy.get(_P + "/workers")
 def workers() -> list[schemas.Worker]:
     return [fake_resources.WORKER]
+
+
+@busy.post(_P + "/workers/{worker_id}/drain")
+def drain_worker(worker_id: str, body: Drain) -> schemas.Worker:
+    assert worker_id == fake_resources.WORKER.id
+    drained = {"drain": "draining", "drain_requeues": body.requeue}
+    return fake_resources.WORKER.model_copy(update=drained)
 
 
 @busy.get(_P + "/analyses/schema")

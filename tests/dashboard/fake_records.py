@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from backend import schemas
+from backend.needs import RunNeeds
 from backend.prompt_files import PromptFile
 from engine.flops import FlopLedger
 from engine.prompt_map import PromptMap
@@ -138,6 +139,11 @@ ESTIMATED: dict[str, object] = {
     "flops": FlopLedger(rollout=8e9, teacher=21e9, student_forward=7e9, student_backward=14e9).model_dump(),
     "seconds": {"low": 8.0, "high": 14.0}, "memory_total_bytes": 520_000_000,
 }  # fmt: skip
+STUCK = (
+    "The run needs at least 40.00 GB of memory, but the roomiest connected worker that could take it (laptop, cpu) has 16.00 GB; "
+    "start a worker on a larger machine, or clone the run with less at once (prompts_per_step, a LoRA adapter, a smaller teacher) "
+    "or with another amount for its worker."
+)
 EXECUTED = FlopLedger(rollout=9e9, rollout_prefill=4e9, teacher=22e9, student_forward=8e9, student_backward=16e9)
 
 
@@ -186,6 +192,8 @@ def run(run_id: str) -> schemas.Run:
         done_share=0.25 if state == "running" else None,
         eta_seconds=(41.0, 55.0) if state == "running" else None,
         queue_position=1 if state == "queued" else None,
+        needs=RunNeeds.stated(spec),
+        waits_because=STUCK if state == "queued" else None,
         row_version=1,
         last_seq=3,
     )

@@ -13,6 +13,7 @@ from backend.schemas import ExperimentCreate
 from dashboard.arms import experiment_document, grid_arms
 from dashboard.commands import curl_command, train_command
 from dashboard.comparison_frames import differences_frame
+from dashboard.needs_form import needs_document
 
 APP = str(Path(__file__).parents[2] / "dashboard" / "app.py")
 BASE = {
@@ -102,3 +103,14 @@ def test_many_arms_do_not_ask_the_api_for_hundreds_of_estimates() -> None:
 @pytest.mark.usefixtures("scene")
 def test_an_arm_that_is_not_valid_is_named_before_the_start() -> None:
     assert any("tokens 0" in one.value for one in with_prefixes("8, 0").error)
+
+
+def test_labels_and_memory_of_the_worker_become_needs_or_a_sentence() -> None:
+    assert needs_document("lab-2, a100", 1.5) == {"labels": ["a100", "lab-2"], "memory_bytes": 1_500_000_000}
+    assert needs_document(" ", None) == {"labels": [], "memory_bytes": None}
+    for text, says in (
+        ("A100", "Worker labels has 'A100', but a label has"),
+        ("a, a", "labels has 'a' 2 times; name each once"),
+    ):
+        with pytest.raises(ValueError, match=rf"{says}.*[.]$"):
+            needs_document(text, None)

@@ -131,7 +131,25 @@ def test_system_shows_workers_and_the_queue_in_its_order() -> None:
     app = opened("system")
     workers, queue = (one.value for one in app.dataframe)
     assert workers["works on"].tolist() == ["prefix 32"]
+    assert workers["state"].tolist() == ["takes runs"]
     assert queue["place"].tolist() == list(range(1, len(queue) + 1))
+
+
+@pytest.mark.usefixtures("scene")
+@pytest.mark.parametrize("button", ["drain", "drain-requeue"])
+def test_an_admin_drains_a_worker_on_system(button: str) -> None:
+    app = opened("system")
+    next(one for one in app.button if one.key == button).click().run()
+    assert not app.exception
+    assert not app.error
+
+
+@pytest.mark.usefixtures("scene")
+@pytest.mark.parametrize(("view", "query"), [("run", {"id": "r-queued"}), ("runs", {}), ("system", {})])
+def test_a_run_that_no_worker_can_take_says_why_wherever_it_is_shown(view: str, query: dict[str, str]) -> None:
+    app = opened(view, **query)
+    assert not app.exception
+    assert sum("needs at least 40.00 GB of memory" in one.value.replace("\\", "") for one in app.warning) == 1
 
 
 @pytest.mark.usefixtures("scene")
@@ -148,6 +166,9 @@ def test_a_viewer_is_offered_nothing_that_the_api_would_refuse(monkeypatch: pyte
     assert next(one for one in new.button if one.key == "check").disabled
     assert next(one for one in opened("checkpoints").button if one.key == "pin").disabled
     assert next(one for one in opened("analyses").button if one.label == "Ask").disabled
+    system = opened("system")
+    assert not {one.key for one in system.button} & {"drain", "drain-requeue"}
+    assert "ask an admin" in said(system)
     assert opened("playground").button(key="ask").disabled
     assert not {one.key for one in opened("playground", question="q-running").button} & {"cancel-question"}
 

@@ -38,7 +38,10 @@ def test_what_does_not_fit_says_both_numbers_the_biggest_parts_and_the_fix() -> 
     assert "(station) has **24.0 GB**" in found.sentence
     assert "teacher weights 16.2 GB, optimizer 8.10 GB, cache 3.00 GB" in found.sentence
     assert "set *precision* to bfloat16" in found.sentence
-    assert "you can start all the same" in found.sentence
+    assert "the run would wait until a worker with as much is connected" in found.sentence
+    within_the_error = fit(needing(27), {}, workers)
+    assert within_the_error.verdict == "too large"
+    assert "you can start all the same" in within_the_error.sentence
 
 
 @pytest.mark.parametrize(
@@ -66,9 +69,11 @@ def test_a_worker_that_is_silent_does_not_count() -> None:
 
 
 def test_a_smaller_worker_that_may_take_the_run_is_named() -> None:
-    found = fit(needing(10), {}, [a_worker(memory_total_bytes=8 * GB), a_worker("station", memory_total_bytes=24 * GB)])
+    workers = [a_worker(memory_total_bytes=8 * GB), a_worker("station", memory_total_bytes=24 * GB)]
+    found = fit(needing(9), {}, workers)
     assert found.verdict == "doubtful"
     assert "laptop has 8.00 GB and may take it" in found.sentence
+    assert fit(needing(10), {}, workers).verdict == "fits", "the smaller one leaves it to the other"
 
 
 def test_runs_at_the_same_time_on_one_machine_share_its_memory() -> None:

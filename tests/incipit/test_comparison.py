@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from backend.comparison import compare, si
+from backend.needs import RunNeeds
 from backend.schemas import Evaluation, Run
 from engine.flops import FlopLedger
 from engine.spec import RunSpec
@@ -62,6 +63,7 @@ def a_run(name: str, prefix: dict[str, object], flops: float, **changes: object)
         done_share=None,
         eta_seconds=None,
         queue_position=None,
+        needs=RunNeeds.stated(spec),
         row_version=1,
         last_seq=1,
     )

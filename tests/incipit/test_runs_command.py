@@ -8,6 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from backend.database import Database
+from backend.queries.leases import keep_worker
+from backend.resources import WorkerCapabilities
 from incipit.cli import app
 from tests import databases
 from tests.access import TOKEN
@@ -47,6 +49,40 @@ def test_every_wish_of_the_command_line_reaches_the_run(database: Database) -> N
     assert "short: cancelled" in _said("cancel", first)
     assert "short: queued" in _said("retry", first, "--from-scratch")
     assert run_row(database, first).state == "queued"
+
+
+def test_a_run_that_waits_for_a_worker_says_why_and_a_copy_may_ask_for_another(database: Database) -> None:
+    first, _ = queue_runs(database, short_spec(), short_spec(name="other"))
+    assert "other and 1 more wait: No worker is connected; start one" in " ".join(_said("list").split())
+    assert "No worker is connected" in _said("show", first)
+    copy = json.loads(_said("clone", first, "--label", "lab", "--label", "a100", "--memory-gb", "2.5", "--json"))
+    assert (copy["needs"]["labels"], copy["needs"]["cpu_memory_bytes"]) == (["a100", "lab"], 2_500_000_000)
+    freed = json.loads(_said("clone", copy["id"], "--label", "", "--json"))
+    assert freed["needs"]["labels"] == []
+    again = json.loads(_said("clone", copy["id"], "--memory-gb", "0", "--json"))
+    assert (again["needs"]["labels"], again["needs"]["cpu_memory_bytes"]) == (["a100", "lab"], 0)
+    assert "labels" in _said("clone", first, "--label", "A B", status=1)
+
+
+def test_workers_are_drained_by_host_and_resumed_by_id(database: Database) -> None:
+    for index in range(2):
+        with database.write() as session:
+            keep_worker(
+                session, f"lab:0a:7:{index}", host="lab", boot_id="0a", pid=7, pid_started=1.0, slot=f"cpu{index}",
+                capabilities=WorkerCapabilities(device="cpu", memory_total_bytes=16 * 10**9, labels=["eu"]),
+            )  # fmt: skip
+
+    def workers(*arguments: str, status: int = 0) -> str:
+        result = CliRunner().invoke(app, ["workers", *arguments])
+        assert result.exit_code == status, result.output
+        return result.output
+
+    assert workers("list").count("ready") == 2
+    drained = json.loads(workers("drain", "lab", "--requeue", "--json"))
+    assert [(one["drain"], one["drain_requeues"]) for one in drained] == [("drained", True)] * 2
+    (resumed,) = json.loads(workers("resume", "lab:0a:7:1", "--json"))
+    assert resumed["drain"] == "no"
+    assert "There is no worker 'nobody'; `incipit workers list`" in workers("drain", "nobody", status=1)
 
 
 def test_what_is_refused_is_one_sentence_and_status_1(database: Database) -> None:

@@ -8,15 +8,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
 import pytest
+import redis
 from sqlalchemy import select
 
 from backend.database import Database
@@ -214,3 +217,34 @@ def _is_ready(api_url: str) -> bool:
         answer = httpx.get(f"{api_url}/readyz", timeout=5, trust_env=False)
         return answer.is_success and answer.json()["broker"] == "up"
     return False
+
+
+@pytest.mark.full
+def test_a_run_whose_messages_all_went_to_other_workers_is_taken_after_a_heartbeat(home: Path) -> None:
+    """As by a worker that is drained or too small, which reads from the same queue."""
+    with _launched(home) as (_, state):
+        _await(lambda: _present(home), "a heartbeat")
+        broker = redis.Redis(unix_socket_path=urlsplit(state.broker_url).path)
+        is_over = threading.Event()
+        stolen: list[bytes] = []
+
+        def steal() -> None:
+            while not is_over.is_set():
+                message = broker.brpop(["runs"], timeout=1)
+                stolen.extend([message[1]] if message else [])
+
+        thieves = [threading.Thread(target=steal) for _ in range(3)]
+        for thief in thieves:
+            thief.start()
+        time.sleep(2)  # they stand in line before the worker does for at least the next message
+        run_ids = [_submit(home, student={"path": "/nowhere"}) for _ in range(4)]
+        _await(lambda: {_run(home, run_id)["state"] for run_id in run_ids} == {"failed"}, "four claims", 40)
+        is_over.set()
+        for thief in thieves:
+            thief.join()
+        assert stolen, "the messages were for everybody"
+
+
+def _present(home: Path) -> bool:
+    with _client(home) as client:
+        return bool(client.get("/workers").raise_for_status().json())

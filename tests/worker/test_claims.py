@@ -12,15 +12,16 @@ from backend.queries.claims import (
     LeaseLost,
     claim_run,
     end_attempt,
-    has_claimable_run,
     hold,
     reap,
     renew_lease,
 )
+from backend.queries.queue import has_claimable_run
 from backend.queries.retries import next_try
 from backend.queries.transitions import transition
 from backend.queries.wishes import settle_queued
 from backend.records import Attempt, Event
+from backend.resources import WorkerCapabilities
 from tests.worker.runs import OWNER, claim, queue_runs, run_row, set_columns, short_spec
 
 _PAST = datetime(2020, 1, 1, tzinfo=UTC)
@@ -61,7 +62,7 @@ def test_a_run_that_is_not_due_or_not_wanted_is_not_claimed(database: Database) 
     set_columns(database, later, not_before=datetime.now(UTC) + timedelta(hours=1))
     set_columns(database, unwanted, desired_state="cancel")
     with database.write() as session:
-        assert not has_claimable_run(session)
+        assert not has_claimable_run(session, WorkerCapabilities())
         assert claim_run(session, owner=OWNER, host="here", boot_id="") is None
         settle_queued(session)
     assert run_row(database, unwanted).state == "cancelled"
@@ -122,7 +123,7 @@ def test_a_run_of_a_dead_process_is_taken_back_at_once(database: Database) -> No
     with database.write() as session:
         assert reap(session, lambda owner: owner == OWNER) == [run_id]
         assert session.get_one(Attempt, (run_id, 1)).outcome == "lost"
-        assert has_claimable_run(session), "the first retry waits for nothing"
+        assert has_claimable_run(session, WorkerCapabilities()), "the first retry waits for nothing"
 
 
 def test_a_lost_run_that_was_to_be_cancelled_is_cancelled(database: Database) -> None:

@@ -11,7 +11,7 @@ from engine.exit_codes import OF_FAILURE, STOPPED
 from worker.endings import ending_of, failed, finished
 from worker.memory_kills import num_memory_kills
 
-_ALIVE = {"wish": "run", "is_shutdown": False, "log_tail": ""}
+_ALIVE = {"wish": "run", "leaving": None, "log_tail": ""}
 
 
 @pytest.mark.parametrize(
@@ -62,14 +62,15 @@ def test_a_sigkill_has_a_cause_when_the_kernel_counted_one_and_is_a_crash_otherw
     ],
 )
 def test_an_engine_without_memory_for_its_last_words_is_recognised_by_its_log(tail: str) -> None:
-    ended = ending_of(1, None, wish="run", is_shutdown=False, log_tail=f"Traceback …\n{tail}")
+    ended = ending_of(1, None, wish="run", leaving=None, log_tail=f"Traceback …\n{tail}")
     assert ended.failure_kind == "oom_host"
     assert "Traceback" not in (ended.failure_message or "")
 
 
-@pytest.mark.parametrize("is_shutdown", [True, False])
-def test_whoever_is_told_to_stop_from_outside_has_not_failed(is_shutdown: bool) -> None:
-    ended = ending_of(STOPPED, None, wish="run", is_shutdown=is_shutdown, log_tail="")
+@pytest.mark.parametrize("leaving", ["is shutting down", "is drained", None])
+def test_whoever_is_told_to_stop_from_outside_has_not_failed(leaving: str | None) -> None:
+    ended = ending_of(STOPPED, None, wish="run", leaving=leaving, log_tail="")
+    assert leaving is None or f"The worker {leaving}; the run goes on" in ended.reason
     assert (ended.state, ended.counts) == ("queued", False)
 
 

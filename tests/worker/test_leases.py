@@ -1,17 +1,21 @@
 """Control, worker slots and preflights, on both databases."""
 
-from datetime import UTC, datetime
+import sys
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar
 
-from sqlalchemy import update
+import pytest
+from sqlalchemy import func, select, update
 
 from backend.database import Database
 from backend.queries import leases
-from backend.queries.claims import extend_leases, reap
+from backend.queries.claims import extend_leases, reap, renew_lease
 from backend.queries.preflights import create_preflight, preflight
 from backend.queries.workers import workers
 from backend.resources import WorkerCapabilities
-from backend.tables import ControlLease, Preflight, Worker
+from backend.tables import ControlLease, Preflight, Run, Worker
 from engine.findings import Finding
+from tests import databases
 from tests.worker.runs import claim, queue_runs, set_columns, short_spec
 
 _PAST = datetime(2020, 1, 1, tzinfo=UTC)
@@ -110,6 +114,64 @@ def test_a_heartbeat_renews_what_its_worker_has(database: Database) -> None:
         (told,) = workers(session)
     assert told.is_connected
     assert (told.capabilities.memory_total_bytes, told.capabilities.memory_available_bytes) == (1000, 400)
+
+
+class _ShiftedClock(datetime):
+    """The wall clock of a host that is off."""
+
+    shift: ClassVar[timedelta] = timedelta()
+
+    @classmethod
+    def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
+        return datetime.now(tz) + cls.shift
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_host_whose_clock_is_off_by_an_hour_neither_loses_nor_takes_a_run(
+    hours: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On PostgreSQL, whose hosts differ: every module that could ask the host's clock does so in vain."""
+    with databases.postgres_copy() as url:
+        database = Database(url)
+        (run_id,) = queue_runs(database, short_spec())
+        monkeypatch.setattr(_ShiftedClock, "shift", timedelta(hours=hours))
+        for name, module in list(sys.modules.items()):
+            if name.split(".")[0] in ("backend", "worker") and getattr(module, "datetime", None) is datetime:
+                monkeypatch.setattr(module, "datetime", _ShiftedClock)
+        claimed = claim(database)
+        with database.write() as session:
+            renew_lease(session, run_id, claimed.fence)
+            leases.keep_worker(
+                session,
+                "w",
+                host="h",
+                boot_id="",
+                pid=1,
+                pid_started=0.0,
+                slot="cpu0",
+                capabilities=WorkerCapabilities(),
+            )
+            assert leases.hold_control(session, "a", lambda owner: False)
+            asked = create_preflight(session, short_spec())
+        with database.write() as session:
+            until, now = session.execute(select(Run.lease_until, func.clock_timestamp()).where(Run.id == run_id)).one()
+            assert 50 < (until - now).total_seconds() <= 60
+            assert reap(session, lambda owner: False) == []
+            assert leases.give_up_preflights(session, waiting_seconds=120) == 0, asked
+            leases.forget_silent_workers(session)
+            (told,) = workers(session)
+            assert not leases.hold_control(session, "b", lambda owner: False)
+        assert told.is_connected
+        assert told.clock_offset_seconds == pytest.approx(3600 * hours, abs=5)
+        monkeypatch.setattr(_ShiftedClock, "shift", timedelta())
+        set_columns(database, run_id, lease_until=datetime.now(UTC) - timedelta(seconds=6))
+        monkeypatch.setattr(_ShiftedClock, "shift", timedelta(hours=hours))
+        with database.write() as session:
+            assert reap(session, lambda owner: False) == [run_id], (
+                "a lease that is over is over whatever the host thinks"
+            )
+        monkeypatch.undo()
+        database.close()
 
 
 def test_silent_workers_are_forgotten_after_an_hour(database: Database) -> None:

@@ -55,11 +55,11 @@ def test_a_slot_tells_its_gpus_memory_and_asks_the_driver_once(tmp_path: Path, m
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     resources.gpu_memory_total_bytes.cache_clear()
-    told = [resources.capabilities(Slot(0, "GPU-of-this-test")) for _ in range(2)]
+    told = [resources.capabilities(Slot(0, "GPU-of-this-test"), ["lab"]) for _ in range(2)]
     assert {one.gpu_memory_total_bytes for one in told} == {81559 * 2**20}
     assert (tmp_path / "asked").read_text() == "asked\n"
     assert told[0].device == "cuda"
-    without = resources.capabilities(Slot(0, None))
+    without = resources.capabilities(Slot(0, None), [])
     assert (without.device, without.gpu_memory_total_bytes) == ("cpu", None)
     assert without.memory_total_bytes is not None
     assert 0 < (without.memory_available_bytes or 0) <= without.memory_total_bytes

@@ -17,11 +17,13 @@ from sqlalchemy import select
 
 from backend.database import Database
 from backend.queries.claims import Claim, claim_run, reap
-from backend.queries.leases import claim_preflight
+from backend.queries.drains import drain
+from backend.queries.leases import claim_preflight, keep_worker
 from backend.queries.preflights import create_preflight, preflight
 from backend.queries.retention import set_pinned
 from backend.queries.wishes import ask_to_cancel, ask_to_pause, ask_to_resume, ask_to_retry
 from backend.records import Attempt, Checkpoint, Event
+from backend.resources import WorkerCapabilities
 from engine.manifest import Expected, damage_of
 from engine.spec import RunSpec
 from tests import databases
@@ -280,6 +282,30 @@ def test_a_worker_that_shuts_down_leaves_a_run_that_goes_on(place: Workplace, sh
     assert (run.state, run.attempt) == ("queued", 0)
     with place.database.read() as session:
         assert run.last_step in session.scalars(select(Checkpoint.step)).all(), "nothing is lost by a planned end"
+
+
+def test_a_worker_that_is_drained_at_once_gives_its_run_back_after_a_checkpoint(place: Workplace) -> None:
+    with place.database.write() as session:
+        keep_worker(
+            session, "w", host="h", boot_id="", pid=1, pid_started=0.0, slot="cpu0", capabilities=WorkerCapabilities()
+        )
+        drain(session, "w", requeue=False)
+
+    def give_back(_run_id: str) -> None:
+        with place.database.write() as session:
+            drain(session, "w", requeue=True)
+
+    queue_runs(place.database, _LONG)
+    claimed = claim(place.database)
+    with _once(place, _has_steps(place, 3), give_back):
+        Supervisor(claimed, Slot(0, None), place, worker_id="w").work()
+    run = run_row(place.database, claimed.run_id)
+    assert (run.state, run.attempt) == ("queued", 0)
+    assert run.last_step >= 3, "to be drained alone did not stop it"
+    with place.database.read() as session:
+        assert run.last_step in session.scalars(select(Checkpoint.step)).all()
+        moves = session.scalars(select(Event.payload).where(Event.kind == "state").order_by(Event.seq)).all()
+    assert moves[-1]["reason"] == "The worker is drained; the run goes on from its last checkpoint."
 
 
 def test_an_engine_that_hangs_is_killed_when_its_time_to_stop_is_over(place: Workplace) -> None:
