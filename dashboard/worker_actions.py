@@ -63,4 +63,4 @@ def _do(act: Callable[[], Worker]) -> None:
         notices.show_problem(error)
         return
     cached.workers.clear()
-    st.rerun(scope="fragment")
+    st.rerun()
