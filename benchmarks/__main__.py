@@ -184,6 +184,13 @@ def sync_rows(result: dict[str, Any]) -> list[Row]:
     ]
 
 
+def overlap_rows(result: dict[str, Any]) -> list[Row]:
+    return [
+        [str(one["steps"]), *(f"{one[name]:.2f}" for name in ("plain", "overlapped", "ratio"))]
+        for one in result["results"]
+    ]
+
+
 def profile_rows(result: dict[str, Any]) -> list[Row]:
     """A cell for each phase: CPU seconds and the share of its roofline."""
     return [
@@ -226,6 +233,7 @@ _PEER: dict[str, tuple[list[str], Callable[[dict[str, Any]], list[Row]]]] = {
     ),
     "Decoding": (["-m", "benchmarks.decode_rate", "--json"], decode_rows),
     "Phases": (["-m", "benchmarks.step_profile", "--json"], profile_rows),
+    "Overlap": (["-m", "benchmarks.overlap_step", "--json"], overlap_rows),
 }
 # Needs options: python -m benchmarks vllm --only "Against vLLM" --vllm-python VENV/bin/python
 _VLLM: dict[str, tuple[list[str], Callable[[dict[str, Any]], list[Row]]]] = {

@@ -57,7 +57,7 @@ def test_each_table_has_a_column_for_every_cell() -> None:
     rates = {f"{name}_tokens_per_second": 1.0 for name in ("incipit", "generate", "vllm")}
     phases = {"phases": {str(i): values for i in range(7)}, "matrix_rate": 1e9, "copy_bandwidth": 1e9}
     one = {"pair": "random", "dtype": "float32", "batch": 4, "tokens": 32, "incipit": values, "trl": values}
-    synced = dict.fromkeys(("engine", "whole", "sync", "gap"), 1.0)
+    synced = dict.fromkeys(("engine", "whole", "sync", "gap", "steps", "plain", "overlapped", "ratio"), 1.0)
     for heading, (_, rows_of) in (_PEER | _VLLM).items():
         titles = page.split(f"## {heading}\n")[1].split("\n| ")[1].splitlines()[0]
         (row,) = rows_of({"results": [one | ratios | rates | phases | synced]})
