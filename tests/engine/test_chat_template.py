@@ -136,6 +136,6 @@ def test_a_tokenizer_without_a_template_is_refused() -> None:
 
 def test_the_spec_keeps_its_defaults() -> None:
     assert PromptSpec(path="x").model_dump() == {
-        "path": "x", "prompt_column": "prompt", "answer_column": "answer", "completion_column": "completion", "template": "plain",
-        "system_message": None, "enable_thinking": None, "max_prompt_tokens": None, "overlong": "refuse",
+        "path": "x", "prompt_column": "prompt", "answer_column": "answer", "completion_column": "completion", "tag_column": "tag",
+        "template": "plain", "system_message": None, "enable_thinking": None, "max_prompt_tokens": None, "overlong": "refuse",
     }  # fmt: skip
