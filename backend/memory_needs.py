@@ -8,6 +8,7 @@ from backend.problems import Refusal
 from engine.adapter_spec import NoAdapter
 from engine.memory import MEMORY_ERROR, longest_horizon, memory
 from engine.memory_choice import least
+from engine.parallelism_spec import FullySharded
 from engine.spec import RunSpec
 
 
@@ -34,9 +35,10 @@ def _needs_of(spec: RunSpec, wanted: Needs) -> RunNeeds:
 def _memory_bytes(spec: RunSpec, device: str) -> int | None:
     """What the run needs on a device at the very least: with all that is `auto` at its least, and the estimate's error taken off.
 
-    None where it never runs there, or where its models cannot be looked at on this machine.
+    None where it never runs there, where its models cannot be looked at on this machine, or where each of several processes has
+    a part of them, which the estimate does not know.
     """
-    if spec.device not in ("auto", device):
+    if spec.device not in ("auto", device) or isinstance(spec.parallelism, FullySharded):
         return None
     try:
         student = model_of(spec.student, "student.path", spec.adapter)

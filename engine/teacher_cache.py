@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 from typing import Literal
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from engine.frozen import Frozen
@@ -44,10 +45,7 @@ class TeacherCache:
         try:
             kept = load_file(self._path(rollout, top_k))
             found = TopTokens(kept["ids"].long(), kept["logprobs"], kept["log_tail"])
-        except (OSError, KeyError, ValueError):  # absent, or half-written by a machine that lost power: ask again
-            return None
-        except Exception as error:  # safetensors has an exception of its own, which is no ValueError
-            _log.warning("A kept answer of the teacher cannot be read: %s", error)
+        except (OSError, KeyError, SafetensorError):  # absent, or half-written by a machine that lost power: ask again
             return None
         return found if len(found) == len(rollout.supervised) else None
 

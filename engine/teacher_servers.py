@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from typing import Generic, TypeVar
@@ -60,9 +60,18 @@ class TeacherServers:
         """By tag, what its teacher finds likeliest at each position of the fixed text."""
         self._ready: set[VllmServer] = set()
 
-    def set_tags(self, tags: Mapping[tuple[int, ...], str]) -> None:
-        """Which prompts belong to which teacher. RunError("bad_spec") when there are some that no server scores."""
+    def set_tags(self, tagged: Iterable[tuple[Sequence[int], str]]) -> None:
+        """Which prompts, by their token ids, belong to which teacher.
+
+        Raises RunError("bad_spec") when no server scores some, or one prompt has two teachers.
+        """
         served = set(self._tag_of.values())
+        tags: dict[tuple[int, ...], str] = {}
+        for prompt, tag in tagged:
+            known = tags.setdefault(tuple(prompt), tag)
+            if known != tag and {known, tag} & served:
+                message = f"{FIELD} has servers by tag but one prompt has the tags {known!r} and {tag!r}; give it one of them."
+                raise RunError("bad_spec", message, [Finding(field=FIELD, message=message)])
         lost = sorted({tag for tag in tags.values() if tag not in served})
         self.tags = {prompt: tag for prompt, tag in tags.items() if tag in served}
         if lost and None not in served:
@@ -77,7 +86,9 @@ class TeacherServers:
 
         Later ones are looked at before they are asked. Raises RunError when one is not fit or none answers.
         """
-        self._fixed = list(token_ids)[:_FIXED_TOKENS]
+        # Tokens from all over the vocabulary make up what a short prompt lacks.
+        probe = self.tokenizer(_probe(self.tokenizer, self.vocabulary), add_special_tokens=False)["input_ids"]
+        self._fixed = [*token_ids, *probe][: min(_FIXED_TOKENS, self.num_tokens)]
 
         async def ask(server: VllmServer, session: httpx.AsyncClient, _: None) -> None:
             """To be ready is all."""

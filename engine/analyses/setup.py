@@ -13,6 +13,7 @@ from engine.sampler import Sampler
 from engine.setup import RunData, choose_device, choose_precision, fit_lengths, load_data, load_models
 from engine.spec import RunSpec
 from engine.task_spec import scorer_of
+from engine.teacher_backend_spec import EngineTeacher
 
 Report = Callable[[float, str], None]
 """Called with the share of the work that is done and what is being done."""
@@ -65,8 +66,11 @@ class Subjects:
 
 
 def open_subjects(asked: AnalysisSpec, report: Report) -> Subjects:
-    """Load and check everything; RunError with findings at the fields of the run's spec."""
-    spec = asked.run
+    """Load and check everything; RunError with findings at the fields of the run's spec.
+
+    A teacher that was served is opened here from its path: analyses need more of it than servers tell.
+    """
+    spec = asked.run.model_copy(update={"teacher_backend": EngineTeacher()})
     report(0.0, "loading models")
     device = choose_device(spec)
     student, teacher = load_models(spec, device, choose_precision(spec, device))

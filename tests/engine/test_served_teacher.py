@@ -231,6 +231,36 @@ def test_a_prompts_tag_chooses_its_teacher(server: StandInVllm, tmp_path: Path) 
         sums.stop()
 
 
+def test_a_prompt_with_two_teachers_is_refused(server: StandInVllm, tmp_path: Path) -> None:
+    prompts = tmp_path / "twice.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": "k0 k2", "tag": tag}) + "\n" for tag in ("sums", "poems")))
+    servers = [{"address": server.address, "tag": "sums"}, {"address": server.address}]
+    error = failure(served_spec(prompts={"path": str(prompts)}, teacher_backend={"servers": servers}), tmp_path)
+    assert error.failure == "bad_spec"
+    assert "one prompt has the tags 'sums' and 'poems'; give it one of them" in error.message
+
+
+def test_prompts_of_one_token_are_enough(server: StandInVllm, tmp_path: Path) -> None:
+    prompts = tmp_path / "short.jsonl"
+    prompts.write_text(json.dumps({"prompt": "k0"}) + "\n")
+    events = train_here(served_spec(server, prompts={"path": str(prompts)}, num_steps=2), tmp_path / "run")
+    assert all(loss is not None for loss in losses(events))
+
+
+def test_a_damaged_answer_on_disk_is_asked_for_again(server: StandInVllm, home: Path, tmp_path: Path) -> None:
+    changes: dict[str, object] = {
+        "completions": {"kind": "teacher"},
+        "divergence": {"kind": "forward_kl"},
+        "num_steps": 2,
+    }
+    first = train_here(served_spec(server, **changes), tmp_path / "first")
+    kept = list((home / "cache" / "teacher-scores").glob("*/*.safetensors"))
+    assert kept
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:20])
+    assert losses(train_here(served_spec(server, **changes), tmp_path / "again")) == losses(first)
+
+
 def test_texts_that_come_again_are_scored_once(server: StandInVllm, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in Path(resolve("builtin:tiny/data/dev.jsonl")).read_text().splitlines()[:16]]
     prompts = tmp_path / "with completions.jsonl"

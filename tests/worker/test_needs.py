@@ -133,6 +133,10 @@ def test_the_estimate_of_a_submission_is_what_a_worker_must_have() -> None:
     (unknown,) = needs_of([short_spec(student={"path": "/nowhere"})], Needs())
     assert (unknown.cpu_memory_bytes, unknown.gpu_memory_bytes) == (None, None)
     assert can_take(unknown, WorkerCapabilities(device="cpu", memory_total_bytes=1))
+    (whole,) = needs_of([short_spec(parallelism={"kind": "data_parallel"})], Needs())
+    assert (whole.gpu_memory_bytes, whole.num_gpus) == (auto.gpu_memory_bytes, 2)
+    (parts,) = needs_of([short_spec(parallelism={"kind": "fully_sharded"})], Needs())
+    assert (parts.cpu_memory_bytes, parts.gpu_memory_bytes, parts.num_gpus) == (None, None, 2)
     (told,) = needs_of([short_spec()], Needs(memory_bytes=0))
     assert can_take(told, WorkerCapabilities(device="cpu", memory_total_bytes=1))
 
