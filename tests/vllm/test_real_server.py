@@ -1,6 +1,5 @@
 """Training against a real vLLM: `make test-vllm`, in the environment that `make vllm` makes."""
 
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,23 +9,11 @@ import pytest
 from engine.errors import RunError
 from engine.events import RunEvent, StepDone
 from engine.spec import RunSpec
-from tests.engine.models import write_random_model
 from tests.engine.running import quick_spec, train_here
 from tests.vllm.serving import Server
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("home"), pytest.mark.timeout(900)]
-PYTHON = os.environ.get("INCIPIT_VLLM_PYTHON", ".venv-vllm/bin/python")
-START_SECONDS = 300
 LARGE = {"learning_rate": 0.02, "warmup_steps": 1, "eps": 1e-4}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pair with heads as wide as vLLM's kernels for CPUs want them."""
-    folder = tmp_path_factory.mktemp("models")
-    write_random_model(folder / "student", 1, hidden=128)
-    write_random_model(folder / "teacher", 2, hidden=128)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -8,20 +8,11 @@ import pytest
 from engine.errors import RunError
 from engine.events import Evaluated, RunEvent, StepDone
 from engine.spec import RunSpec
-from tests.engine.models import WORDS, write_random_model
+from tests.engine.models import WORDS
 from tests.engine.running import quick_spec, train_here
 from tests.vllm.serving import Server
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("home"), pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pair with heads as wide as vLLM's kernels for CPUs want them."""
-    folder = tmp_path_factory.mktemp("models")
-    write_random_model(folder / "student", 1, hidden=128)
-    write_random_model(folder / "teacher", 2, hidden=128)
-    return folder
 
 
 @pytest.fixture(scope="module")

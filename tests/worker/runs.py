@@ -1,6 +1,9 @@
 """Runs of the tiny pair that end within seconds, put into the queue."""
 
-from collections.abc import Iterable
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ from backend.database import Database
 from backend.expansion import PlannedRun
 from backend.queries.claims import Claim, claim_run
 from backend.queries.experiments import create_experiment
-from backend.records import Metric
+from backend.records import Attempt, Metric
 from backend.tables import Run
 from engine.events import RunEvent
 from engine.spec import RunSpec
@@ -75,6 +78,30 @@ def recorded_steps(database: Database, run_id: str) -> list[int]:
     with database.read() as session:
         query = select(Metric.step).where(Metric.run_id == run_id, Metric.key == "loss").order_by(Metric.step)
         return list(session.scalars(query))
+
+
+@contextmanager
+def once(
+    database: Database, holds: Callable[[str], bool], act: Callable[[str], None], seconds: float = 150
+) -> Iterator[None]:
+    """Beside the block: as soon as `holds(run id)` of the first run that is attempted, `act(run id)`; looked for so long."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            with database.read() as session:
+                run_id = session.scalar(select(Attempt.run_id))
+            if run_id is not None and holds(run_id):
+                act(run_id)
+                return
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def write_events(run_folder: Path, fence: int, events: Iterable[RunEvent]) -> Path:

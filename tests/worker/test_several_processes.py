@@ -1,15 +1,12 @@
 """Runs of several processes below a worker: started by torchrun, stopped, killed, and ended as one process would be."""
 
 import os
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import psutil
 import pytest
-from sqlalchemy import select
 
 from backend.database import Database
 from backend.queries.wishes import ask_to_pause, ask_to_resume
@@ -17,7 +14,7 @@ from backend.records import Attempt
 from engine.exit_codes import OF_FAILURE
 from engine.spec import RunSpec
 from tests import databases
-from tests.worker.runs import claim, queue_runs, recorded_steps, run_row, short_spec
+from tests.worker.runs import claim, once, queue_runs, recorded_steps, run_row, short_spec
 from worker.settings import WorkerSettings
 from worker.slots import Slot, slots_of_this_machine
 from worker.supervisor import Supervisor, Workplace
@@ -55,26 +52,11 @@ def trainers(run_id: str) -> list[psutil.Process]:
     return found
 
 
-@contextmanager
-def once_stepping(place: Workplace, num_steps: int, act: Callable[[str], None]) -> Iterator[None]:
+def once_stepping(place: Workplace, num_steps: int, act: Callable[[str], None]) -> AbstractContextManager[None]:
     """Beside the block: as soon as so many steps of the run are recorded, `act(run id)`."""
-
-    def watch() -> None:
-        deadline = time.monotonic() + 200
-        while time.monotonic() < deadline:
-            with place.database.read() as session:
-                run_id = session.scalar(select(Attempt.run_id))
-            if run_id is not None and len(recorded_steps(place.database, run_id)) >= num_steps:
-                act(run_id)
-                return
-            time.sleep(0.1)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
+    return once(
+        place.database, lambda run_id: len(recorded_steps(place.database, run_id)) >= num_steps, act, seconds=200
+    )
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes need two cores")

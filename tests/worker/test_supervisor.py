@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -27,7 +26,7 @@ from backend.resources import WorkerCapabilities
 from engine.manifest import Expected, damage_of
 from engine.spec import RunSpec
 from tests import databases
-from tests.worker.runs import OWNER, claim, queue_runs, recorded_steps, run_row, set_columns, short_spec
+from tests.worker.runs import OWNER, claim, once, queue_runs, recorded_steps, run_row, set_columns, short_spec
 from worker.engine_server import EngineServer
 from worker.preflight import answer
 from worker.settings import WorkerSettings
@@ -77,28 +76,6 @@ def _attempt(database: Database, claimed: Claim) -> Attempt:
         return session.get_one(Attempt, (claimed.run_id, claimed.fence))
 
 
-@contextmanager
-def _once(place: Workplace, holds: Callable[[str], bool], act: Callable[[str], None]) -> Iterator[None]:
-    """Beside the block: as soon as `holds(run id)`, `act(run id)`."""
-
-    def watch() -> None:
-        deadline = time.monotonic() + 150
-        while time.monotonic() < deadline:
-            with place.database.read() as session:
-                run_id = session.scalar(select(Attempt.run_id))
-            if run_id is not None and holds(run_id):
-                act(run_id)
-                return
-            time.sleep(0.05)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
-
-
 def _kill_engine(place: Workplace, number: signal.Signals = signal.SIGKILL) -> Callable[[str], None]:
     def act(run_id: str) -> None:
         with place.database.read() as session:
@@ -141,7 +118,7 @@ def test_a_cancelled_run_stops_and_keeps_what_it_has(place: Workplace) -> None:
     def cancel(run_id: str) -> None:
         set_columns(place.database, run_id, desired_state="cancel", checkpoint_on_cancel=True)
 
-    with _once(place, _has_steps(place, 3), cancel):
+    with once(place.database, _has_steps(place, 3), cancel):
         claimed = _supervise(place, _LONG)
     run = run_row(place.database, claimed.run_id)
     assert run.state == "cancelled"
@@ -155,14 +132,14 @@ def test_a_paused_run_leaves_its_worker_after_a_checkpoint_and_goes_on_from_it(p
         with place.database.write() as session:
             ask_to_pause(session, run_id)
 
-    with _once(place, _has_steps(place, 3), pause):
+    with once(place.database, _has_steps(place, 3), pause):
         first = _supervise(place, short_spec(num_steps=400, checkpoints={"every_steps": 400}))
     paused = run_row(place.database, first.run_id)
     assert (paused.state, paused.attempt, paused.lease_owner) == ("paused", 0, None)
     with place.database.write() as session:
         assert claim_run(session, owner=OWNER, host="", boot_id="") is None
         ask_to_resume(session, first.run_id)
-    with _once(place, _has_steps(place, paused.last_step + 1), pause):
+    with once(place.database, _has_steps(place, paused.last_step + 1), pause):
         second = _supervise(place)
     assert _attempt(place.database, second).resumed_from_step == paused.last_step
     steps = recorded_steps(place.database, first.run_id)
@@ -189,14 +166,14 @@ def test_a_pause_that_becomes_a_cancellation_ends_the_run(place: Workplace) -> N
             time.sleep(0.05)
         _kill_engine(place, signal.SIGCONT)(run_id)
 
-    with _once(place, _has_steps(place, 3), pause_then_cancel):
+    with once(place.database, _has_steps(place, 3), pause_then_cancel):
         claimed = _supervise(place, _LONG)
     assert run_row(place.database, claimed.run_id).state == "cancelled"
 
 
 def test_an_engine_that_does_nothing_any_more_is_ended_and_its_run_can_be_retried(place: Workplace) -> None:
     watchful = Workplace(place.database, place.home, place.run_dir, WorkerSettings(stall_seconds=10), lambda: False)
-    with _once(place, _has_steps(place, 12), _kill_engine(place, signal.SIGSTOP)):
+    with once(place.database, _has_steps(place, 12), _kill_engine(place, signal.SIGSTOP)):
         claimed = _supervise(watchful, _LONG)
     run = run_row(place.database, claimed.run_id)
     assert (run.state, run.failure_kind) == ("failed", "stalled")
@@ -211,14 +188,14 @@ def test_an_engine_that_does_nothing_any_more_is_ended_and_its_run_can_be_retrie
         # Until the new attempt has begun, the run still tells the steps of the old one.
         return run_row(place.database, run_id).state == "running" and _has_steps(place, 2)(run_id)
 
-    with _once(place, is_at_work, lambda run_id: set_columns(place.database, run_id, desired_state="cancel")):
+    with once(place.database, is_at_work, lambda run_id: set_columns(place.database, run_id, desired_state="cancel")):
         again = _supervise(place)
     assert _attempt(place.database, again).resumed_from_step == 0, "what was saved before does not count"
 
 
 @_EITHER_WAY
 def test_a_killed_engine_is_resumed_from_its_checkpoint_and_no_step_is_recorded_twice(place: Workplace) -> None:
-    with _once(place, _has_steps(place, 12), _kill_engine(place)):
+    with once(place.database, _has_steps(place, 12), _kill_engine(place)):
         first = _supervise(place, short_spec(num_steps=40, checkpoints={"every_steps": 5}))
     run = run_row(place.database, first.run_id)
     assert (run.state, run.attempt) == ("queued", 1)
@@ -231,7 +208,7 @@ def test_a_killed_engine_is_resumed_from_its_checkpoint_and_no_step_is_recorded_
 
 
 def test_a_run_goes_on_from_an_older_checkpoint_when_the_newest_is_damaged(place: Workplace) -> None:
-    with _once(place, _has_steps(place, 12), _kill_engine(place)):
+    with once(place.database, _has_steps(place, 12), _kill_engine(place)):
         first = _supervise(place, short_spec(num_steps=40, checkpoints={"every_steps": 5, "keep_last": 9}))
     with place.database.read() as session:
         newest = session.scalars(select(Checkpoint).order_by(Checkpoint.step.desc())).first()
@@ -262,7 +239,7 @@ def test_a_checkpoint_that_is_pinned_while_the_run_works_is_there_at_its_end(pla
         pinned.append(oldest)
 
     spec = short_spec(num_steps=60, checkpoints={"every_steps": 5, "keep_last": 1})
-    with _once(place, _has_steps(place, 12), pin):
+    with once(place.database, _has_steps(place, 12), pin):
         claimed = _supervise(place, spec)
     assert run_row(place.database, claimed.run_id).state == "succeeded"
     with place.database.read() as session:
@@ -276,7 +253,7 @@ def test_a_checkpoint_that_is_pinned_while_the_run_works_is_there_at_its_end(pla
 
 
 def test_a_worker_that_shuts_down_leaves_a_run_that_goes_on(place: Workplace, shutdown: threading.Event) -> None:
-    with _once(place, _has_steps(place, 3), lambda run_id: shutdown.set()):
+    with once(place.database, _has_steps(place, 3), lambda run_id: shutdown.set()):
         claimed = _supervise(place, _LONG)
     run = run_row(place.database, claimed.run_id)
     assert (run.state, run.attempt) == ("queued", 0)
@@ -297,7 +274,7 @@ def test_a_worker_that_is_drained_at_once_gives_its_run_back_after_a_checkpoint(
 
     queue_runs(place.database, _LONG)
     claimed = claim(place.database)
-    with _once(place, _has_steps(place, 3), give_back):
+    with once(place.database, _has_steps(place, 3), give_back):
         Supervisor(claimed, Slot(0, None), place, worker_id="w").work()
     run = run_row(place.database, claimed.run_id)
     assert (run.state, run.attempt) == ("queued", 0)
@@ -317,7 +294,7 @@ def test_an_engine_that_hangs_is_killed_when_its_time_to_stop_is_over(place: Wor
         _kill_engine(place, signal.SIGSTOP)(run_id)
         set_columns(place.database, run_id, desired_state="cancel")
 
-    with _once(place, _has_steps(place, 1), freeze_and_cancel):
+    with once(place.database, _has_steps(place, 1), freeze_and_cancel):
         claimed = _supervise(impatient, _LONG)
     assert run_row(place.database, claimed.run_id).state == "cancelled"
     pid = _attempt(place.database, claimed).pid
@@ -332,7 +309,7 @@ def test_whoever_loses_the_lease_ends_its_engine_and_leaves_the_run_alone(place:
         with place.database.write() as session:
             assert reap(session, lambda owner: False) == [run_id]
 
-    with _once(place, _has_steps(place, 3), take_away):
+    with once(place.database, _has_steps(place, 3), take_away):
         claimed = _supervise(place, _LONG)
     run = run_row(place.database, claimed.run_id)
     assert (run.state, run.fence) == ("queued", claimed.fence + 1)
