@@ -37,7 +37,9 @@ class StandInVllm:
         self.loaded: list[str] = []
         self.asked: list[dict[str, Any]] = []
         self.die_after: int | None = None
-        """Completions after which it is gone."""
+        """Questions after which it is gone."""
+        self.die_at_completion: int | None = None
+        """It is gone in the middle of this sampled completion, counted from 1."""
         self._lock = threading.Lock()
         self._model = _opened(model)
         routes = [
@@ -115,7 +117,9 @@ class StandInVllm:
     async def _complete(self, request: Request) -> Response:
         asked = await request.json()
         self.asked.append(asked)
-        if self.die_after is not None and len(self.asked) > self.die_after:
+        num_completions = sum("prompt_logprobs" not in one for one in self.asked)
+        is_due = self.die_at_completion is not None and num_completions >= self.die_at_completion
+        if is_due or (self.die_after is not None and len(self.asked) > self.die_after):
             self._server.should_exit = self._server.force_exit = True
             return Response(status_code=503)
         if "slow" in self.faults:

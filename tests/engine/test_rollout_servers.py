@@ -142,7 +142,9 @@ def test_the_student_goes_on_where_the_teacher_has_begun(tmp_path: Path, server:
 def test_what_a_lost_server_had_to_answer_goes_to_the_other(
     tmp_path: Path, server: StandInVllm, second: StandInVllm
 ) -> None:
-    server.die_after = 5  # three of the fixed tokens and the first step
+    server.die_at_completion = (
+        2  # its two lanes ask for one each: the first step loses it, whatever the other one's pace
+    )
     spec = served_spec(server, second, num_steps=3, prompts_per_step=8, rollouts={"max_concurrent": 2})
     done = steps(train_here(spec, tmp_path))
 
