@@ -212,7 +212,8 @@ class TeacherServers:
 
     async def _prepare(self, server: VllmServer, session: httpx.AsyncClient, reasons: list[str]) -> None:
         """Look at a server that has not been asked yet, or was lost and may be another one now."""
-        if server in self._ready:
+        tag = self._tag_of[server]
+        if server in self._ready or (server.is_resting and tag in map(self._tag_of.get, self._ready)):
             return
         try:
             await self._check(server, session)
@@ -221,7 +222,6 @@ class TeacherServers:
             reasons.append(str(gone))
             return
         found = [max(at, key=lambda one: at[one]) for at in told]
-        tag = self._tag_of[server]
         known = self._likeliest.setdefault(tag, found)
         agreement = sum(a == b for a, b in zip(found, known, strict=True)) / len(known)
         if agreement < _LEAST_AGREEMENT:

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,8 @@ from engine.truncation import EVERY_TOKEN, Truncation
 _API_KEY = "INCIPIT_VLLM_API_KEY"
 _MAX_ANSWER_BYTES = 64_000_000
 _CONNECT_SECONDS = 10.0
+# So that a host which drops packets costs a tenth of the time at most.
+_REST_SECONDS = 10 * _CONNECT_SECONDS
 # The first answers of a fresh server wait for its kernels: half a minute was seen, and a full queue comes on top.
 _ANSWER_SECONDS = 600.0
 _MOST_LOGPROBS = re.compile(r"max allowed: (\d{1,6})")
@@ -77,6 +80,12 @@ class VllmServer:
         """Whether it has shown that it takes all weights that it is given."""
         self.model: str | None = None
         """The name under which it serves its model, once it was checked."""
+        self._rests_until = -math.inf
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether nothing has answered at its address lately, not even that nobody is there: to be asked when no other is ready."""
+        return time.monotonic() < self._rests_until
 
     def session(self, max_connections: int) -> httpx.AsyncClient:
         """What the other methods talk through."""
@@ -233,7 +242,10 @@ class VllmServer:
                     if len(body) > _MAX_ANSWER_BYTES:
                         raise self.mismatch(f"answers {path} with more than {_MAX_ANSWER_BYTES:,} bytes.")
         except (httpx.TransportError, OSError) as error:
+            if isinstance(error, httpx.ConnectTimeout):
+                self._rests_until = time.monotonic() + _REST_SECONDS
             raise ServerGone(f"{self.address}: {str(error) or type(error).__name__}") from None
+        self._rests_until = -math.inf
         if response.status_code in (429, 502, 503, 504):
             raise ServerGone(f"{self.address}: status {response.status_code}")
         if response.is_error:
