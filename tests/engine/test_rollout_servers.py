@@ -179,7 +179,7 @@ def test_a_host_that_drops_packets_costs_one_time_limit_not_one_a_step(
         assert max(seconds[1:]) < 2.0
     server.stop()
     began = time.monotonic()
-    with SilentHost() as silent, pytest.raises(RunError, match="No server of rollouts.servers"):
+    with SilentHost() as silent, pytest.raises(RunError, match=r"No server of rollouts\.servers"):
         servers_of(served_spec(silent), tmp_path / "alone").sampler(tiny_model(), 0, 3, 1.0, lambda: None).sample(
             requests(), 5
         )
