@@ -240,7 +240,7 @@ def test_a_prompts_tag_chooses_its_teacher(server: StandInVllm, tmp_path: Path) 
         assert of_others == {1, 3}
         alone = served_spec(prompts=prompts, teacher_backend={"servers": [servers[0] | {"tag": "poems"}]}, num_steps=2)
         error = failure(alone, tmp_path / "alone")
-        assert "has a server for the tags poems alone, but prompts have 'sums'" in error.message
+        assert "has servers for the tags poems alone, but prompts have no tag, the tag 'sums'; add one" in error.message
     finally:
         sums.stop()
 
@@ -251,7 +251,7 @@ def test_a_prompt_with_two_teachers_is_refused(server: StandInVllm, tmp_path: Pa
     servers = [{"address": server.address, "tag": "sums"}, {"address": server.address}]
     error = failure(served_spec(prompts={"path": str(prompts)}, teacher_backend={"servers": servers}), tmp_path)
     assert error.failure == "bad_spec"
-    assert "one prompt has the tags 'sums' and 'poems'; give it one of them" in error.message
+    assert "one prompt has the tag 'sums' and the tag 'poems'; give it one tag" in error.message
 
 
 def test_prompts_of_one_token_are_enough(server: StandInVllm, tmp_path: Path) -> None:
