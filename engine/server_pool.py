@@ -15,7 +15,8 @@ from engine.findings import Finding
 from engine.rollout_backend_spec import VllmRollouts
 from engine.served_weights import ServedWeights
 from engine.server_asking import PAUSE_SECONDS, all_of, beside, check_addresses, unreachable
-from engine.vllm_server import INITIAL_WEIGHTS, Answer, Ask, Draws, ServerGone, VllmServer
+from engine.vllm_answer import Answer, Ask, Draws
+from engine.vllm_server import INITIAL_WEIGHTS, ServerGone, VllmServer
 
 _ALLOWED = "INCIPIT_ROLLOUT_SERVERS"
 
@@ -52,6 +53,10 @@ class ServerPool:
     def look(self) -> list[Finding]:
         """What stands in the way of each server, without giving it weights: another run may use it now."""
         return asyncio.run(self._look())
+
+    def mismatch(self, words: str) -> RunError:
+        """One of the servers does not do what the run needs."""
+        return self.servers[0].mismatch(words)
 
     async def _look(self) -> list[Finding]:
         findings = []

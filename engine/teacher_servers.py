@@ -22,7 +22,8 @@ from engine.teacher_backend_spec import VllmTeacher
 from engine.teacher_cache import TeacherCache, WrittenText
 from engine.teacher_routes import FIELD, TeacherRoutes
 from engine.top_tokens import TopTokens
-from engine.vllm_server import Answer, Ask, Draws, ServerGone, VllmServer
+from engine.vllm_answer import Answer, Ask, Draws
+from engine.vllm_server import ServerGone, VllmServer
 
 A = TypeVar("A")
 R = TypeVar("R")

@@ -311,6 +311,30 @@ def test_what_servers_cannot_do_is_refused_at_its_field(changes: dict[str, objec
     assert [finding.field for finding in findings_of(caught.value, document)] == [field]
 
 
+def test_vllm_inside_an_engine_without_it_is_a_warning_before_the_run_and_the_cause_of_its_end(tmp_path: Path) -> None:
+    spec = quick_spec(rollouts={"kind": "vllm_colocated"})
+    (found,) = check(spec).findings
+    assert (found.field, found.severity) == ("rollouts", "warning")
+    error = failure(spec, tmp_path)
+    assert error.failure == "bad_spec"
+    assert error.message == found.message
+    assert "make vllm" in error.message
+    assert "INCIPIT_VLLM_PYTHON" in error.message
+
+
+def test_vllm_inside_an_engine_refuses_what_servers_do() -> None:
+    for changes, field in (
+        ({"selection": {"kind": "probe", "probe_tokens": 2}, "rollouts_per_prompt": 4}, "selection"),
+        ({"parallelism": {"kind": "data_parallel", "num_processes": 2}}, "parallelism"),
+    ):
+        document = quick_document(rollouts={"kind": "vllm_colocated"}, **changes)
+        with pytest.raises(ValidationError) as caught:
+            RunSpec.model_validate(document)
+        (finding,) = findings_of(caught.value, document)
+        assert finding.field == field
+        assert "'vllm_colocated'" in finding.message
+
+
 def test_the_trial_leaves_the_student_as_it_was() -> None:
     model = tiny_model()
     before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
