@@ -9,6 +9,7 @@
 #   make trackers                an environment of its own with TensorBoard, MLflow, Weights & Biases and trackio
 #   make test-trackers           writes runs into the real trackers and reads them back
 #   make test-full               everything, faults included
+#   make docs                    the pages of docs/ as a site in out/docs, readable without a server or the internet
 #   make demo TORCH=cpu          take the CPU build of torch (a general index serves the CUDA build, several GB)
 
 PYTHON ?= python3
@@ -38,7 +39,7 @@ INSTALL = UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null 
 INSTALL_VLLM = UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null || true)" \
 	$(BIN)/uv pip install --quiet --python $(VLLM_VENV)/bin/python $(if $(TORCH),--torch-backend=$(TORCH))
 
-.PHONY: demo up test test-full test-faults test-vllm vllm test-trackers trackers soak lint bench load lock clean
+.PHONY: demo up test test-full test-faults test-vllm vllm test-trackers trackers soak lint bench load docs lock clean
 
 demo: $(VENV)/local.done
 	$(BIN)/incipit demo $(ARGS)
@@ -86,6 +87,10 @@ bench: $(VENV)/dev.done
 
 load: $(VENV)/dev.done
 	$(BIN)/python -m benchmarks load $(ARGS)
+
+docs: $(VENV)/dev.done
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "The pages are in out/docs/index.html."
 
 lock: $(VENV)/uv.done
 	@echo "torch==2.13.0" > $(VENV)/torch.pin
