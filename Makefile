@@ -89,7 +89,7 @@ load: $(VENV)/dev.done
 	$(BIN)/python -m benchmarks load $(ARGS)
 
 docs: $(VENV)/dev.done
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "The pages are in out/docs/index.html."
 
 lock: $(VENV)/uv.done

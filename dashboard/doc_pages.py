@@ -2,12 +2,15 @@
 
 import re
 from pathlib import Path
+from textwrap import dedent
 
 import streamlit as st
 
 _PACKAGED = Path(__file__).parent / "documentation"
 FOLDER = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "docs"
-_CODE = re.compile(r"(^```.*?^```[ ]*$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^```\w*\n(.*?)^```[ ]*$", re.MULTILINE | re.DOTALL)
+_INDENTED = re.compile(r"(?<=\n\n)(?: {4}\S.*\n)+")
+_CODE = re.compile(r"(`[^`\n]+`)")
 _IMAGE = re.compile(r"!\[([^\]]*)\]\([^)]*\)\n*")
 _LINK_TO_PAGE = re.compile(r"\[([^\]]+)\]\((?!https?:)[^)]*\)")
 _LISTED = re.compile(r"\[[^\]]+\]\(([\w/-]+\.md)\)")
@@ -23,7 +26,13 @@ def pages() -> dict[str, str]:
 def show(name: str) -> None:
     """Draw a page below the title that the list has shown already. A link to another page is its name: that stands in the list."""
     _, _, text = (FOLDER / name).read_text().partition("\n")
-    st.markdown("".join(part if part.startswith("`") else _as_shown(part) for part in _CODE.split(text)))
+    fenced = _INDENTED.sub(lambda found: f"```\n{dedent(found[0])}```\n", text)
+    for number, part in enumerate(_BLOCK.split(fenced)):
+        if number % 2:  # between two parts of prose
+            # Without colours, which are too pale on the light theme, and wrapped, since a region that scrolls takes no focus.
+            st.code(part.rstrip(), language=None, wrap_lines=True)
+        elif part.strip():
+            st.markdown("".join(one if one.startswith("`") else _as_shown(one) for one in _CODE.split(part)))
 
 
 def _title(name: str) -> str:
