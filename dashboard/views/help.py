@@ -105,6 +105,7 @@ with documentation:
         key="page",
         bind="query-params",
         required=True,
+        label_visibility="collapsed",
         width=420,
     )
     with st.container(width=900):
