@@ -1,44 +1,49 @@
-"""Checkpoint files on their way out: single files with Range, whole folders as one tar, both in constant memory."""
+"""Files of checkpoints and exports on their way out: single files with Range, whole folders as one tar, both in constant memory."""
 
 import base64
 import hashlib
 import re
 import stat
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from backend.exports import Export
 from backend.problems import Refusal
 from backend.queries.checkpoints import CheckpointFolder
-from backend.schemas import Checkpoint, CheckpointFile
-from engine.manifest import MANIFEST
+from backend.schemas import Checkpoint
+from engine.manifest import MANIFEST, ManifestFile
 
 _CHUNK_BYTES = 1024 * 1024
 _RANGE = re.compile(r"bytes=(?P<first>[0-9]{0,18})-(?P<last>[0-9]{0,18})", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9_][\w.\-]{0,127}(/[A-Za-z0-9_][\w.\-]{0,127}){0,5}", re.ASCII)
 
 
-class StoredCheckpoint:
-    """A checkpoint with its folder. Only what its manifest names can leave it."""
+class StoredFolder:
+    """A folder whose files are listed. Nothing else can leave it."""
 
-    def __init__(self, checkpoint: Checkpoint, location: CheckpointFolder, run_dir: Path) -> None:
-        attempt = run_dir / checkpoint.run_id / "attempts" / str(location.fence)
-        self.checkpoint = checkpoint
-        self.folder = _inside(attempt, location.path)
+    def __init__(self, folder: Path, files: Sequence[ManifestFile], made_at: datetime, words: "FolderWords") -> None:
+        self.folder = folder
+        self._files = {file.name: file for file in files}
+        self._made_at = made_at
+        self._words = words
 
     def names(self) -> list[str]:
-        """The manifest's files, and the manifest."""
-        return [*(file.name for file in self.checkpoint.files), MANIFEST]
+        """The names of all files."""
+        return list(self._files)
 
     def check(self) -> None:
         """Refusal (410) when a file is gone or has another size, or the manifest is another one; contents are not hashed."""
         for name in self.names():
-            path, _ = self._checked(name)
-        if hashlib.sha256(path.read_bytes()).hexdigest() != self.checkpoint.manifest_sha256:
-            raise self._damaged(MANIFEST, "is not the one that was committed")
+            path, file = self._checked(name)
+            if name == MANIFEST and hashlib.sha256(path.read_bytes()).hexdigest() != file.sha256:
+                raise self._damaged(name, "is not the one that was committed")
 
     def file(self, name: str, request_headers: Mapping[str, str]) -> Response:
         """The response that sends a file, or the one part of it that Range asks for; its ETag is its sha256.
@@ -79,10 +84,11 @@ class StoredCheckpoint:
             },
         )
 
-    def _checked(self, name: str) -> tuple[Path, CheckpointFile]:
-        file = next((file for file in self.checkpoint.files if file.name == name), None)
-        if (file is None and name != MANIFEST) or not _NAME.fullmatch(name):
-            raise Refusal(404, f"The checkpoint has no file {name[:200]!r}; see its list of files.")
+    def _checked(self, name: str) -> tuple[Path, ManifestFile]:
+        """The path of a listed file, and what the list says; Refusal (404, 410) when there is none, or another one."""
+        file = self._files.get(name)
+        if file is None or not _NAME.fullmatch(name):
+            raise Refusal(404, f"The {self._words.noun} has no file {name[:200]!r}; see its list of files.")
         path = _inside(self.folder, name)
         try:
             status = path.lstat()
@@ -90,25 +96,57 @@ class StoredCheckpoint:
             raise self._damaged(name, "is not on this machine's disk") from None
         if not stat.S_ISREG(status.st_mode):
             raise self._damaged(name, "is not a plain file")
-        if file is None:
-            return path, CheckpointFile(name=name, num_bytes=status.st_size, sha256=self.checkpoint.manifest_sha256)
         if status.st_size != file.num_bytes:
             raise self._damaged(name, f"has {status.st_size} bytes instead of {file.num_bytes}")
         return path, file
 
     def _damaged(self, name: str, what: str) -> Refusal:
-        return Refusal(410, f"{name} of checkpoint {self.checkpoint.id} {what}; take another checkpoint of this run.")
+        """The refusal (410) of a file that is not what it was."""
+        return Refusal(410, f"{name} of {self._words.noun} {self._words.id} {what}; {self._words.advice}")
 
     def _title(self) -> str:
-        run_name = re.sub(r"[^A-Za-z0-9]+", "-", self.checkpoint.run_name).strip("-")[:60] or "run"
-        return f"{run_name}-step-{self.checkpoint.step}"
+        run_name = re.sub(r"[^A-Za-z0-9]+", "-", self._words.run_name).strip("-")[:60] or "run"
+        return f"{run_name}-step-{self._words.step}"
 
-    def _member(self, file: CheckpointFile) -> tarfile.TarInfo:
+    def _member(self, file: ManifestFile) -> tarfile.TarInfo:
         member = tarfile.TarInfo(f"{self._title()}/{file.name}")
         member.size = file.num_bytes
         member.mode = 0o644
-        member.mtime = int(self.checkpoint.created_at.timestamp())
+        member.mtime = int(self._made_at.timestamp())
         return member
+
+
+class FolderWords(NamedTuple):
+    """What people are told of a folder."""
+
+    noun: str
+    id: str
+    run_name: str
+    step: int
+    advice: str
+    """What to do when a file is damaged."""
+
+
+def stored_export(export: Export, location: str, export_dir: Path) -> StoredFolder:
+    """The files of an export, by its folder below that of all exports."""
+    assert export.result is not None, "what has files has a result"
+    words = FolderWords("export", export.id, export.run_name, export.step, "export the checkpoint again.")
+    made_at = export.finished_at or export.created_at
+    return StoredFolder(_inside(export_dir, location), export.result.files, made_at, words)
+
+
+def stored_checkpoint(checkpoint: Checkpoint, location: CheckpointFolder, run_dir: Path) -> StoredFolder:
+    """A checkpoint's folder: what its manifest names, and the manifest."""
+    attempt = run_dir / checkpoint.run_id / "attempts" / str(location.fence)
+    folder = _inside(attempt, location.path)
+    num_bytes = 0  # one that is not there is found missing when it is asked for
+    with suppress(OSError):
+        num_bytes = (folder / MANIFEST).lstat().st_size
+    manifest = ManifestFile(name=MANIFEST, num_bytes=num_bytes, sha256=checkpoint.manifest_sha256)
+    words = FolderWords(
+        "checkpoint", checkpoint.id, checkpoint.run_name, checkpoint.step, "take another checkpoint of this run."
+    )
+    return StoredFolder(folder, [*checkpoint.files, manifest], checkpoint.created_at, words)
 
 
 class _WholeFile(FileResponse):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sqlalchemy.orm import Session
 
-from backend.downloads import StoredCheckpoint
+from backend.downloads import stored_checkpoint
 from backend.limits import Limits
 from backend.playground import CheckpointChoice, QuestionCreate
 from backend.problems import Refusal
@@ -99,7 +99,7 @@ def _model(
         return Finding(field=field, message=message)
     record, _ = found
     try:
-        stored = StoredCheckpoint(*found, settings.run_dir)
+        stored = stored_checkpoint(*found, settings.run_dir)
         stored.check()
     except Refusal as refusal:
         return Finding(field=field, message=f"{field} is {record.run_name} at step {record.step}: {refusal.detail}")

@@ -1,4 +1,4 @@
-"""Works on an analysis or a question of the playground: `python -m engine analyze` or `ask` in a process of its own.
+"""Works on an analysis, a question of the playground or an export: `python -m engine analyze`, `ask` or `export` as a process.
 
 Its progress and result are stored.
 """
@@ -7,23 +7,30 @@ import json
 import logging
 import os
 import queue
+import shutil
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from pydantic import BaseModel, ValidationError
 
-from backend.playground import Asked, Found, QueuedQuestion
+from backend.asked import Found
+from backend.exports import QueuedExport
+from backend.playground import QueuedQuestion
 from backend.queries.analyses import (
     AnalysisClaim,
     end_analysis,
     give_back_analysis,
     report_progress,
 )
+from backend.queries.exports import folder_of
+from backend.settings import export_dir
 from engine.analysis_spec import AnalysisProgress
 from engine.findings import Finding
 from engine.playground_spec import PlaygroundResult
+from engine.staging import belongs_to
 from worker.engine_process import EngineProcess
 from worker.slots import Slot
 from worker.supervisor import Workplace
@@ -35,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Line(BaseModel):
-    """What `engine analyze` and `engine ask` print, one of the three."""
+    """What these commands print, one of the three."""
 
     progress: AnalysisProgress | None = None
     result: Found | None = None
@@ -44,9 +51,19 @@ class _Line(BaseModel):
 
 def work_on_analysis(claim: AnalysisClaim, slot: Slot, place: Workplace) -> None:
     """Bring a claimed analysis to its end: answered, failed, given back at a shutdown, or dropped when it was cancelled."""
+    is_kept = False
+    try:
+        is_kept = _work(claim, slot, place)
+    finally:
+        if isinstance(claim.spec, QueuedExport) and not is_kept:
+            _remove_files(claim, place)
+
+
+def _work(claim: AnalysisClaim, slot: Slot, place: Workplace) -> bool:
+    """The same; whether the row has a result now."""
     with tempfile.TemporaryDirectory(prefix="incipit-analysis-") as folder:
         log_path, traces_path = Path(folder) / "stderr", Path(folder) / "answers.parquet"
-        arguments = _arguments(claim.spec, Path(folder) / "spec.json", traces_path)
+        arguments = _arguments(claim, Path(folder) / "spec.json", traces_path, place)
         engine, said = _start(arguments, log_path, claim, slot, place)
         lines: queue.Queue[bytes | None] = queue.Queue()
         reader = threading.Thread(target=_read, args=(said, lines), name="analysis", daemon=True)
@@ -57,7 +74,7 @@ def work_on_analysis(claim: AnalysisClaim, slot: Slot, place: Workplace) -> None
             engine.kill()
             reader.join()
         if answer is None:
-            return
+            return False
         if isinstance(answer, list) and not answer:
             exit_code, log = engine.exit_code(), log_path.read_text(errors="replace")
             _log.error("engine %s: exit %s\n%s", arguments[0], exit_code, log[-_LOG_CHARACTERS:])
@@ -65,7 +82,22 @@ def work_on_analysis(claim: AnalysisClaim, slot: Slot, place: Workplace) -> None
             answer = [Finding(field="", message=message)]
         traces = traces_path.read_bytes() if isinstance(answer, PlaygroundResult) else None
     with place.database.write() as session:
-        end_analysis(session, claim, answer, traces)
+        is_ours = end_analysis(session, claim, answer, traces)
+    return is_ours and not isinstance(answer, list)
+
+
+def _export_folder(claim: AnalysisClaim, place: Workplace) -> Path:
+    return export_dir(place.home) / folder_of(claim.analysis_id, claim.fence)
+
+
+def _remove_files(claim: AnalysisClaim, place: Workplace) -> None:
+    """What an export has written, whole or in part; nobody else writes under this fence."""
+    folder = _export_folder(claim, place)
+    for path in folder.parent.glob("*"):
+        if belongs_to(path, folder):
+            shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):  # not empty: another claim's
+        folder.parent.rmdir()
 
 
 def _start(
@@ -96,8 +128,12 @@ def _start(
     return engine, os.fdopen(said, "rb")
 
 
-def _arguments(asked: Asked, spec_path: Path, traces_path: Path) -> list[str]:
+def _arguments(claim: AnalysisClaim, spec_path: Path, traces_path: Path, place: Workplace) -> list[str]:
     """What the engine is called with, its spec written."""
+    asked = claim.spec
+    if isinstance(asked, QueuedExport):
+        spec_path.write_text(asked.spec.model_dump_json())
+        return ["export", "--spec", str(spec_path), "--out", str(_export_folder(claim, place))]
     if isinstance(asked, QueuedQuestion):
         spec_path.write_text(asked.spec.model_dump_json())
         return ["ask", "--spec", str(spec_path), "--traces", str(traces_path)]

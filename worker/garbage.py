@@ -54,7 +54,7 @@ class GarbageCollector:
         for folder in garbage(self.run_dir / run_id, facts):
             if time.monotonic() > deadline:
                 break
-            size, newest = _size_and_newest(folder)
+            size, newest = size_and_newest(folder)
             if time.time() - newest < self.min_age_seconds:
                 continue
             shutil.rmtree(folder, ignore_errors=True)
@@ -91,7 +91,7 @@ def _folders(parent: Path) -> list[Path]:
     return [Path(entry.path) for entry in os.scandir(parent) if entry.is_dir(follow_symlinks=False)]
 
 
-def _size_and_newest(folder: Path) -> tuple[int, float]:
+def size_and_newest(folder: Path) -> tuple[int, float]:
     """Bytes below a folder, and the time of the last change in it, Unix seconds."""
     size, newest = 0, folder.lstat().st_mtime
     for path in folder.rglob("*"):

@@ -23,7 +23,7 @@ from backend.dependencies import (
     page_size,
 )
 from backend.download_places import DownloadPlaces
-from backend.downloads import StoredCheckpoint
+from backend.downloads import StoredFolder, stored_checkpoint
 from backend.locked_route import locked_router
 from backend.problems import not_found
 from backend.queries import checkpoints as queries
@@ -48,13 +48,13 @@ def _places(request: Request) -> DownloadPlaces:
 
 
 Places = Annotated[DownloadPlaces, Depends(_places)]
-_FILE: Responses = {
+FILE: Responses = {
     200: {"content": {"application/octet-stream": {}}, "description": "The file."},
     206: {"content": {"application/octet-stream": {}}, "description": "The part that Range asks for."},
     304: {"description": "The file is still the one with this ETag, its sha256."},
     416: ERRORS[416],
 }
-_ARCHIVE: Responses = {200: {"content": {"application/x-tar": {}}, "description": "The folder as an uncompressed tar."}}
+ARCHIVE: Responses = {200: {"content": {"application/x-tar": {}}, "description": "The folder as an uncompressed tar."}}
 
 
 @router.get("", operation_id="list_checkpoints", responses=errors())
@@ -81,7 +81,7 @@ def get_checkpoint(checkpoint_id: Id, session: Reading) -> Checkpoint:
     "/{checkpoint_id}/files/{name:path}",
     operation_id="get_checkpoint_file",
     response_class=Response,
-    responses={**_FILE, **errors(404, 410)},
+    responses={**FILE, **errors(404, 410)},
 )
 def get_checkpoint_file(
     checkpoint_id: Id, name: FileName, session: Reading, settings: Config, places: Places, request: Request
@@ -94,7 +94,7 @@ def get_checkpoint_file(
     "/{checkpoint_id}/archive",
     operation_id="get_checkpoint_archive",
     response_class=Response,
-    responses={**_ARCHIVE, **errors(404, 410)},
+    responses={**ARCHIVE, **errors(404, 410)},
 )
 def get_checkpoint_archive(checkpoint_id: Id, session: Reading, settings: Config, places: Places) -> Response:
     """A checkpoint's folder as one uncompressed tar."""
@@ -118,7 +118,7 @@ def create_checkpoint_link(checkpoint_id: Id, session: Reading, settings: Config
     "/{checkpoint_id}/files/{name:path}",
     operation_id="download_checkpoint_file",
     response_class=Response,
-    responses={**_FILE, **errors(403, 404, 410)},
+    responses={**FILE, **errors(403, 404, 410)},
 )
 def download_checkpoint_file(
     checkpoint_id: Id,
@@ -139,7 +139,7 @@ def download_checkpoint_file(
     "/{checkpoint_id}/archive",
     operation_id="download_checkpoint_archive",
     response_class=Response,
-    responses={**_ARCHIVE, **errors(403, 404, 410)},
+    responses={**ARCHIVE, **errors(403, 404, 410)},
 )
 def download_checkpoint_archive(
     checkpoint_id: Id,
@@ -154,8 +154,8 @@ def download_checkpoint_archive(
     return places.sent(_stored(checkpoint_id, session, settings).archive())
 
 
-def _stored(checkpoint_id: str, session: Session, settings: Config) -> StoredCheckpoint:
+def _stored(checkpoint_id: str, session: Session, settings: Config) -> StoredFolder:
     found = queries.checkpoint(session, checkpoint_id)
     if found is None:
         raise not_found("checkpoint", checkpoint_id)
-    return StoredCheckpoint(*found, settings.run_dir)
+    return stored_checkpoint(*found, settings.run_dir)
