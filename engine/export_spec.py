@@ -39,7 +39,7 @@ Repository = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(
 
 
 class MergedFolder(Frozen):
-    """A plain Hugging Face folder, LoRA merged into the base's weights, without optimizer state."""
+    """A plain Hugging Face folder for transformers, vLLM and the like: LoRA merged into the weights, no optimizer state."""
 
     kind: Literal["merged"] = "merged"
     dtype: SavedAs = "saved"
@@ -47,7 +47,7 @@ class MergedFolder(Frozen):
 
 
 class GgufFile(Frozen):
-    """One GGUF file for llama.cpp and what is built on it, written by llama.cpp's own converter."""
+    """One GGUF file for llama.cpp, Ollama or LM Studio, written by llama.cpp's own converter."""
 
     kind: Literal["gguf"] = "gguf"
     file_type: GgufType = "f16"
