@@ -55,8 +55,8 @@ def work_on_analysis(claim: AnalysisClaim, slot: Slot, place: Workplace) -> None
     try:
         is_kept = _work(claim, slot, place)
     finally:
-        if isinstance(claim.spec, QueuedExport) and not is_kept:
-            _remove_files(claim, place)
+        if isinstance(claim.spec, QueuedExport):
+            _clean_up(claim, place, is_kept=is_kept)
 
 
 def _work(claim: AnalysisClaim, slot: Slot, place: Workplace) -> bool:
@@ -90,13 +90,13 @@ def _export_folder(claim: AnalysisClaim, place: Workplace) -> Path:
     return export_dir(place.home) / folder_of(claim.analysis_id, claim.fence)
 
 
-def _remove_files(claim: AnalysisClaim, place: Workplace) -> None:
-    """What an export has written, whole or in part; nobody else writes under this fence."""
+def _clean_up(claim: AnalysisClaim, place: Workplace, *, is_kept: bool) -> None:
+    """Remove what an export has written, whole or in part, unless it is kept; nobody else writes under this fence."""
     folder = _export_folder(claim, place)
     for path in folder.parent.glob("*"):
-        if belongs_to(path, folder):
+        if belongs_to(path, folder) and not is_kept:
             shutil.rmtree(path, ignore_errors=True)
-    with suppress(OSError):  # not empty: another claim's
+    with suppress(OSError):  # not empty, or never made
         folder.parent.rmdir()
 
 

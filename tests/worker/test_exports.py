@@ -23,6 +23,7 @@ from tests import databases
 from tests.access import SIGNED_IN
 from tests.backend.checkpoints import commit_checkpoint
 from tests.engine.exporting import TOKENS, saved_checkpoint, student_with_adapter, write_base
+from tests.engine.loopback_hub import TOKEN, running_hub
 from tests.worker.runs import OWNER, queue_runs
 from worker.analysis import work_on_analysis
 from worker.engine_server import EngineServer
@@ -96,6 +97,24 @@ def test_a_merged_folder_comes_out_of_the_archive_and_answers_as_the_student(
         logits = AutoModelForCausalLM.from_pretrained(folder)(input_ids=TOKENS).logits
         expected = student.model.module(input_ids=TOKENS).logits
     torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.full
+def test_a_push_leaves_no_file_on_this_installation_and_no_token_in_its_database(
+    place: Workplace, client: TestClient, database: Database, checkpoint_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        claim = claim_of(database, client, checkpoint_id, kind="hub", repository="lab/prefix-8")
+        work_on_analysis(claim, _SLOT, place)
+        wrong = claim_of(database, client, checkpoint_id, kind="hub", repository="stranger/prefix-8")
+        work_on_analysis(wrong, _SLOT, place)
+    made = client.get(f"{_PATH}/{claim.analysis_id}").json()
+    assert (made["state"], made["result"]["commit"]) == ("succeeded", hub.repositories["lab/prefix-8"].commits[0][0])
+    assert "(403)" in client.get(f"{_PATH}/{wrong.analysis_id}").json()["findings"][0]["message"]
+    assert list((place.home / "exports").glob("*")) == []
+    assert not [path for path in place.home.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
 
 
 def test_a_failure_is_told_at_its_field_and_leaves_no_file(
