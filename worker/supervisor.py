@@ -159,6 +159,7 @@ class Supervisor:
             server=self.place.engine_server,
             while_waiting=self.lease.keep_or_lose,
             num_processes=self.claim.spec.num_processes,
+            python=self.place.settings.vllm_python if self.claim.spec.needs_vllm else None,
         )
         self._despite_outages(self._note_engine)
         self._resources.begin(self._engine.pid)
