@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -15,8 +16,10 @@ from engine.errors import RunError
 from engine.export import export
 from engine.export_spec import ExportResult
 from engine.manifest import ManifestFile, hashed
+from engine.model_card import model_card
 from engine.student import Student
 from tests.engine.exporting import TOKENS, asked, saved_checkpoint, student_with_adapter, write_base
+from tests.engine.models import tiny_model, tiny_spec
 
 
 @dataclass
@@ -84,6 +87,16 @@ def test_a_merged_folder_answers_as_base_and_adapter_do(student: Student, saved:
 def manifest_file(path: Path) -> ManifestFile:
     with path.open("rb") as file:
         return ManifestFile(name=path.name, num_bytes=path.stat().st_size, sha256=hashed(file.fileno()))
+
+
+def test_of_a_student_without_lora_the_files_are_the_checkpoint_s_own_and_it_says_so(tmp_path: Path) -> None:
+    whole = Student(tiny_model(), tiny_spec())
+    saved = saved_checkpoint(whole, tmp_path)
+    result = made(whole, saved, tmp_path / "out", kind="merged")
+    assert "nothing had to be merged" in result.notes[0]
+    for file in result.files:
+        if file.name != "README.md":
+            assert (tmp_path / "out" / file.name).read_bytes() == (saved / file.name).read_bytes()
 
 
 @pytest.mark.parametrize(("dtype", "relative"), [("bfloat16", 2**-8), ("float16", 2**-11)])
@@ -170,6 +183,24 @@ def test_the_card_tells_history_metrics_and_licence_and_no_path_of_this_machine(
         assert words in card
     assert str(tmp_path.parent) not in card
     assert "base_model" not in card, "the base is a folder of this machine"
+
+
+def test_a_card_has_a_sound_header_and_no_markup_of_people(student: Student, saved: Path) -> None:
+    spec = tiny_spec(
+        student={"path": "lab/small-1b", "revision": "main"},
+        teacher={"path": "home:models/secret/teacher"},
+        prompts={"path": "/mnt/data/questions.jsonl"},
+        teacher_backend={"kind": "vllm_servers", "servers": [{"address": "http://10.0.0.7:8000"}]},
+    )
+    facts = asked(student, saved, {"kind": "merged"}).card
+    hostile = "x\n---\n<script>alert(1)</script> [a](http://b) `c` | d"
+    card = model_card(facts.model_copy(update={"spec": spec, "run_name": hostile, "metrics": {}}), [])
+    header = yaml.safe_load(card.split("---")[1])
+    assert (header["base_model"], header["library_name"]) == ("lab/small-1b", "transformers")
+    for words in ("<script", "10.0.0.7", "/mnt", "secret", "](http", "\n---\n<"):
+        assert words not in card
+    assert "questions.jsonl" in card
+    assert "not evaluated at full length" in card
 
 
 _FULL = pytest.mark.full  # each starts the converter, which takes 5 s to import what it needs
