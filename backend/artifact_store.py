@@ -1,0 +1,276 @@
+"""Where the checkpoints and token traces of runs are kept: in the folder that all machines share, or in a bucket.
+
+Engines write on their machine's disk, below run_dir. Into a bucket their supervisor copies what is to stay, before it is recorded, and
+whoever needs it elsewhere fetches it to the same place below its own run_dir. A checkpoint's keys name its run, its attempt and its
+manifest, so that nothing that was ever recorded can be written over, least of all by an attempt that was given up.
+"""
+
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from backend.s3_bucket import ContentChanged, OnChunk, S3Bucket
+from backend.settings import Settings
+from engine.manifest import MANIFEST, Expected, Manifest, damage_of
+from engine.staging import put_in_place, staging_beside
+
+_CHUNK_BYTES = 1024 * 1024
+_LINK_SECONDS = 300
+_SPOOL_BYTES = 4 * 1024**2
+
+
+class Artifact(NamedTuple):
+    """A checkpoint's folder, or a file of token traces."""
+
+    run_id: str
+    fence: int
+    """The attempt that wrote it."""
+    path: str
+    """Relative to that attempt's folder."""
+    manifest_sha256: str = ""
+    """Of a checkpoint; empty for a file of traces."""
+
+    @property
+    def name(self) -> str:
+        """Its place below the folder of all runs."""
+        return f"{self.run_id}/attempts/{self.fence}/{self.path}"
+
+
+class StoredFile(NamedTuple):
+    """A file on its way into a store, or what a store must hold of it."""
+
+    name: str
+    """Inside a checkpoint's folder; empty is the artifact itself."""
+    num_bytes: int
+    sha256: str
+
+
+class Unreadable(Exception):
+    """A file is not there or not what it was; the message completes a sentence that begins with its name."""
+
+
+def _nothing() -> None:
+    pass
+
+
+class FolderStore:
+    """Everything stays where engines wrote it."""
+
+    is_remote = False
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return str(self.run_dir)
+
+    def check(self, *, writes: bool = False) -> None:
+        """Nothing can be wrong with it that the disk's own checks do not say."""
+
+    def keep(self, artifact: Artifact, files: list[StoredFile], on_chunk: OnChunk) -> None:
+        """It is kept already."""
+
+    def fetch(self, artifact: Artifact, on_chunk: Callable[[], None] = _nothing) -> str | None:
+        """A checkpoint is here already, or nowhere: whether it is whole says `damage_of`."""
+        return None
+
+    def remove(self, artifact: Artifact) -> None:
+        """Remove a checkpoint's folder, or what can be removed of it."""
+        shutil.rmtree(self.local(artifact), ignore_errors=True)
+
+    def local(self, artifact: Artifact) -> Path:
+        """Its place on this machine's disk."""
+        return self.run_dir / artifact.name
+
+    def path_of(self, artifact: Artifact, name: str) -> Path:
+        """A file of a checkpoint. Raises Unreadable for names, folders and links that lead out of their place."""
+        attempt = self.run_dir / artifact.run_id / "attempts" / str(artifact.fence)
+        return _inside(_inside(attempt, artifact.path), name)
+
+    def size(self, artifact: Artifact, name: str) -> int:
+        """Bytes of a file of a checkpoint. Raises Unreadable."""
+        try:
+            status = self.path_of(artifact, name).lstat()
+        except OSError:
+            raise Unreadable("is not on this machine's disk") from None
+        if not stat.S_ISREG(status.st_mode):
+            raise Unreadable("is not a plain file")
+        return status.st_size
+
+    def chunks(self, artifact: Artifact, name: str, num_bytes: int) -> Iterator[bytes]:
+        """The first bytes of a file of a checkpoint, in pieces. Raises OSError when it ends early."""
+        path = self.path_of(artifact, name)
+        with path.open("rb") as file:
+            remaining = num_bytes
+            while remaining:
+                chunk = file.read(min(_CHUNK_BYTES, remaining))
+                if not chunk:
+                    raise OSError(f"{path} ended {remaining} bytes early")
+                remaining -= len(chunk)
+                yield chunk
+
+    @contextmanager
+    def opened(self, artifact: Artifact) -> Iterator[BinaryIO]:
+        """A file of traces. Raises OSError."""
+        with self.local(artifact).open("rb") as file:
+            yield file
+
+
+class S3Store:
+    """Everything that is recorded is in a bucket; what is on this machine's disk are copies."""
+
+    is_remote = True
+
+    def __init__(self, bucket: S3Bucket, run_dir: Path) -> None:
+        self.bucket = bucket
+        self.run_dir = run_dir
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return self.bucket.settings.url
+
+    def check(self, *, writes: bool = False) -> None:
+        """Raises StoreProblem, see S3Bucket.check."""
+        self.bucket.check(writes=writes)
+
+    def keep(self, artifact: Artifact, files: list[StoredFile], on_chunk: OnChunk) -> None:
+        """Store what this machine's disk holds of it, in the order of `files`: a manifest comes last.
+
+        What is there already is left. Raises StoreProblem, and Unreadable when the disk does not hold what `files` say.
+        """
+        for file in files:
+            facts = self.bucket.facts(self.key(artifact, file.name))
+            if facts is not None and facts == (file.num_bytes, file.sha256):
+                continue
+            try:
+                self.bucket.put(
+                    self.key(artifact, file.name),
+                    self.local(artifact) / file.name,
+                    sha256=file.sha256,
+                    num_bytes=file.num_bytes,
+                    on_chunk=on_chunk,
+                )
+            except (OSError, ContentChanged) as error:
+                raise Unreadable(f"cannot be stored: {error}") from error
+
+    def fetch(self, artifact: Artifact, on_chunk: Callable[[], None] = _nothing) -> str | None:
+        """Make a checkpoint whole on this disk; what is wrong with the stored one, if anything is. Raises StoreProblem, OSError."""
+        folder = self.local(artifact)
+        if damage_of(folder, Expected(manifest_sha256=artifact.manifest_sha256), on_chunk) is None:
+            os.utime(folder)  # it is wanted: the copies that nobody wanted for long go first
+            return None
+        staging = staging_beside(folder)
+        try:
+            manifest = self._fetched_manifest(artifact, staging)
+            for file in manifest.files:
+                self._fetch_file(artifact, file.name, file.num_bytes, file.sha256, staging / file.name, on_chunk)
+            put_in_place(staging, folder)
+        except Unreadable as error:
+            return str(error)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return None
+
+    def _fetched_manifest(self, artifact: Artifact, staging: Path) -> Manifest:
+        path = staging / MANIFEST
+        self._fetch_file(artifact, MANIFEST, self.size(artifact, MANIFEST), artifact.manifest_sha256, path, _nothing)
+        try:
+            return Manifest.model_validate_json(path.read_bytes())
+        except ValueError:
+            raise Unreadable(f"its {MANIFEST} is not readable") from None
+
+    def _fetch_file(
+        self, artifact: Artifact, name: str, num_bytes: int, sha256: str, path: Path, on_chunk: Callable[[], None]
+    ) -> None:
+        if not path.resolve().is_relative_to(self.run_dir.resolve()):
+            raise Unreadable(f"{name!r} lies outside it")
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        digest = hashlib.sha256()
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            for chunk in self.chunks(artifact, name, num_bytes):
+                file.write(chunk)
+                digest.update(chunk)
+                on_chunk()
+            file.flush()
+            os.fsync(file.fileno())
+        if digest.hexdigest() != sha256:
+            raise Unreadable(f"{name} has another content in {self.title}")
+
+    def remove(self, artifact: Artifact) -> None:
+        """Remove a checkpoint from bucket and disk, its manifest last. Raises StoreProblem."""
+        shutil.rmtree(self.local(artifact), ignore_errors=True)
+        keys = [one.key for one in self.bucket.listed(self.key(artifact, ""))]
+        for key in sorted(keys, key=lambda key: key.endswith(f"/{MANIFEST}")):
+            self.bucket.remove(key)
+
+    def local(self, artifact: Artifact) -> Path:
+        """Its place on this machine's disk, where a copy may be."""
+        return self.run_dir / artifact.name
+
+    def key(self, artifact: Artifact, name: str) -> str:
+        """Where in the bucket a file of it is."""
+        if not artifact.manifest_sha256:
+            return artifact.name
+        return f"{artifact.name}/{artifact.manifest_sha256[:16]}/{name}"
+
+    def size(self, artifact: Artifact, name: str) -> int:
+        """Bytes of a file of a checkpoint. Raises Unreadable, StoreProblem."""
+        facts = self.bucket.facts(self.key(artifact, name))
+        if facts is None:
+            raise Unreadable(f"is not in {self.title}")
+        return facts.num_bytes
+
+    def chunks(self, artifact: Artifact, name: str, num_bytes: int) -> Iterator[bytes]:
+        """The first bytes of a file of a checkpoint, in pieces. Raises Unreadable, StoreProblem."""
+        try:
+            yield from self.bucket.chunks(self.key(artifact, name), num_bytes)
+        except FileNotFoundError:
+            raise Unreadable(f"{name} is not in {self.title}") from None
+
+    def link(self, artifact: Artifact, name: str, saved_as: str) -> str:
+        """An address of a file of a checkpoint that holds for five minutes. Raises StoreProblem."""
+        return self.bucket.link(self.key(artifact, name), saved_as=saved_as, seconds=_LINK_SECONDS)
+
+    @contextmanager
+    def opened(self, artifact: Artifact) -> Iterator[BinaryIO]:
+        """A file of traces, verified. Raises OSError when it is gone or damaged, and StoreProblem."""
+        with tempfile.SpooledTemporaryFile(_SPOOL_BYTES) as file:
+            key = self.key(artifact, "")
+            facts = self.bucket.facts(key)
+            if facts is None:
+                raise FileNotFoundError(key)
+            digest = hashlib.sha256()
+            for chunk in self.bucket.chunks(key, facts.num_bytes):
+                file.write(chunk)
+                digest.update(chunk)
+            if facts.sha256 not in (None, digest.hexdigest()):
+                raise OSError(f"{key} has another content")
+            file.seek(0)
+            yield file  # type: ignore[misc]  # it has what a binary file has
+
+
+ArtifactStore = FolderStore | S3Store
+
+
+def artifact_store(settings: Settings) -> ArtifactStore:
+    """The store of an installation. Nothing is asked of it yet."""
+    if settings.store.is_s3:
+        return S3Store(S3Bucket(settings.store), settings.run_dir)
+    return FolderStore(settings.run_dir)
+
+
+def _inside(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise Unreadable("lies outside its checkpoint")
+    return path
