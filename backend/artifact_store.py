@@ -55,6 +55,10 @@ class Unreadable(Exception):
     """A file is not there or not what it was; the message completes a sentence that begins with its name."""
 
 
+class OutOfPlace(Unreadable):
+    """A name, or a link, that leads out of where the files are."""
+
+
 def _nothing() -> None:
     pass
 
@@ -192,7 +196,7 @@ class S3Store:
         self, artifact: Artifact, name: str, num_bytes: int, sha256: str, path: Path, on_chunk: Callable[[], None]
     ) -> None:
         if not path.resolve().is_relative_to(self.run_dir.resolve()):
-            raise Unreadable(f"{name!r} lies outside it")
+            raise OutOfPlace(f"{name!r} lies outside it")
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         digest = hashlib.sha256()
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -272,5 +276,5 @@ def artifact_store(settings: Settings) -> ArtifactStore:
 def _inside(folder: Path, name: str) -> Path:
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise Unreadable("lies outside its checkpoint")
+        raise OutOfPlace("lies outside its checkpoint")
     return path

@@ -9,6 +9,7 @@ import os
 import queue
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import IO
 
@@ -21,12 +22,14 @@ from backend.queries.analyses import (
     give_back_analysis,
     report_progress,
 )
+from backend.store_problem import StoreProblem
 from engine.analysis_spec import AnalysisProgress
 from engine.findings import Finding
 from engine.playground_spec import PlaygroundResult
 from worker.engine_process import EngineProcess
+from worker.named_checkpoints import fetch_named
 from worker.slots import Slot
-from worker.supervisor import Workplace
+from worker.workplace import Workplace
 
 _REPORT_SECONDS = 2.0  # between two looks at the lease: cancelling takes as long
 _LOG_CHARACTERS = 4000
@@ -47,6 +50,11 @@ def work_on_analysis(claim: AnalysisClaim, slot: Slot, place: Workplace) -> None
     with tempfile.TemporaryDirectory(prefix="incipit-analysis-") as folder:
         log_path, traces_path = Path(folder) / "stderr", Path(folder) / "answers.parquet"
         arguments = _arguments(claim.spec, Path(folder) / "spec.json", traces_path)
+        missing = _fetched(claim, place)
+        if missing is not None:
+            with place.database.write() as session:
+                end_analysis(session, claim, [missing], None)
+            return
         engine, said = _start(arguments, log_path, claim, slot, place)
         lines: queue.Queue[bytes | None] = queue.Queue()
         reader = threading.Thread(target=_read, args=(said, lines), name="analysis", daemon=True)
@@ -66,6 +74,29 @@ def work_on_analysis(claim: AnalysisClaim, slot: Slot, place: Workplace) -> None
         traces = traces_path.read_bytes() if isinstance(answer, PlaygroundResult) else None
     with place.database.write() as session:
         end_analysis(session, claim, answer, traces)
+
+
+def _fetched(claim: AnalysisClaim, place: Workplace) -> Finding | None:
+    """Bring the checkpoints that are asked to this machine; what is wrong when that cannot be done."""
+    asked_at = time.monotonic()
+
+    def keep_lease() -> None:
+        nonlocal asked_at
+        if time.monotonic() - asked_at > _REPORT_SECONDS:
+            asked_at = time.monotonic()
+            with place.database.write() as session:
+                report_progress(session, claim, None)
+
+    asked = claim.spec.spec if isinstance(claim.spec, QueuedQuestion) else claim.spec
+    try:
+        fetch_named(place.database, place.artifacts, asked, keep_lease)
+    except StoreProblem as problem:
+        return Finding(field="", message=str(problem))
+    except OSError as error:
+        return Finding(
+            field="", message=f"A checkpoint could not be fetched to the worker ({error}); make room on its disk."
+        )
+    return None
 
 
 def _start(

@@ -12,6 +12,7 @@ import billiard.pool
 from celery.signals import worker_process_init, worker_ready, worker_shutdown, worker_shutting_down
 from sqlalchemy.orm import Session
 
+from backend.artifact_store import artifact_store
 from backend.database import Database
 from backend.doorbell import PREFLIGHT_TASK, RUN_TASK
 from backend.logs import bound
@@ -33,7 +34,8 @@ from worker.resources import capabilities
 from worker.schema import OtherSchema, refuse_other_schema
 from worker.settings import WorkerSettings
 from worker.slots import Slot, free_slot, slots_of_this_machine
-from worker.supervisor import Supervisor, Workplace
+from worker.supervisor import Supervisor
+from worker.workplace import Workplace
 
 _HEARTBEAT_SECONDS = 10.0
 
@@ -193,6 +195,7 @@ def _workplace() -> Workplace:
             _shutdown.is_set,
             settings.limits,
             _engine_server,
+            artifact_store(settings),
         )
     return _place
 

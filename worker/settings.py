@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from backend.needs import MAX_LABELS, Label
 from backend.queries.claims import LEASE_SECONDS
 from backend.queries.retries import MAX_RETRY_SECONDS, RETRY_SECONDS
+from worker.uploads import PATIENCE_SECONDS
 
 _BAD_CONFIGURATION = 78  # EX_CONFIG of sysexits.h
 # From the engine's end to the worker's: what it emitted is recorded and the run returned to the queue.
@@ -46,6 +47,8 @@ class WorkerSettings(BaseSettings):
 
     start_seconds: Annotated[float, Field(ge=10, le=86_400)] = 1800.0
     """Time that an engine gets to load its models, downloads included."""
+    store_patience_seconds: Annotated[float, Field(ge=1, le=86_400)] = PATIENCE_SECONDS
+    """A bucket that cannot be written is tried again for so long while the run goes on; then the run waits in the queue."""
     stall_seconds: Annotated[float, Field(ge=10, le=86_400)] = 1800.0
     """An engine that gave no sign of work for so long is ended."""
 
@@ -58,6 +61,11 @@ class WorkerSettings(BaseSettings):
     def longest_stop_seconds(self) -> float:
         """After so long a worker that was told to end has ended: its engine's stop, SIGTERM, SIGKILL, and the record."""
         return self.stop_seconds + self.terminate_seconds + _CLOSING_SECONDS
+
+    @property
+    def last_storing_seconds(self) -> float:
+        """Behind an engine's end at a shutdown: what is not stored by then is left for later."""
+        return self.grace_seconds - self.longest_stop_seconds
 
     @model_validator(mode="after")
     def _labels_are_labels(self) -> Self:

@@ -73,3 +73,8 @@ def _free_port() -> int:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])
+
+
+def environment_of(settings: StoreSettings) -> dict[str, str]:
+    """The settings as a process is given them."""
+    return {f"INCIPIT_STORE__{name.upper()}": str(value) for name, value in settings if value}
