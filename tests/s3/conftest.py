@@ -11,6 +11,9 @@ from backend.s3_bucket import S3Bucket
 from backend.settings import Settings
 from backend.store_settings import StoreSettings
 from tests.s3.object_store import make_bucket, object_store, store_settings
+from tests.worker.conftest import engine_server, engines
+
+__all__ = ["engine_server", "engines"]
 
 
 @pytest.fixture(scope="session")
