@@ -169,8 +169,9 @@ class S3Store:
     def fetch(self, artifact: Artifact, on_chunk: Callable[[], None] = _nothing) -> str | None:
         """Make a checkpoint whole on this disk; what is wrong with the stored one, if anything is. Raises StoreProblem, OSError."""
         folder = self.local(artifact)
+        if folder.is_dir():
+            os.utime(folder)  # it is wanted: copies that nobody has wanted for long go
         if damage_of(folder, Expected(manifest_sha256=artifact.manifest_sha256), on_chunk) is None:
-            os.utime(folder)  # it is wanted: the copies that nobody wanted for long go first
             return None
         staging = staging_beside(folder)
         try:

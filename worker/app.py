@@ -34,6 +34,7 @@ from worker.resources import capabilities
 from worker.schema import OtherSchema, refuse_other_schema
 from worker.settings import WorkerSettings
 from worker.slots import Slot, free_slot, slots_of_this_machine
+from worker.store_garbage import LocalCopies
 from worker.supervisor import Supervisor
 from worker.workplace import Workplace
 
@@ -154,6 +155,7 @@ def _work_on_next_run(slot: Slot) -> bool:
         set_worker_run(session, _worker_id(slot), claim.run_id)
     with _occupied(slot), bound(run=claim.run_id, attempt=claim.attempt, fence=claim.fence):
         Supervisor(claim, slot, place, worker_id=_worker_id(slot)).work()
+    LocalCopies(place.database, place.artifacts).drop()
     return True
 
 
