@@ -14,9 +14,11 @@ from pathlib import Path
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from backend.artifact_store import Artifact, ArtifactStore, OutOfPlace, S3Store, Unreadable
+from backend.artifact_store import ArtifactStore
+from backend.artifacts import Artifact, OutOfPlace, Unreadable
 from backend.problems import Refusal
 from backend.queries.checkpoints import CheckpointFolder
+from backend.s3_store import S3Store
 from backend.schemas import Checkpoint, CheckpointFile
 from backend.store_problem import StoreProblem
 from engine.manifest import MANIFEST

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pydantic import BaseModel
 from sqlalchemy import select
 
-from backend.artifact_store import Artifact, ArtifactStore
+from backend.artifact_store import ArtifactStore
+from backend.artifacts import Artifact
 from backend.database import Database
 from backend.records import Checkpoint
 

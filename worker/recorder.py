@@ -7,8 +7,10 @@ from pathlib import Path
 from pydantic import ValidationError
 from sqlalchemy import func, or_, select
 
-from backend.artifact_store import Artifact, ArtifactStore, FolderStore
+from backend.artifact_store import ArtifactStore
+from backend.artifacts import Artifact
 from backend.database import Database, now_of
+from backend.folder_store import FolderStore
 from backend.limits import Limits
 from backend.queries.claims import Claim, hold
 from backend.queries.recording import AttemptEvents, record

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from sqlalchemy import select, update
 
-from backend.artifact_store import Artifact, ArtifactStore
+from backend.artifact_store import ArtifactStore
+from backend.artifacts import Artifact
 from backend.database import Database, now_of
 from backend.queries.claims import Claim, Ending, hold
 from backend.queries.transitions import add_event

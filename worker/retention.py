@@ -2,7 +2,8 @@
 
 import logging
 
-from backend.artifact_store import Artifact, ArtifactStore
+from backend.artifact_store import ArtifactStore
+from backend.artifacts import Artifact
 from backend.database import Database
 from backend.queries.claims import Claim
 from backend.queries.retention import drop_checkpoints

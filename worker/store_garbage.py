@@ -6,10 +6,11 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 
-from backend.artifact_store import ArtifactStore, S3Store
+from backend.artifact_store import ArtifactStore
 from backend.database import Database
 from backend.queries.garbage import RunFolders, note_garbage, run_folders, stored_names
 from backend.s3_bucket import StoredObject
+from backend.s3_store import S3Store
 from backend.store_problem import StoreProblem
 from worker.garbage import MIN_AGE_SECONDS, folders_in, size_and_newest
 from worker.lease import DATABASE_OUTAGES

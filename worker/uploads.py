@@ -6,7 +6,8 @@ import threading
 import time
 from pathlib import Path
 
-from backend.artifact_store import Artifact, ArtifactStore, StoredFile, Unreadable
+from backend.artifact_store import ArtifactStore
+from backend.artifacts import Artifact, StoredFile, Unreadable
 from backend.store_problem import StoreProblem
 from engine.manifest import MANIFEST, Manifest, ManifestFile
 

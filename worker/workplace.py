@@ -5,8 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from backend.artifact_store import ArtifactStore, FolderStore
+from backend.artifact_store import ArtifactStore
 from backend.database import Database
+from backend.folder_store import FolderStore
 from backend.limits import Limits
 from backend.queries.claims import Claim
 from worker.engine_server import EngineServer

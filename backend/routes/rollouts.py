@@ -3,7 +3,7 @@
 import pyarrow
 from pydantic import ValidationError
 
-from backend.artifact_store import Artifact
+from backend.artifacts import Artifact
 from backend.dependencies import Artifacts, Id, Reading, errors
 from backend.locked_route import locked_router
 from backend.problems import Refusal, not_found

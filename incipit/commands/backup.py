@@ -26,7 +26,7 @@ def backup(
     from backend.migrate import require_head
     from incipit.backup.making import make_backup
 
-    with _settings() as settings:
+    with settings_of() as settings:
         with closing(Database(settings.sql_url)) as database:
             require_head(database)
         made = make_backup(settings.sql_url, settings.home, folder)
@@ -47,7 +47,7 @@ def restore(
     """
     from incipit.backup.restoring import checked_backup, restore_backup
 
-    with _settings() as settings:
+    with settings_of() as settings:
         found = checked_backup(folder) if check else restore_backup(folder, settings.sql_url, settings.home)
     done = "is whole" if check else "is restored and verified"
     made = f"made {found.made_at:%Y-%m-%d %H:%M} UTC by Incipit {found.version}"
@@ -55,7 +55,7 @@ def restore(
 
 
 @contextmanager
-def _settings() -> Iterator[Settings]:
+def settings_of() -> Iterator[Settings]:
     """The installation's settings for the block, whose faults are one sentence and status 1."""
     from pydantic import ValidationError
     from sqlalchemy.exc import OperationalError, ProgrammingError

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from backend.artifact_store import S3Store
 from backend.ids import new_id
 from backend.s3_bucket import S3Bucket
+from backend.s3_store import S3Store
 from backend.settings import Settings
 from backend.store_settings import StoreSettings
 from tests.s3.object_store import make_bucket, object_store, store_settings

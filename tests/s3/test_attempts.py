@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from backend.artifact_store import Artifact, S3Store
+from backend.artifacts import Artifact
 from backend.database import Database
 from backend.queries.claims import Claim
 from backend.records import Attempt, Checkpoint
 from backend.s3_bucket import S3Bucket
+from backend.s3_store import S3Store
 from engine.playground_spec import CheckpointSpeaker, PlaygroundSpec
 from engine.spec import RunSpec
 from tests import databases

@@ -14,11 +14,12 @@ import psutil
 import pytest
 from sqlalchemy import select, update
 
-from backend.artifact_store import Artifact, S3Store, StoredFile
+from backend.artifacts import Artifact, StoredFile
 from backend.database import Database
 from backend.queries.checkpoints import checkpoint
 from backend.records import Checkpoint, Rollout
 from backend.s3_bucket import S3Bucket
+from backend.s3_store import S3Store
 from dashboard.api_client import ApiClient
 from engine.token_trace import write_traces
 from incipit.download import CheckpointDownload

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from backend.artifact_store import S3Store
 from backend.database import Database
 from backend.queries.claims import Claim
 from backend.records import Attempt, Checkpoint, Event, Rollout
 from backend.s3_bucket import S3Bucket
+from backend.s3_store import S3Store
 from tests.worker.runs import claim, queue_runs, short_spec, write_events
 from tests.worker.sample_events import checkpoint_event, start_events, step_event, traces_event
 from worker.recorder import Recorder

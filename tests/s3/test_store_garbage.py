@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from backend.artifact_store import S3Store
 from backend.database import Database
 from backend.queries.claims import Claim
 from backend.records import Checkpoint
 from backend.s3_bucket import S3Bucket
+from backend.s3_store import S3Store
 from tests.s3.test_recorder import keys, record_all
 from tests.worker.runs import claim, queue_runs, set_columns, short_spec, write_events
 from tests.worker.sample_events import checkpoint_event, start_events, traces_event

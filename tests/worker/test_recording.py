@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select
 
-from backend.artifact_store import FolderStore
 from backend.database import Database
+from backend.folder_store import FolderStore
 from backend.queries.claims import Claim, LeaseLost, reap
 from backend.records import Attempt, Checkpoint, Evaluation, Event, Metric, PositionCurve, Rollout, StepProfile
 from engine.events import (

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from backend.artifact_store import FolderStore
 from backend.database import Database
+from backend.folder_store import FolderStore
 from backend.queries.claims import Claim
 from backend.records import Attempt, Checkpoint, Event
 from engine.events import CheckpointSaved

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
-from backend.artifact_store import FolderStore
 from backend.database import Database
+from backend.folder_store import FolderStore
 from backend.queries.claims import Claim, LeaseLost, reap
 from backend.queries.retention import set_pinned
 from backend.records import Checkpoint, Event

@@ -24,8 +24,8 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import delete, select, update
 
-from backend.artifact_store import FolderStore
 from backend.database import Database
+from backend.folder_store import FolderStore
 from backend.queries.claims import Claim, Ending, LeaseLost, claim_run, end_attempt, reap, renew_lease
 from backend.queries.transitions import TransitionRejected, transition
 from backend.queries.wishes import (
