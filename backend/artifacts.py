@@ -2,6 +2,9 @@
 
 from typing import NamedTuple
 
+UPLOADS = "prompts"
+"""Where uploads are, beside the runs, whose names are ids."""
+
 
 class Artifact(NamedTuple):
     """A checkpoint's folder, or a file of token traces."""
@@ -35,3 +38,8 @@ class Unreadable(Exception):
 
 class OutOfPlace(Unreadable):
     """A name, or a link, that leads out of where the files are."""
+
+
+def upload_key(sha256: str) -> str:
+    """The name in a bucket of prompts that somebody uploaded, see engine/uploaded_prompts.py."""
+    return f"{UPLOADS}/{sha256}.jsonl"

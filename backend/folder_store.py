@@ -40,6 +40,13 @@ class FolderStore:
         """A checkpoint is here already, or nowhere: whether it is whole says `damage_of`."""
         return None
 
+    def keep_file(self, key: str, path: Path) -> None:
+        """It is kept already."""
+
+    def fetch_file(self, key: str, path: Path) -> str | None:
+        """It is here already, or nowhere."""
+        return None
+
     def remove(self, artifact: Artifact) -> None:
         """Remove a checkpoint's folder, or what can be removed of it."""
         shutil.rmtree(self.local(artifact), ignore_errors=True)

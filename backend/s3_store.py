@@ -63,7 +63,7 @@ class S3Store:
     def fetch(self, artifact: Artifact, on_chunk: Callable[[], None] = _nothing) -> str | None:
         """Make an artifact whole on this disk; what is wrong with the stored one, if anything is. Raises StoreProblem, OSError."""
         if not artifact.manifest_sha256:
-            return self._fetched_traces(artifact)
+            return self.fetch_file(artifact.name, self.local(artifact))
         folder = self.local(artifact)
         if folder.is_dir():
             os.utime(folder)  # it is wanted: copies that nobody has wanted for long go
@@ -81,12 +81,18 @@ class S3Store:
             shutil.rmtree(staging, ignore_errors=True)
         return None
 
-    def _fetched_traces(self, artifact: Artifact) -> str | None:
-        path = self.local(artifact)
+    def keep_file(self, key: str, path: Path) -> None:
+        """Store a file that belongs to no checkpoint. Raises StoreProblem, OSError."""
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        self.bucket.put(key, path, sha256=sha256, num_bytes=path.stat().st_size)
+
+    def fetch_file(self, key: str, path: Path) -> str | None:
+        """Put such a file in its place; what is wrong with the stored one, if anything is. Raises StoreProblem, OSError."""
         draft = path.with_name(f".{path.name}-{os.getpid()}-{os.urandom(4).hex()}")
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
-            with self.opened(artifact) as stored, draft.open("xb") as file:
+            with self._opened(key) as stored, draft.open("xb") as file:
                 shutil.copyfileobj(stored, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -161,8 +167,12 @@ class S3Store:
     @contextmanager
     def opened(self, artifact: Artifact) -> Iterator[BinaryIO]:
         """A file of traces, verified. Raises OSError when it is gone or damaged, and StoreProblem."""
+        with self._opened(self.key(artifact, "")) as file:
+            yield file
+
+    @contextmanager
+    def _opened(self, key: str) -> Iterator[BinaryIO]:
         with tempfile.SpooledTemporaryFile(_SPOOL_BYTES) as file:
-            key = self.key(artifact, "")
             facts = self.bucket.facts(key)
             if facts is None:
                 raise FileNotFoundError(key)

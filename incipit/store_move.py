@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from backend.artifacts import Artifact, StoredFile, Unreadable
+from backend.artifacts import Artifact, StoredFile, Unreadable, upload_key
 from backend.queries.stored import Stored
 from backend.s3_bucket import S3Bucket
 from backend.s3_store import S3Store
 from backend.store_settings import StoreSettings
 from engine.errors import is_out_of_space
 from engine.manifest import MANIFEST, Expected, Manifest, damage_of
+from engine.uploaded_prompts import file_sha256, upload_path
 
 OnBytes = Callable[[int], None]
 
@@ -50,8 +51,12 @@ class StoreMove:
     target: str
     settings: StoreSettings
 
-    def run(self, everything: Sequence[Stored], on_bytes: OnBytes, *, dry: bool = False) -> Moved:
+    def run(
+        self, everything: Sequence[Stored], on_bytes: OnBytes, *, uploads: Sequence[str] = (), dry: bool = False
+    ) -> Moved:
         """Copy what is missing; in a dry run only look. `on_bytes` is told of what is done.
+
+        `uploads` are uploaded prompts by their sha256, which lie beside a folder of runs.
 
         Raises CannotMove, StoreProblem, and OSError when the disk is full.
         """
@@ -74,6 +79,8 @@ class StoreMove:
                     self._move(artifact, num_bytes, folder, source, target, moved, on_bytes)
                 if source is not None and target is not None and not dry:
                     _discard(folder / artifact.name)
+            for sha256 in uploads:
+                self._move_upload(sha256, upload_path(folder.parent, sha256), source, target, moved, dry=dry)
         return moved
 
     def _move(
@@ -104,6 +111,25 @@ class StoreMove:
         moved.num_copied += 1
         moved.num_bytes += sum(file.num_bytes for file in files)
 
+    def _move_upload(
+        self, sha256: str, path: Path, source: S3Store | None, target: S3Store | None, moved: Moved, *, dry: bool
+    ) -> None:
+        key = upload_key(sha256)
+        facts = None if target is None else target.bucket.facts(key)
+        if (facts is not None and facts.sha256 == sha256) or (target is None and _is_file(path, sha256)):
+            moved.num_there += 1
+            return
+        wrong = None if source is None or dry else source.fetch_file(key, path)
+        if wrong is None and not dry and not _is_file(path, sha256):
+            wrong = "it is not there, or not what was uploaded"
+        if wrong is not None:
+            moved.lost.append(f"{key}: {wrong}")
+            return
+        moved.num_copied += 1
+        moved.num_bytes += path.stat().st_size if path.exists() else 0
+        if target is not None and not dry:
+            target.keep_file(key, path)
+
     @contextmanager
     def _work_folder(self) -> Iterator[Path]:
         """The folder of the two, or one for what passes between two buckets."""
@@ -124,7 +150,7 @@ class StoreMove:
             yield folder
             return
         with tempfile.TemporaryDirectory(prefix="incipit-store-") as made:
-            yield Path(made)
+            yield Path(made) / "runs"
 
     def _bucket(self, place: str, folder: Path) -> S3Store | None:
         if not place.startswith("s3://"):
@@ -166,6 +192,10 @@ def _files(artifact: Artifact, folder: Path) -> list[StoredFile]:
         StoredFile(file.name, file.num_bytes, file.sha256) for file in Manifest.model_validate_json(content).files
     ]
     return [*listed, StoredFile(MANIFEST, len(content), artifact.manifest_sha256)]
+
+
+def _is_file(path: Path, sha256: str) -> bool:
+    return path.is_file() and file_sha256(path) == sha256
 
 
 def _discard(path: Path) -> None:

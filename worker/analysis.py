@@ -27,7 +27,7 @@ from engine.analysis_spec import AnalysisProgress
 from engine.findings import Finding
 from engine.playground_spec import PlaygroundResult
 from worker.engine_process import EngineProcess
-from worker.named_checkpoints import fetch_named
+from worker.named_files import fetch_named
 from worker.slots import Slot
 from worker.workplace import Workplace
 
@@ -89,7 +89,7 @@ def _fetched(claim: AnalysisClaim, place: Workplace) -> Finding | None:
 
     asked = claim.spec.spec if isinstance(claim.spec, QueuedQuestion) else claim.spec
     try:
-        fetch_named(place.database, place.artifacts, asked, keep_lease)
+        fetch_named(place.database, place.artifacts, place.home, asked, keep_lease)
     except StoreProblem as problem:
         return Finding(field="", message=str(problem))
     except OSError as error:

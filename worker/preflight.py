@@ -14,7 +14,7 @@ from backend.queries.leases import PREFLIGHT_SECONDS, PreflightClaim, end_prefli
 from backend.store_problem import StoreProblem
 from engine.findings import Finding
 from worker.engine_process import EngineProcess
-from worker.named_checkpoints import fetch_named
+from worker.named_files import fetch_named
 from worker.slots import Slot, free_slot
 from worker.workplace import Workplace
 
@@ -44,7 +44,7 @@ def answer(claim: PreflightClaim, slots: list[Slot], place: Workplace) -> None:
 def _check(claim: PreflightClaim, slot: Slot, place: Workplace) -> tuple[list[Finding], dict[str, object], bool]:
     try:
         place.artifacts.check(writes=True)
-        fetch_named(place.database, place.artifacts, claim.spec, lambda: None)
+        fetch_named(place.database, place.artifacts, place.home, claim.spec, lambda: None)
     except StoreProblem as problem:
         return [Finding(field="", message=str(problem))], {}, True
     with tempfile.TemporaryDirectory(prefix="incipit-preflight-") as folder:

@@ -7,16 +7,20 @@ import time
 from datetime import UTC, datetime, timedelta
 
 from backend.artifact_store import ArtifactStore
+from backend.artifacts import UPLOADS
 from backend.database import Database
 from backend.queries.garbage import RunFolders, note_garbage, run_folders, stored_names
+from backend.queries.prompt_files import known_sha256
 from backend.s3_bucket import StoredObject
 from backend.s3_store import S3Store
 from backend.store_problem import StoreProblem
+from engine.uploaded_prompts import is_sha256
 from worker.garbage import MIN_AGE_SECONDS, folders_in, size_and_newest
 from worker.lease import DATABASE_OUTAGES
 
 _EVERY_SECONDS = 3600.0
 _RUNS_AT_ONCE = 100
+_UPLOADS_AT_ONCE = 500
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +57,7 @@ class StoreGarbage:
         for key, upload, began in bucket.unfinished_uploads():
             if began < before:
                 bucket.give_up_upload(key, upload)
+        freed += self._clean_uploads(self.store, before)
         while (run_ids := bucket.folders(after=after, at_most=_RUNS_AT_ONCE)) and not self._is_over.is_set():
             for run_id in run_ids:
                 freed += self._clean(self.store, run_id, before)
@@ -64,6 +69,20 @@ class StoreGarbage:
             self.collect()
         except (StoreProblem, *DATABASE_OUTAGES) as error:
             _log.warning("Garbage of the store is looked for again in %.0f s: %s", _EVERY_SECONDS, error)
+
+    def _clean_uploads(self, store: S3Store, before: datetime) -> int:
+        old = [one for one in store.bucket.listed(f"{UPLOADS}/") if one.modified_at < before]
+        sha256_of = {one: one.key.removeprefix(f"{UPLOADS}/").removesuffix(".jsonl") for one in old}
+        freed = 0
+        for start in range(0, len(old), _UPLOADS_AT_ONCE):
+            some = old[start : start + _UPLOADS_AT_ONCE]
+            with self.database.read() as session:
+                known = known_sha256(session, [sha256_of[one] for one in some])
+            for one in some:
+                if is_sha256(sha256_of[one]) and sha256_of[one] not in known:
+                    store.bucket.remove(one.key)
+                    freed += one.num_bytes
+        return freed
 
     def _clean(self, store: S3Store, run_id: str, before: datetime) -> int:
         with self.database.read() as session:

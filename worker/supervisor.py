@@ -32,7 +32,7 @@ from worker.engine_process import EngineProcess
 from worker.estimation import keep_estimate
 from worker.lease import DATABASE_OUTAGES, Lease
 from worker.memory_kills import num_memory_kills
-from worker.named_checkpoints import fetch_named
+from worker.named_files import fetch_named
 from worker.pulse import Pulse
 from worker.recorder import Recorder, UnreadableEvents
 from worker.resources import ResourceWatch
@@ -146,7 +146,7 @@ class Supervisor:
         arguments += ["--attempt", str(self.claim.fence), "--supervised"]
         database, store = self.place.database, self.place.artifacts
         checkpoint = self._despite_outages(lambda: resume_checkpoint(database, self.claim, store, self.lease.keep))
-        self._despite_outages(lambda: fetch_named(database, store, self.claim.spec, self.lease.keep))
+        self._despite_outages(lambda: fetch_named(database, store, self.place.home, self.claim.spec, self.lease.keep))
         if checkpoint is not None:
             arguments += ["--resume", checkpoint.as_posix()]
         self._engine = EngineProcess(

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from backend.artifacts import Artifact, StoredFile
 from backend.records import Checkpoint, Rollout
+from backend.tables import PromptFile
 
 
 class Stored(NamedTuple):
@@ -17,6 +18,12 @@ class Stored(NamedTuple):
     """Of a checkpoint; 0 for traces, whose size no row tells."""
     files: tuple[StoredFile, ...] = ()
     """Of a checkpoint, its manifest apart."""
+
+
+def uploads_stored(session: Session) -> list[str]:
+    """The sha256 of every file of prompts that somebody uploaded."""
+    query = select(PromptFile.sha256).distinct().order_by(PromptFile.sha256)
+    return list(session.scalars(query))
 
 
 def everything_stored(session: Session) -> list[Stored]:

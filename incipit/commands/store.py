@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from backend.queries.stored import Stored
     from incipit.store_move import Moved, StoreMove
 
-app = typer.Typer(no_args_is_help=True, help="Move checkpoints and token traces to another store.")
+app = typer.Typer(no_args_is_help=True, help="Move checkpoints, token traces and uploaded prompts to another store.")
 
 _PLACE = "A folder of runs, such as /data/runs, or s3://bucket/prefix."
 
@@ -21,16 +21,16 @@ def move(
     target: Annotated[str, typer.Argument(metavar="TO", help=_PLACE, show_default=False)],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be copied.")] = False,
 ) -> None:
-    """Copy every checkpoint and trace that the database speaks of, each verified by its sha256. Nothing is removed.
+    """Copy every checkpoint, trace and uploaded file of prompts that the database speaks of, each verified by its sha256.
 
-    Break it off and start it again as you like: what is there is not copied again. Server and keys of a bucket are those of
-    INCIPIT_STORE__…. Example: incipit store move /data/runs s3://models/incipit
+    Nothing is removed. Break it off and start it again as you like: what is there is not copied again. Server and keys of a bucket are
+    those of INCIPIT_STORE__…. Example: incipit store move /data/runs s3://models/incipit
     """
     from contextlib import closing
 
     from backend.database import Database
     from backend.migrate import require_head
-    from backend.queries.stored import everything_stored
+    from backend.queries.stored import everything_stored, uploads_stored
     from backend.store_problem import StoreProblem
     from incipit.commands.backup import settings_of
     from incipit.store_move import CannotMove, StoreMove
@@ -39,9 +39,9 @@ def move(
         with closing(Database(settings.sql_url)) as database:
             require_head(database)
             with database.read() as session:
-                everything = everything_stored(session)
+                everything, uploads = everything_stored(session), uploads_stored(session)
         try:
-            moved = _shown(StoreMove(source, target, settings.store), everything, dry=dry_run)
+            moved = _shown(StoreMove(source, target, settings.store), everything, uploads, dry=dry_run)
         except (CannotMove, StoreProblem) as error:
             typer.echo(f"{error}", err=True)
             raise typer.Exit(1) from None
@@ -54,7 +54,7 @@ def move(
     _report(moved, target, dry=dry_run)
 
 
-def _shown(move: StoreMove, everything: list[Stored], *, dry: bool) -> Moved:
+def _shown(move: StoreMove, everything: list[Stored], uploads: list[str], *, dry: bool) -> Moved:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -69,7 +69,7 @@ def _shown(move: StoreMove, everything: list[Stored], *, dry: bool) -> Moved:
         task = progress.add_task(
             f"{len(everything)} checkpoints and traces", total=sum(one.num_bytes for one in everything)
         )
-        return move.run(everything, lambda num_bytes: progress.advance(task, num_bytes), dry=dry)
+        return move.run(everything, lambda num_bytes: progress.advance(task, num_bytes), uploads=uploads, dry=dry)
 
 
 def _report(moved: Moved, target: str, *, dry: bool) -> None:

@@ -19,7 +19,7 @@ from tests import databases
 from tests.s3.object_store import make_bucket
 from tests.worker.runs import claim, once, queue_runs, recorded_steps, run_row, short_spec
 from worker.engine_server import EngineServer
-from worker.named_checkpoints import fetch_named
+from worker.named_files import fetch_named
 from worker.settings import WorkerSettings
 from worker.slots import Slot
 from worker.supervisor import Supervisor
@@ -91,7 +91,7 @@ def test_a_run_goes_on_and_is_asked_on_the_disk_of_another_machine(
     third = machine(tmp_path / "third", database, bucket, engines, threading.Event())
     speaker = CheckpointSpeaker(folder=f"home:runs/{row.run_id}/attempts/{row.fence}/{row.path}", run_name="a", step=30)
     asked = PlaygroundSpec(prompt="k3", run=LONGER, speakers=[speaker])
-    fetch_named(database, third.artifacts, asked, lambda: None)
+    fetch_named(database, third.artifacts, third.home, asked, lambda: None)
     there = third.artifacts.local(Artifact(row.run_id, row.fence, row.path))
     assert {file["name"] for file in row.files} | {"manifest.json"} == {
         path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()

@@ -1,5 +1,6 @@
 """A store moves into a bucket, from bucket to bucket and back, bit for bit; broken off it goes on; what is lost is named."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -153,3 +154,16 @@ def test_the_command_says_what_to_change(database: Database, run_dir: Path, buck
     done = subprocess.run(missing, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
     assert "There is no bucket 'no-such-bucket' at" in done.stderr
+
+
+def test_uploaded_prompts_move_too(run_dir: Path, bucket: S3Bucket, tmp_path: Path) -> None:
+    content = b'{"prompt": "k3"}\n'
+    sha256 = hashlib.sha256(content).hexdigest()
+    (run_dir.parent / "prompts").mkdir()
+    (run_dir.parent / "prompts" / f"{sha256}.jsonl").write_bytes(content)
+    uploads = [sha256, "0" * 64]
+    for source, target in ((run_dir, bucket.settings.url), (bucket.settings.url, tmp_path / "elsewhere" / "runs")):
+        for copied, there in ((1, 0), (0, 1)):
+            found = StoreMove(str(source), str(target), bucket.settings).run([], lambda _: None, uploads=uploads)
+            assert (found.num_copied, found.num_there, len(found.lost)) == (copied, there, 1)
+    assert (tmp_path / "elsewhere" / "prompts" / f"{sha256}.jsonl").read_bytes() == content

@@ -138,7 +138,7 @@ def test_a_store_that_fails_is_waited_for_and_nothing_is_lost(
         S3Bucket(s3_store.bucket.settings.model_copy(update={"url": "s3://no-such-bucket/x"})), s3_store.run_dir
     )
     write_events(run_folder, 1, [*start_events(1), checkpoint_event(run_folder, 1, 2, spec=SPEC)])
-    recorder = Recorder(database, claimed, run_folder, store=away, patience_seconds=1.5)
+    recorder = Recorder(database, claimed, run_folder, store=away, patience_seconds=4)
     with pytest.raises(
         StoreUnavailable, match=r"There is no bucket 'no-such-bucket' at the store at http.*create it, or"
     ):
