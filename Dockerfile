@@ -16,13 +16,13 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 RUN mkdir engine backend worker dashboard incipit
 
 FROM build AS build-api
-RUN uv pip install --python /opt/venv/bin/python --constraint constraints.txt --editable '.[api]'
+RUN uv pip install --python /opt/venv/bin/python --constraint constraints.txt --editable '.[api,s3]'
 
 FROM build AS build-worker
 # Empty is what the package index serves: on Linux the CUDA build.
 ARG TORCH_BACKEND=
 RUN uv pip install --python /opt/venv/bin/python --constraint constraints.txt \
-    ${TORCH_BACKEND:+--torch-backend=$TORCH_BACKEND} --editable '.[engine,worker]'
+    ${TORCH_BACKEND:+--torch-backend=$TORCH_BACKEND} --editable '.[engine,worker,s3]'
 
 FROM build AS build-dashboard
 RUN uv pip install --python /opt/venv/bin/python --constraint constraints.txt --editable '.[dashboard]'

@@ -26,7 +26,7 @@ from worker.supervisor import Supervisor
 from worker.workplace import Workplace
 
 SPEC = short_spec(num_steps=12, checkpoints={"every_steps": 3})
-LONGER = short_spec(num_steps=30, checkpoints={"every_steps": 4})
+LONGER = short_spec(num_steps=60, checkpoints={"every_steps": 4})
 
 
 @pytest.fixture
@@ -64,6 +64,7 @@ def last_weights(database: Database, run_id: str) -> tuple[int, str]:
     return row.step, next(file["sha256"] for file in row.files if file["name"] == "model.safetensors")
 
 
+@pytest.mark.full
 def test_a_run_goes_on_and_is_asked_on_the_disk_of_another_machine(
     database: Database, bucket: S3Bucket, engines: EngineServer | None, tmp_path: Path
 ) -> None:
@@ -77,8 +78,8 @@ def test_a_run_goes_on_and_is_asked_on_the_disk_of_another_machine(
     (second.home / "logs").mkdir()
     supervise(second)
     run = run_row(database, begun.run_id)
-    assert (run.state, run.last_step, run.failure_message) == ("succeeded", 30, None)
-    assert recorded_steps(database, begun.run_id) == list(range(1, 31))
+    assert (run.state, run.last_step, run.failure_message) == ("succeeded", 60, None)
+    assert recorded_steps(database, begun.run_id) == list(range(1, 61))
     with database.read() as session:
         resumed = session.get_one(Attempt, (begun.run_id, run.fence)).resumed_from_step
     assert resumed >= 4
@@ -89,7 +90,7 @@ def test_a_run_goes_on_and_is_asked_on_the_disk_of_another_machine(
         ).first()
     assert row is not None
     third = machine(tmp_path / "third", database, bucket, engines, threading.Event())
-    speaker = CheckpointSpeaker(folder=f"home:runs/{row.run_id}/attempts/{row.fence}/{row.path}", run_name="a", step=30)
+    speaker = CheckpointSpeaker(folder=f"home:runs/{row.run_id}/attempts/{row.fence}/{row.path}", run_name="a", step=60)
     asked = PlaygroundSpec(prompt="k3", run=LONGER, speakers=[speaker])
     fetch_named(database, third.artifacts, third.home, asked, lambda: None)
     there = third.artifacts.local(Artifact(row.run_id, row.fence, row.path))

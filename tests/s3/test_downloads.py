@@ -16,6 +16,7 @@ from sqlalchemy import select, update
 
 from backend.artifacts import Artifact, StoredFile
 from backend.database import Database
+from backend.ids import new_id
 from backend.queries.checkpoints import checkpoint
 from backend.records import Checkpoint, Rollout
 from backend.s3_bucket import S3Bucket
@@ -28,12 +29,12 @@ from tests.access import SIGNED_IN, TOKEN
 from tests.api_process import ApiProcess
 from tests.backend.checkpoints import FENCE, FILES, commit_checkpoint
 from tests.dashboard.fake_traces import trace
-from tests.s3.object_store import SECRET_KEY, environment_of
+from tests.s3.object_store import SECRET_KEY, environment_of, make_bucket, store_settings
 from tests.worker.runs import queue_runs, short_spec
 from tests.worker.sample_events import traces_event
 
 WEIGHTS = FILES["model.safetensors"]
-_LARGE_BYTES = 192 * 1024**2
+_LARGE_BYTES = 128 * 1024**2
 _MAX_GROWTH_BYTES = 48 * 1024**2
 
 
@@ -54,19 +55,28 @@ class Served(NamedTuple):
         return f"/api/v1/checkpoints/{self.checkpoint_id}"
 
 
-@pytest.fixture
-def served(home: Path, s3_store: S3Store) -> Iterator[Served]:
+@pytest.fixture(scope="module")
+def served_api(endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ApiProcess, str, S3Store]]:
+    """An API with a bucket of its own, its database's address, and the store with the disk of a worker."""
+    home = tmp_path_factory.mktemp("home")
     url = databases.sqlite_copy(home)
+    bucket = make_bucket(store_settings(endpoint, home, bucket=f"runs-{new_id().lower()}"))
+    api = ApiProcess(url, INCIPIT_HOME=str(home), INCIPIT_LOCAL_TOKEN=TOKEN, **environment_of(bucket.settings))
+    api.start()
+    yield api, url, S3Store(bucket, tmp_path_factory.mktemp("worker") / "runs")
+    api.kill()
+
+
+@pytest.fixture
+def served(served_api: tuple[ApiProcess, str, S3Store]) -> Iterator[Served]:
+    api, url, store = served_api
     database = Database(url)
     (run_id,) = queue_runs(database, short_spec())
-    checkpoint_id = commit_checkpoint(database, s3_store.run_dir, run_id)
-    keep(s3_store, database, checkpoint_id)
-    shutil.rmtree(s3_store.run_dir)
-    api = ApiProcess(url, INCIPIT_LOCAL_TOKEN=TOKEN, **environment_of(s3_store.bucket.settings))
-    api.start()
+    checkpoint_id = commit_checkpoint(database, store.run_dir, run_id)
+    keep(store, database, checkpoint_id)
+    shutil.rmtree(store.run_dir)
     with httpx.Client(base_url=api.url, timeout=60, headers=SIGNED_IN) as client:
-        yield Served(api, url, client, database, s3_store, run_id, checkpoint_id)
-    api.kill()
+        yield Served(api, url, client, database, store, run_id, checkpoint_id)
     database.close()
 
 
@@ -136,9 +146,10 @@ def test_what_the_store_has_lost_is_said_to_be_gone(served: Served) -> None:
         assert "is not in s3://" in response.json()["detail"]
 
 
+@pytest.mark.full
 def test_a_store_that_is_away_is_named(served: Served, tmp_path: Path) -> None:
     nowhere = served.store.bucket.settings.model_copy(update={"endpoint": "http://127.0.0.1:9"})
-    api = ApiProcess(served.url, INCIPIT_LOCAL_TOKEN=TOKEN, **environment_of(nowhere))
+    api = ApiProcess(served.url, INCIPIT_HOME=str(tmp_path / "h"), INCIPIT_LOCAL_TOKEN=TOKEN, **environment_of(nowhere))
     with (tmp_path / "log").open("w") as log:
         api.start(log)
         response = httpx.get(f"{api.url}{served.address}/files/config.json", headers=SIGNED_IN, timeout=60)
@@ -174,7 +185,7 @@ def test_a_rollout_opens_from_the_store_and_a_damaged_one_does_not(served: Serve
             )
         )  # fmt: skip
         session.flush()
-        rollout_id = session.scalars(select(Rollout.id)).one()
+        rollout_id = session.scalars(select(Rollout.id).where(Rollout.run_id == served.run_id)).one()
     opened = served.client.get(f"/api/v1/rollouts/{rollout_id}")
     assert opened.status_code == 200, opened.text
     assert opened.json()["trace"]["token_ids"] == trace(12).token_ids
@@ -190,12 +201,12 @@ def test_a_large_folder_leaves_without_the_api_growing(served: Served, tmp_path:
     with (tmp_path / "large").open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     with served.database.read() as session:
-        row = session.scalars(select(Checkpoint)).one()
+        row = session.scalars(select(Checkpoint).where(Checkpoint.id == served.checkpoint_id)).one()
     key = f"{served.run_id}/attempts/{FENCE}/{row.path}/{row.manifest_sha256[:16]}/model.safetensors"
     served.store.bucket.put(key, tmp_path / "large", sha256=sha256, num_bytes=_LARGE_BYTES)
     with served.database.write() as session:
         files = [{"name": "model.safetensors", "num_bytes": _LARGE_BYTES, "sha256": sha256}]
-        session.execute(update(Checkpoint).values(files=files))
+        session.execute(update(Checkpoint).where(Checkpoint.id == served.checkpoint_id).values(files=files))
     process = psutil.Process(served.api.pid)
     served.client.get(f"{served.address}/files/manifest.json")  # all code is loaded
     before, most, received = process.memory_info().rss, 0, 0
