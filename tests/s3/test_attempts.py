@@ -112,6 +112,7 @@ def test_two_machines_make_of_a_run_what_one_makes_bit_for_bit(
     assert last_weights(database, supervise(alone, LONGER).run_id) == last_weights(database, begun.run_id)
 
 
+@pytest.mark.full
 def test_a_run_whose_bucket_is_missing_waits_by_name_and_loses_nothing(
     database: Database, bucket: S3Bucket, engines: EngineServer | None, tmp_path: Path
 ) -> None:

@@ -1,21 +1,20 @@
 """A store moves into a bucket, from bucket to bucket and back, bit for bit; broken off it goes on; what is lost is named."""
 
 import hashlib
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from backend.database import Database
 from backend.ids import new_id
 from backend.queries.stored import Stored, everything_stored
 from backend.s3_bucket import S3Bucket
 from backend.store_settings import StoreSettings
+from incipit.cli import app
 from incipit.store_move import CannotMove, Moved, StoreMove
 from tests import databases
 from tests.backend.checkpoints import commit_checkpoint
@@ -141,15 +140,19 @@ def test_places_between_which_nothing_can_move_are_refused(
             moved(database, source, target, store)
 
 
-def test_the_command_says_what_to_change(database: Database, run_dir: Path, bucket: S3Bucket) -> None:
-    environment = os.environ | environment_of(bucket.settings)
-    command = [Path(sys.executable).with_name("incipit"), "store", "move", str(run_dir), bucket.settings.url]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    num = len(everything(database))
-    assert f"{num} copied and verified" in done.stdout
-    assert f"INCIPIT_STORE__URL={bucket.settings.url}" in done.stdout
-    assert SECRET_KEY not in done.stdout + done.stderr
+def test_the_command_says_what_to_change(
+    database: Database, run_dir: Path, bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment_of(bucket.settings).items():
+        monkeypatch.setenv(name, value)
+    done = CliRunner().invoke(app, ["store", "move", str(run_dir), bucket.settings.url])
+    assert done.exit_code == 0, done.output
+    assert f"{len(everything(database))} copied and verified" in done.output
+    assert f"INCIPIT_STORE__URL={bucket.settings.url}" in done.output
+    missing = CliRunner().invoke(app, ["store", "move", str(run_dir), "s3://no-such-bucket"])
+    assert missing.exit_code == 1
+    assert "There is no bucket 'no-such-bucket' at" in missing.output
+    assert SECRET_KEY not in done.output + missing.output
 
 
 def test_uploaded_prompts_move_too(run_dir: Path, bucket: S3Bucket, tmp_path: Path) -> None:

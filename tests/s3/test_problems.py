@@ -3,8 +3,6 @@
 import hashlib
 import os
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +10,13 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
 from backend.s3_bucket import S3Bucket
 from backend.settings import Settings
 from backend.store_problem import StoreProblem
 from backend.store_settings import StoreSettings
+from incipit.cli import app
 from tests.s3.object_store import ACCESS_KEY, SECRET_KEY, environment_of
 
 
@@ -159,12 +159,12 @@ def test_bucket_and_prefix_come_from_the_address() -> None:
 
 
 @pytest.mark.usefixtures("home")
-def test_the_doctor_says_what_is_wrong_with_the_store(store: StoreSettings) -> None:
-    environment = os.environ | environment_of(store)
-    command = [Path(sys.executable).with_name("incipit"), "doctor"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    (line,) = [line for line in done.stdout.splitlines() if " store " in line]
+def test_the_doctor_says_what_is_wrong_with_the_store(store: StoreSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment_of(store).items():
+        monkeypatch.setenv(name, value)
+    done = CliRunner().invoke(app, ["doctor"])
+    (line,) = [line for line in done.output.splitlines() if " store " in line]
     assert line.startswith("problem")
     assert f"There is no bucket '{store.bucket}'" in line
-    assert done.returncode == 1
-    assert SECRET_KEY not in done.stdout + done.stderr
+    assert done.exit_code == 1
+    assert SECRET_KEY not in done.output
