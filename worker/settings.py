@@ -99,7 +99,7 @@ def sentences_of(error: ValidationError) -> list[str]:
     """What is wrong with settings, one sentence each."""
     told = []
     for details in error.errors():
-        name = "_".join(map(str, details["loc"])).upper()
+        name = "__".join(map(str, details["loc"])).upper()
         message = details["msg"].removeprefix("Value error, ")
         told.append(f"INCIPIT_{name} is {details['input']!r}: {message}; correct it." if name else message)
     return told

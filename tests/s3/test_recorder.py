@@ -10,18 +10,19 @@ import pytest
 from sqlalchemy import select
 
 from backend.database import Database
-from backend.queries.claims import Claim
+from backend.queries.claims import Claim, LeaseLost, reap
 from backend.records import Attempt, Checkpoint, Event, Rollout
 from backend.s3_bucket import S3Bucket
 from backend.s3_store import S3Store
 from tests import databases
-from tests.worker.runs import claim, queue_runs, short_spec, write_events
+from tests.worker.runs import claim, queue_runs, set_columns, short_spec, write_events
 from tests.worker.sample_events import checkpoint_event, start_events, step_event, traces_event
 from worker.recorder import Recorder
 from worker.resume import NoCheckpointLeft, resume_checkpoint
 from worker.uploads import StoreUnavailable
 
 SPEC = short_spec(checkpoints={"every_steps": 2, "keep_last": 2})
+ANOTHER = short_spec(checkpoints={"every_steps": 2, "keep_last": 2}, seed=1)
 
 
 @pytest.fixture
@@ -163,6 +164,30 @@ def test_a_store_that_fails_is_waited_for_and_nothing_is_lost(
     recorder._offset = offset_of(database, claimed)
     record_all(recorder)
     assert [row.step for row in checkpoint_rows(database)] == [2]
+
+
+def test_a_step_that_is_saved_again_and_a_zombie_write_over_nothing(
+    database: Database, claimed: Claim, s3_store: S3Store, run_folder: Path
+) -> None:
+    write_events(run_folder, 1, [*start_events(1), checkpoint_event(run_folder, 1, 2, spec=SPEC)])
+    record_all(Recorder(database, claimed, run_folder, store=s3_store))
+    first = {key: s3_store.bucket.facts(key) for key in keys(s3_store.bucket)}
+    # At a stop the step is saved again, with another state.
+    shutil.rmtree(run_folder / "attempts/1/checkpoints/step-2")
+    again = checkpoint_event(run_folder, 1, 2, spec=ANOTHER)
+    write_events(run_folder, 1, [again])
+    zombie = Recorder(database, claimed, run_folder, store=s3_store)
+    zombie._offset = offset_of(database, claimed)
+    set_columns(database, claimed.run_id, lease_until=None)
+    with database.write() as session:
+        reap(session, lambda owner: False)
+    with pytest.raises(LeaseLost):
+        record_all(zombie)
+    assert first.items() <= {key: s3_store.bucket.facts(key) for key in keys(s3_store.bucket)}.items()
+    assert len(keys(s3_store.bucket)) == 2 * len(first), (
+        "what the zombie has stored lies beside, and no row leads to it"
+    )
+    assert [row.manifest_sha256[:16] for row in checkpoint_rows(database)] == [next(iter(first)).split("/")[5]]
 
 
 def test_a_checkpoint_that_the_disk_has_damaged_is_not_stored_and_not_offered(
