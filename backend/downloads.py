@@ -1,12 +1,14 @@
-"""Files of checkpoints and exports on their way out: single files with Range, whole folders as one tar, both in constant memory."""
+"""Files of checkpoints and exports on their way out: single files with Range, whole folders as one tar, both in constant memory.
+
+A bucket's own server sends single files: whoever asks is sent to an address that it takes for five minutes.
+"""
 
 import base64
 import hashlib
 import re
-import stat
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -14,43 +16,76 @@ from typing import NamedTuple
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from backend.artifact_store import ArtifactStore
+from backend.artifacts import Artifact, ExportedFiles, OutOfPlace, Unreadable
 from backend.exports import Export
 from backend.problems import Refusal
 from backend.queries.checkpoints import CheckpointFolder
+from backend.s3_store import S3Store
 from backend.schemas import Checkpoint
+from backend.store_problem import StoreProblem
 from engine.manifest import MANIFEST, ManifestFile
 
-_CHUNK_BYTES = 1024 * 1024
 _RANGE = re.compile(r"bytes=(?P<first>[0-9]{0,18})-(?P<last>[0-9]{0,18})", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9_][\w.\-]{0,127}(/[A-Za-z0-9_][\w.\-]{0,127}){0,5}", re.ASCII)
 
 
-class StoredFolder:
-    """A folder whose files are listed. Nothing else can leave it."""
+class FolderWords(NamedTuple):
+    """What people are told of a folder."""
 
-    def __init__(self, folder: Path, files: Sequence[ManifestFile], made_at: datetime, words: "FolderWords") -> None:
-        self.folder = folder
+    noun: str
+    id: str
+    run_name: str
+    step: int
+    advice: str
+    """What to do when a file is damaged."""
+
+
+class StoredFolder:
+    """A folder in a store whose files are listed. Nothing else can leave it. A store that fails is a Refusal (503)."""
+
+    def __init__(
+        self,
+        store: ArtifactStore,
+        artifact: Artifact | ExportedFiles,
+        files: Sequence[ManifestFile],
+        made_at: datetime,
+        words: FolderWords,
+    ) -> None:
+        """Where the artifact has a manifest, that is one of its files too."""
+        self.store = store
+        self.artifact = artifact
         self._files = {file.name: file for file in files}
         self._made_at = made_at
         self._words = words
 
+    @property
+    def folder(self) -> Path:
+        """Where it is on this machine's disk, or would be."""
+        return self.store.local(self.artifact)
+
     def names(self) -> list[str]:
         """The names of all files."""
-        return list(self._files)
+        return [*self._files, *([MANIFEST] if self.artifact.manifest_sha256 else [])]
 
     def check(self) -> None:
         """Refusal (410) when a file is gone or has another size, or the manifest is another one; contents are not hashed."""
-        for name in self.names():
-            path, file = self._checked(name)
-            if name == MANIFEST and hashlib.sha256(path.read_bytes()).hexdigest() != file.sha256:
-                raise self._damaged(name, "is not the one that was committed")
+        # A bucket gets the manifest behind all other files, and each request to it takes time.
+        for name in [MANIFEST] if self.store.is_remote else self.names():
+            file = self._checked(name)
+        try:
+            content = b"".join(self.store.chunks(self.artifact, MANIFEST, file.num_bytes))
+        except (OSError, Unreadable, StoreProblem):
+            content = b""
+        if hashlib.sha256(content).hexdigest() != self.artifact.manifest_sha256:
+            raise self._damaged(MANIFEST, "is not the one that was committed")
 
     def file(self, name: str, request_headers: Mapping[str, str]) -> Response:
         """The response that sends a file, or the one part of it that Range asks for; its ETag is its sha256.
 
         Starlette answers several ranges with as many parts, and nonsense without a problem: neither reaches it.
         """
-        path, file = self._checked(name)
+        file = self._checked(name)
         headers = {
             "ETag": f'"{file.sha256}"',
             "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(file.sha256)).decode()}:",
@@ -64,18 +99,22 @@ class StoredFolder:
         if is_range:
             _check_range(asked, file.num_bytes, headers)
         saved_as = f"{self._title()}-{name.replace('/', '-')}"
+        if isinstance(self.store, S3Store):
+            # Its own server sends it; the address holds for minutes, so nobody may keep this answer.
+            with _refused():
+                address = self.store.link(self.artifact, name, saved_as)
+            return Response(status_code=302, headers={**headers, "Location": address, "Cache-Control": "no-store"})
         kind = FileResponse if is_range else _WholeFile
+        path = self.store.path_of(self.artifact, name)
         return kind(path, headers=headers, media_type="application/octet-stream", filename=saved_as)
 
     def archive(self) -> Response:
         """The response that streams the whole folder as an uncompressed tar."""
         members = [self._checked(name) for name in self.names()]
-        headers = [self._member(file).tobuf(tarfile.PAX_FORMAT) for _, file in members]
-        num_bytes = sum(
-            len(header) + _padded(file.num_bytes) for header, (_, file) in zip(headers, members, strict=True)
-        )
+        headers = [self._member(file).tobuf(tarfile.PAX_FORMAT) for file in members]
+        num_bytes = sum(len(header) + _padded(file.num_bytes) for header, file in zip(headers, members, strict=True))
         return StreamingResponse(
-            _tar([path for path, _ in members], headers, [file.num_bytes for _, file in members]),
+            self._tar(members, headers),
             media_type="application/x-tar",
             headers={
                 "Content-Length": str(num_bytes + 2 * tarfile.BLOCKSIZE),
@@ -84,24 +123,35 @@ class StoredFolder:
             },
         )
 
-    def _checked(self, name: str) -> tuple[Path, ManifestFile]:
-        """The path of a listed file, and what the list says; Refusal (404, 410) when there is none, or another one."""
-        file = self._files.get(name)
-        if file is None or not _NAME.fullmatch(name):
+    def _checked(self, name: str) -> ManifestFile:
+        """What is known of a listed file; Refusal (404, 410) when there is none, or another one."""
+        if name not in self.names() or not _NAME.fullmatch(name):
             raise Refusal(404, f"The {self._words.noun} has no file {name[:200]!r}; see its list of files.")
-        path = _inside(self.folder, name)
+        file = self._files.get(name)
         try:
-            status = path.lstat()
-        except OSError:
-            raise self._damaged(name, "is not on this machine's disk") from None
-        if not stat.S_ISREG(status.st_mode):
-            raise self._damaged(name, "is not a plain file")
-        if status.st_size != file.num_bytes:
-            raise self._damaged(name, f"has {status.st_size} bytes instead of {file.num_bytes}")
-        return path, file
+            with _refused():
+                num_bytes = self.store.size(self.artifact, name)
+        except OutOfPlace:
+            raise Refusal(
+                404, f"There is no file {name[:200]!r} here; see the {self._words.noun}'s list of files."
+            ) from None
+        except Unreadable as error:
+            raise self._damaged(name, str(error)) from None
+        if file is None:
+            return ManifestFile(name=name, num_bytes=num_bytes, sha256=self.artifact.manifest_sha256)
+        if num_bytes != file.num_bytes:
+            raise self._damaged(name, f"has {num_bytes} bytes instead of {file.num_bytes}")
+        return file
+
+    def _tar(self, members: list[ManifestFile], headers: list[bytes]) -> Iterator[bytes]:
+        for file, header in zip(members, headers, strict=True):
+            yield header
+            # Too late for a problem when it fails: a connection that breaks is how the reader learns of it.
+            yield from self.store.chunks(self.artifact, file.name, file.num_bytes)
+            yield bytes(_padded(file.num_bytes) - file.num_bytes)
+        yield bytes(2 * tarfile.BLOCKSIZE)
 
     def _damaged(self, name: str, what: str) -> Refusal:
-        """The refusal (410) of a file that is not what it was."""
         return Refusal(410, f"{name} of {self._words.noun} {self._words.id} {what}; {self._words.advice}")
 
     def _title(self) -> str:
@@ -116,37 +166,21 @@ class StoredFolder:
         return member
 
 
-class FolderWords(NamedTuple):
-    """What people are told of a folder."""
-
-    noun: str
-    id: str
-    run_name: str
-    step: int
-    advice: str
-    """What to do when a file is damaged."""
-
-
-def stored_export(export: Export, location: str, export_dir: Path) -> StoredFolder:
-    """The files of an export, by its folder below that of all exports."""
-    assert export.result is not None, "what has files has a result"
-    words = FolderWords("export", export.id, export.run_name, export.step, "export the checkpoint again.")
-    made_at = export.finished_at or export.created_at
-    return StoredFolder(_inside(export_dir, location), export.result.files, made_at, words)
-
-
-def stored_checkpoint(checkpoint: Checkpoint, location: CheckpointFolder, run_dir: Path) -> StoredFolder:
+def stored_checkpoint(checkpoint: Checkpoint, location: CheckpointFolder, store: ArtifactStore) -> StoredFolder:
     """A checkpoint's folder: what its manifest names, and the manifest."""
-    attempt = run_dir / checkpoint.run_id / "attempts" / str(location.fence)
-    folder = _inside(attempt, location.path)
-    num_bytes = 0  # one that is not there is found missing when it is asked for
-    with suppress(OSError):
-        num_bytes = (folder / MANIFEST).lstat().st_size
-    manifest = ManifestFile(name=MANIFEST, num_bytes=num_bytes, sha256=checkpoint.manifest_sha256)
+    artifact = Artifact(checkpoint.run_id, location.fence, location.path, checkpoint.manifest_sha256)
     words = FolderWords(
         "checkpoint", checkpoint.id, checkpoint.run_name, checkpoint.step, "take another checkpoint of this run."
     )
-    return StoredFolder(folder, [*checkpoint.files, manifest], checkpoint.created_at, words)
+    return StoredFolder(store, artifact, checkpoint.files, checkpoint.created_at, words)
+
+
+def stored_export(export: Export, location: str, store: ArtifactStore) -> StoredFolder:
+    """The files of an export, by its folder in the store of exports."""
+    assert export.result is not None, "what has files has a result"
+    words = FolderWords("export", export.id, export.run_name, export.step, "export the checkpoint again.")
+    made_at = export.finished_at or export.created_at
+    return StoredFolder(store, ExportedFiles(location), export.result.files, made_at, words)
 
 
 class _WholeFile(FileResponse):
@@ -172,29 +206,14 @@ def _check_range(value: str, num_bytes: int, headers: Mapping[str, str]) -> None
         raise Refusal(416, told, headers={**headers, "Content-Range": f"bytes */{num_bytes}"})
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """The path of a name below a folder; refuses names and links that lead out of it."""
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise Refusal(404, f"There is no file {name[:200]!r} here; see the checkpoint's list of files.")
-    return path
-
-
 def _padded(num_bytes: int) -> int:
     return -(-num_bytes // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
-def _tar(paths: list[Path], headers: list[bytes], sizes: list[int]) -> Iterator[bytes]:
-    for path, header, size in zip(paths, headers, sizes, strict=True):
-        yield header
-        with path.open("rb") as file:
-            remaining = size
-            while remaining:
-                chunk = file.read(min(_CHUNK_BYTES, remaining))
-                if not chunk:
-                    # Too late for a problem: a connection that breaks is how the reader learns of it.
-                    raise OSError(f"{path} ended {remaining} bytes early")
-                remaining -= len(chunk)
-                yield chunk
-        yield bytes(_padded(size) - size)
-    yield bytes(2 * tarfile.BLOCKSIZE)
+@contextmanager
+def _refused() -> Iterator[None]:
+    """A store that fails in the block is a Refusal."""
+    try:
+        yield
+    except StoreProblem as problem:
+        raise Refusal(503, str(problem), headers={"Retry-After": "5"}) from None

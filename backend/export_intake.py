@@ -4,6 +4,7 @@ import re
 
 from sqlalchemy.orm import Session
 
+from backend.artifact_store import artifact_store
 from backend.downloads import stored_checkpoint
 from backend.exports import ExportCreate, QueuedExport
 from backend.ids import new_id
@@ -29,7 +30,7 @@ def resolved_export(session: Session, asked: ExportCreate, settings: Settings) -
         )
     record, _ = found
     try:
-        stored = stored_checkpoint(*found, settings.run_dir)
+        stored = stored_checkpoint(*found, artifact_store(settings))
         stored.check()
     except Refusal as refusal:
         raise _refused(f"checkpoint_id is that of {record.run_name} at step {record.step}: {refusal.detail}") from None

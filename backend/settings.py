@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from backend.limits import Limits
+from backend.store_settings import StoreSettings
 from engine.locations import incipit_home
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -55,6 +56,9 @@ class Settings(BaseSettings):
     limits: Limits = Limits()
     """How much of everything is taken; each is a setting of its own, see docs/security.md."""
 
+    store: StoreSettings = StoreSettings()
+    """Where checkpoints and token traces are kept, see docs/operations.md."""
+
     webhook_networks: tuple[str, ...] = ()
     """Private networks that webhooks may lead into all the same (as JSON list), such as `10.1.0.0/16`."""
 
@@ -76,6 +80,13 @@ class Settings(BaseSettings):
                 f"host is {self.host!r}, which other machines can reach, but INCIPIT_LOCAL_TOKEN is for a stack on one "
                 "machine; unset it, or listen on 127.0.0.1."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _the_store_is_complete(self) -> Self:
+        problem = self.store.problem()
+        if problem is not None:
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")

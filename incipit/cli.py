@@ -17,6 +17,7 @@ from incipit.commands import (
     prompts,
     rollout_server,
     runs,
+    store,
     study,
     track,
     train,
@@ -47,6 +48,7 @@ app.command()(backup.restore)
 app.add_typer(runs.app, name="runs")
 app.add_typer(workers.app, name="workers")
 app.add_typer(checkpoints.app, name="checkpoints")
+app.add_typer(store.app, name="store")
 app.add_typer(models.app, name="models")
 app.add_typer(prompts.app, name="prompts")
 app.add_typer(keys.app, name="keys")

@@ -9,6 +9,7 @@ from fastapi import Query, Request
 from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
+from backend.artifact_store import export_store
 from backend.dependencies import (
     ID_PATTERN,
     Bell,
@@ -175,7 +176,7 @@ def _stored(export_id: str, session: Session, settings: Config) -> StoredFolder:
     if found is None:
         known = _found(queries.export(session, export_id), export_id)
         raise Refusal(404, f"The export {export_id} has no files here{_why(known)}")
-    return stored_export(*found, settings.export_dir)
+    return stored_export(*found, export_store(settings))
 
 
 def _why(known: Export) -> str:

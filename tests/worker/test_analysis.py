@@ -37,7 +37,7 @@ from worker.analysis import work_on_analysis
 from worker.engine_server import EngineServer
 from worker.settings import WorkerSettings
 from worker.slots import Slot
-from worker.supervisor import Workplace
+from worker.workplace import Workplace
 
 _SLOT = Slot(0, None)
 
