@@ -21,7 +21,7 @@ _PART_BYTES = 16 * _MIB
 # S3 takes 10,000 parts.
 _MAX_PARTS = 9_000
 _READ_BYTES = 8 * _MIB
-_CONNECT_SECONDS, _READ_SECONDS, _TRIES = 5, 60, 3
+_CONNECT_SECONDS, _READ_SECONDS, _TRIES = 5, 60, 2
 _SHA256 = "sha256"
 
 OnChunk = Callable[[int], None]
@@ -135,16 +135,6 @@ class S3Bucket:
             if not page.get("IsTruncated"):
                 return
             wanted["ContinuationToken"] = page["NextContinuationToken"]
-
-    def folders(self, *, after: str = "", at_most: int = 1000) -> list[str]:
-        """Names at the top, before the first slash, behind `after`, in order."""
-        wanted: dict[str, Any] = {"Prefix": self.settings.prefix, "Delimiter": "/", "MaxKeys": at_most}
-        if after:
-            # Behind everything that is in the folder of that name.
-            wanted["StartAfter"] = f"{self.settings.prefix}{after}/\U0010ffff"
-        page = self._call("listing runs", "list_objects_v2", **wanted)
-        names = [one["Prefix"].removeprefix(self.settings.prefix).rstrip("/") for one in page.get("CommonPrefixes", [])]
-        return [name for name in names if name > after]
 
     def remove(self, key: str) -> None:
         """Remove an object; nothing happens when there is none."""

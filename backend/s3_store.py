@@ -44,7 +44,7 @@ class S3Store:
     def keep(self, artifact: Artifact | ExportedFiles, files: list[StoredFile], on_chunk: OnChunk) -> None:
         """Store what this machine's disk holds of it, in the order of `files`: a manifest comes last.
 
-        What is there already is left. Raises StoreProblem, and Unreadable when the disk does not hold what `files` say.
+        What is there already is left. Raises StoreProblem, Unreadable when the disk does not hold what `files` say, and OSError.
         """
         for file in files:
             facts = self.bucket.facts(self.key(artifact, file.name))
@@ -58,7 +58,7 @@ class S3Store:
                     num_bytes=file.num_bytes,
                     on_chunk=on_chunk,
                 )
-            except (OSError, ContentChanged) as error:
+            except (FileNotFoundError, NotADirectoryError, ContentChanged) as error:
                 raise Unreadable(f"cannot be stored: {error}") from error
 
     def fetch(self, artifact: Artifact, on_chunk: Callable[[], None] = _nothing) -> str | None:

@@ -144,14 +144,14 @@ def _fetched(claim: AnalysisClaim, place: Workplace) -> Finding | None:
     keep_lease = _lease_keeper(claim, place)
     asked = claim.spec.spec if isinstance(claim.spec, QueuedQuestion) else claim.spec
     try:
-        fetch_named(place.database, place.artifacts, place.home, asked, keep_lease)
+        damaged = fetch_named(place.database, place.artifacts, place.home, asked, keep_lease)
     except StoreProblem as problem:
         return Finding(field="", message=str(problem))
     except OSError as error:
         return Finding(
             field="", message=f"A checkpoint could not be fetched to the worker ({error}); make room on its disk."
         )
-    return None
+    return Finding(field="", message=" ".join(damaged)) if damaged else None
 
 
 def _start(

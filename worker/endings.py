@@ -113,10 +113,7 @@ def unstored(problem: str, *, wish: Wish) -> Ending:
         return Ending(
             "cancelled", f"Cancelled as asked. Its last files could not be stored: {problem}", has_unrecorded=True
         )
-    reason = (
-        f"The run's files could not be stored: {problem} They are kept on the disk of its worker, which stores them before the run "
-        "goes on there."
-    )
+    reason = f"{problem} What is not stored yet stays on the disk of the run's worker, which stores it before the run goes on there."
     return Ending("queued", reason, None, "store_unavailable", reason, has_unrecorded=True)
 
 

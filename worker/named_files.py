@@ -19,10 +19,14 @@ _UPLOADED = re.compile(r'"upload:([0-9a-f]{64})"')
 
 def fetch_named(
     database: Database, store: ArtifactStore, home: Path, spec: BaseModel, on_chunk: Callable[[], None]
-) -> None:
-    """Fetch what is in the store and not here; of what is nowhere the engine says so. Raises StoreProblem, OSError."""
+) -> list[str]:
+    """Fetch what is in the store and not here; what is damaged there, a sentence each. Of what is nowhere the engine says so.
+
+    Raises StoreProblem, OSError.
+    """
+    damaged: list[str] = []
     if not store.is_remote:
-        return
+        return damaged
     document = spec.model_dump_json()
     for sha256 in set(_UPLOADED.findall(document)):
         if not upload_path(home, sha256).exists():
@@ -33,4 +37,7 @@ def fetch_named(
         with database.read() as session:
             found = session.scalar(select(Checkpoint.manifest_sha256).where(*same, Checkpoint.removed_at.is_(None)))
         if found is not None:
-            store.fetch(Artifact(run_id, int(fence), path, found), on_chunk)
+            wrong = store.fetch(Artifact(run_id, int(fence), path, found), on_chunk)
+            if wrong is not None:
+                damaged.append(f"{path} of run {run_id} is damaged: {wrong}; take another checkpoint.")
+    return damaged

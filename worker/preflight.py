@@ -44,9 +44,11 @@ def answer(claim: PreflightClaim, slots: list[Slot], place: Workplace) -> None:
 def _check(claim: PreflightClaim, slot: Slot, place: Workplace) -> tuple[list[Finding], dict[str, object], bool]:
     try:
         place.artifacts.check(writes=True)
-        fetch_named(place.database, place.artifacts, place.home, claim.spec, lambda: None)
+        damaged = fetch_named(place.database, place.artifacts, place.home, claim.spec, lambda: None)
     except StoreProblem as problem:
         return [Finding(field="", message=str(problem))], {}, True
+    if damaged:
+        return [Finding(field="", message=sentence) for sentence in damaged], {}, True
     with tempfile.TemporaryDirectory(prefix="incipit-preflight-") as folder:
         spec_path, answer_path, log_path = (Path(folder) / name for name in ("spec.json", "answer", "log"))
         spec_path.write_text(claim.spec.model_dump_json())

@@ -5,6 +5,8 @@ import shutil
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from pathlib import Path
 
 from backend.artifact_store import ArtifactStore
 from backend.artifacts import EXPORTS, UPLOADS
@@ -19,15 +21,14 @@ from engine.uploaded_prompts import is_sha256
 from worker.garbage import MIN_AGE_SECONDS, folders_in, size_and_newest
 from worker.lease import DATABASE_OUTAGES
 
-_EVERY_SECONDS = 3600.0
-_RUNS_AT_ONCE = 100
+_EVERY_SECONDS = 6 * 3600.0
 _UPLOADS_AT_ONCE = 500
 
 _log = logging.getLogger(__name__)
 
 
 class StoreGarbage:
-    """Goes through a bucket once an hour, in a thread of its own: listings take their time, and the control process has a lease to keep."""
+    """Goes through a bucket four times a day, in a thread of its own: the control process has a lease to keep."""
 
     def __init__(self, database: Database, store: ArtifactStore, *, min_age_seconds: float = MIN_AGE_SECONDS) -> None:
         self.database = database
@@ -53,17 +54,21 @@ class StoreGarbage:
     def collect(self) -> int:
         """Go through all runs; the bytes that were freed. Raises StoreProblem."""
         assert isinstance(self.store, S3Store)
-        bucket, freed, after = self.store.bucket, 0, ""
+        bucket, freed = self.store.bucket, 0
         before = datetime.now(UTC) - timedelta(seconds=self.min_age_seconds)
         for key, upload, began in bucket.unfinished_uploads():
             if began < before:
                 bucket.give_up_upload(key, upload)
-        freed += self._clean_uploads(self.store, before)
+        # One listing of all: a request for each run would be a hundred times as many.
+        for folder, objects in groupby(bucket.listed(""), key=lambda one: one.key.partition("/")[0]):
+            old = [one for one in objects if one.modified_at < before]
+            if self._is_over.is_set():
+                break
+            if folder == UPLOADS:
+                freed += self._clean_uploads(self.store, old)
+            elif folder != EXPORTS:
+                freed += self._clean(self.store, folder, old)
         freed += self._clean_exports(self.store, before)
-        while (run_ids := bucket.folders(after=after, at_most=_RUNS_AT_ONCE)) and not self._is_over.is_set():
-            for run_id in run_ids:
-                freed += self._clean(self.store, run_id, before)
-            after = run_ids[-1]
         return freed
 
     def _work(self) -> None:
@@ -72,8 +77,7 @@ class StoreGarbage:
         except (StoreProblem, *DATABASE_OUTAGES) as error:
             _log.warning("Garbage of the store is looked for again in %.0f s: %s", _EVERY_SECONDS, error)
 
-    def _clean_uploads(self, store: S3Store, before: datetime) -> int:
-        old = [one for one in store.bucket.listed(f"{UPLOADS}/") if one.modified_at < before]
+    def _clean_uploads(self, store: S3Store, old: list[StoredObject]) -> int:
         sha256_of = {one: one.key.removeprefix(f"{UPLOADS}/").removesuffix(".jsonl") for one in old}
         freed = 0
         for start in range(0, len(old), _UPLOADS_AT_ONCE):
@@ -92,9 +96,9 @@ class StoreGarbage:
         parts = {one: one.key.split("/") for one in stored}
         ids = sorted({of[1] for of in parts.values() if len(of) > 3})
         freed = 0
-        for start in range(0, len(ids), _RUNS_AT_ONCE):
+        for start in range(0, len(ids), _UPLOADS_AT_ONCE):
             with self.database.read() as session:
-                known = export_folders(session, ids[start : start + _RUNS_AT_ONCE])
+                known = export_folders(session, ids[start : start + _UPLOADS_AT_ONCE])
             for one, of in parts.items():
                 found = known.get(of[1]) if len(of) > 3 else None
                 if found and found.needed != of[2] and (found.is_let_go or one.modified_at < before):
@@ -102,17 +106,15 @@ class StoreGarbage:
                     freed += one.num_bytes
         return freed
 
-    def _clean(self, store: S3Store, run_id: str, before: datetime) -> int:
+    def _clean(self, store: S3Store, run_id: str, old: list[StoredObject]) -> int:
         with self.database.read() as session:
             facts = run_folders(session, run_id, min_age_seconds=self.min_age_seconds)
             known = stored_names(session, run_id, min_age_seconds=self.min_age_seconds)
         if facts is None:  # of another installation, perhaps: what we do not know is not ours to remove
             return 0
         num_objects = num_bytes = 0
-        for one in store.bucket.listed(f"{run_id}/"):
-            if self._is_over.is_set():
-                break
-            if one.modified_at < before and _is_garbage(one, facts, known):
+        for one in old:
+            if _is_garbage(one, facts, known) and not self._is_over.is_set():
                 store.bucket.remove(one.key)
                 num_objects, num_bytes = num_objects + 1, num_bytes + one.num_bytes
         if num_objects:
@@ -152,16 +154,25 @@ class LocalCopies:
         if not isinstance(self.store, S3Store):
             return freed
         for run_folder in folders_in(self.store.run_dir):
+            copies = [folder for folder in _copies_in(run_folder) if self._is_old(folder)]
+            if not copies:
+                continue
             with self.database.read() as session:
                 facts = run_folders(session, run_folder.name, min_age_seconds=self.min_age_seconds)
             if facts is None or facts.is_held:
                 continue
-            for attempt in folders_in(run_folder / "attempts"):
-                if not attempt.name.isdecimal() or int(attempt.name) not in facts.settled:
-                    continue  # what is not recorded yet is nowhere else
-                for folder in [*folders_in(attempt / "checkpoints"), *folders_in(attempt, "traces")]:
-                    size, newest = size_and_newest(folder)
-                    if time.time() - newest >= self.min_age_seconds:
-                        shutil.rmtree(folder, ignore_errors=True)
-                        freed += size
+            for folder in copies:
+                # What is not recorded yet is nowhere else.
+                if int(folder.relative_to(run_folder).parts[1]) in facts.settled:
+                    freed += size_and_newest(folder)[0]
+                    shutil.rmtree(folder, ignore_errors=True)
         return freed
+
+    def _is_old(self, folder: Path) -> bool:
+        return time.time() - size_and_newest(folder)[1] >= self.min_age_seconds
+
+
+def _copies_in(run_folder: Path) -> list[Path]:
+    """Checkpoints and folders of traces of all attempts of a run."""
+    attempts = [folder for folder in folders_in(run_folder / "attempts") if folder.name.isdecimal()]
+    return [copy for one in attempts for copy in (*folders_in(one / "checkpoints"), *folders_in(one, "traces"))]

@@ -1,10 +1,9 @@
 """One claimed run from its spec to its ending: start the engine, record it, keep the lease, stop it when told."""
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
 
@@ -39,14 +38,18 @@ from worker.resources import ResourceWatch
 from worker.resume import NoCheckpointLeft, resume_checkpoint
 from worker.slots import Slot
 from worker.uploads import StoreUnavailable
+from worker.watchdog import watchdog
 from worker.workplace import Workplace, write_spec
 
 _TURN_SECONDS = 0.25
-_WATCHDOG_SECONDS = 0.5
 _WISH_SECONDS = 2.0  # between looks at desired_state
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+
+class _Leaves(Exception):
+    """The worker lets its runs go before this one's lost attempts are recorded."""
 
 
 class Supervisor:
@@ -79,7 +82,7 @@ class Supervisor:
         """Bring the attempt to its end, whatever that is. When it returns, the engine is gone."""
         claim = self.claim
         try:
-            with self._watchdog():
+            with watchdog(self.lease, self._fence):
                 ending = self._despite_outages(self._ending_of_lost_attempts) or self._run_engine()
             self._close(ending)
         except NoCheckpointLeft as lost:
@@ -90,6 +93,8 @@ class Supervisor:
             self._close(unwritable(error))
         except (StoreUnavailable, StoreProblem) as error:
             self._close(unstored(str(error), wish=self._wish))
+        except _Leaves:
+            self._close(cut_short())
         except Exception as error:  # the outermost frame of an attempt: the run must not stay held by nobody
             _log.exception("Supervising run %s failed.", claim.run_id)
             self._kill_engine()
@@ -100,7 +105,12 @@ class Supervisor:
             self.recorder.close()
 
     def _ending_of_lost_attempts(self) -> Ending | None:
-        last_word = self.recorder.catch_up(self.lease.keep_or_lose)
+        def while_storing() -> None:
+            self.lease.keep_or_lose()
+            if self._leaving():
+                raise _Leaves
+
+        last_word = self.recorder.catch_up(while_storing)
         if last_word is None:
             return None
         if isinstance(last_word, Finished):
@@ -117,8 +127,7 @@ class Supervisor:
             self._turn(engine)
             if self._pulse.silent_seconds() > self.place.settings.stall_seconds:
                 engine.kill()
-                is_recorded = self._record_the_rest()
-                return replace(stalled(self.place.settings.stall_seconds), has_unrecorded=not is_recorded)
+                return replace(stalled(self.place.settings.stall_seconds), has_unrecorded=not self._record_the_rest())
             time.sleep(_TURN_SECONDS)
         if self._was_fenced:
             raise LeaseLost(f"The lease of run {self.claim.run_id} could not be renewed in time.")
@@ -165,9 +174,8 @@ class Supervisor:
 
     def _note_engine(self) -> None:
         assert self._engine is not None
-        engine = self._engine
         with self.place.database.write() as session:
-            set_engine_process(session, self.claim, pid=engine.pid, pid_started=engine.started)
+            set_engine_process(session, self.claim, pid=self._engine.pid, pid_started=self._engine.started)
 
     def _turn(self, engine: EngineProcess) -> None:
         try:
@@ -262,37 +270,30 @@ class Supervisor:
             self._wait_for_database()
 
     def _despite_outages(self, act: Callable[[], T]) -> T:
-        """What `act` returns, as soon as the database answers. Raises LeaseLost when that takes too long."""
+        """What `act` returns, as soon as database and store answer. Raises LeaseLost or StoreProblem when that takes too long."""
+        until = time.monotonic() + self.place.settings.store_patience_seconds
         while True:
             try:
                 return act()
             except DATABASE_OUTAGES as error:
                 _log.warning("The database did not answer, run %s waits: %s", self.claim.run_id, error)
+            except StoreProblem as error:
+                if time.monotonic() > until or self._leaving():
+                    raise
+                _log.warning("The store did not answer, run %s waits: %s", self.claim.run_id, error)
             self._wait_for_database()
 
     def _wait_for_database(self) -> None:
         time.sleep(1.0)
         self.lease.keep_or_lose()
 
-    @contextmanager
-    def _watchdog(self) -> Iterator[None]:
-        """Beside the block: end the engine before its lease does, even while this thread hangs in a database that is frozen."""
-        is_over = threading.Event()
-
-        def watch() -> None:
-            while not is_over.wait(_WATCHDOG_SECONDS):
-                if self.lease.is_nearly_over and self._engine is not None:
-                    self._was_fenced = True
-                    self._engine.kill()
-                    return
-
-        thread = threading.Thread(target=watch, name="watchdog", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            is_over.set()
-            thread.join()
+    def _fence(self) -> bool:
+        """End the engine because its lease is nearly over; False when there is none."""
+        if self._engine is None:
+            return False
+        self._was_fenced = True
+        self._engine.kill()
+        return True
 
     def _kill_engine(self) -> None:
         self._resources.end()

@@ -106,7 +106,7 @@ class Uploads:
                 # Either it was saved again meanwhile, whose own event follows, or the disk has damaged it.
                 _log.warning("%s %s", artifact.name, error)
                 return False
-            except StoreProblem as problem:
+            except (StoreProblem, OSError) as problem:
                 self._trouble = str(problem)
                 if time.monotonic() + wait > deadline:
                     raise StoreUnavailable(str(problem)) from None

@@ -41,17 +41,6 @@ def test_a_file_that_has_changed_is_not_stored(bucket: S3Bucket, tmp_path: Path,
     assert list(bucket.unfinished_uploads()) == []
 
 
-def test_folders_are_told_in_order_and_in_pieces(bucket: S3Bucket, tmp_path: Path) -> None:
-    for run in ("a", "b", "c"):
-        put(bucket, f"{run}/attempts/1/x", tmp_path / run, b"x")
-        put(bucket, f"{run}/attempts/2/x", tmp_path / run, b"x")
-    assert bucket.folders() == ["a", "b", "c"]
-    assert bucket.folders(at_most=2) == ["a", "b"]
-    assert bucket.folders(after="a", at_most=1) == ["b"]
-    assert bucket.folders(after="b") == ["c"]
-    assert bucket.folders(after="c") == []
-
-
 def test_a_signed_address_gives_the_file_under_our_name_and_in_parts(bucket: S3Bucket, tmp_path: Path) -> None:
     content = os.urandom(1000)
     put(bucket, "run/f", tmp_path / "f", content)

@@ -23,7 +23,7 @@ from backend.s3_bucket import S3Bucket
 from backend.s3_store import S3Store
 from dashboard.api_client import ApiClient
 from engine.token_trace import write_traces
-from incipit.download import CheckpointDownload
+from incipit.download import checkpoint_download
 from tests import databases
 from tests.access import SIGNED_IN, TOKEN
 from tests.api_process import ApiProcess
@@ -130,7 +130,7 @@ def test_the_command_line_resumes_a_download_from_the_store(served: Served, tmp_
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "model.safetensors.part").write_bytes(WEIGHTS[:100_000])
     with ApiClient(served.api.url, token=TOKEN) as client:
-        download = CheckpointDownload(client, found[0], tmp_path / "out")
+        download = checkpoint_download(client, found[0], tmp_path / "out")
         download.run()
     assert {name: (tmp_path / "out" / name).read_bytes() for name in FILES} == FILES
     num_bytes = sum(map(len, FILES.values())) - 100_000

@@ -12,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
+from backend.redaction import Redaction
 from backend.s3_bucket import S3Bucket
 from backend.settings import Settings
 from backend.store_problem import StoreProblem
@@ -142,6 +143,14 @@ def test_settings_that_cannot_be_are_refused(
     message = caught.value.errors()[0]["msg"]
     assert said in message
     assert "hidden" not in message
+
+
+def test_keys_and_signed_addresses_are_cut_out_of_logs(store: StoreSettings) -> None:
+    cleaned = Redaction(environment_of(store) | {"AWS_SECRET_ACCESS_KEY": "canary-of-the-environment"})
+    said = cleaned(
+        f"{ACCESS_KEY} {SECRET_KEY} canary-of-the-environment http://x/y?X-Amz-Signature=0123456789abcdef&b=1"
+    )
+    assert said == "… … … http://x/y?X-Amz-Signature=…&b=1"
 
 
 def test_bucket_and_prefix_come_from_the_address() -> None:
