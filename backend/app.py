@@ -30,6 +30,7 @@ from backend.routes import (
     checkpoints,
     divergence,
     experiments,
+    exports,
     health,
     pins,
     playground,
@@ -55,7 +56,7 @@ make something take an `Idempotency-Key`. Times are UTC; units: tokens,
 nats, FLOPs, seconds, bytes."""
 
 _MODULES = (
-    experiments, runs, streams, wishes, rollouts, divergence, resources, checkpoints, pins, prompt_files, specs, analyses,
+    experiments, runs, streams, wishes, rollouts, divergence, resources, checkpoints, exports, pins, prompt_files, specs, analyses,
     playground, views, alerts, access, workers,
 )  # fmt: skip
 
@@ -112,6 +113,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         api.include_router(module.router)
     app.include_router(api)
     app.include_router(checkpoints.signed_router, prefix="/api/v1")
+    app.include_router(exports.signed_router, prefix="/api/v1")
     app.include_router(health.open_router)
     app.include_router(health.figures_router)
     complete_document(app, chosen.limits)

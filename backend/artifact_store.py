@@ -18,3 +18,10 @@ def artifact_store(settings: Settings) -> ArtifactStore:
     if settings.store.is_s3:
         return S3Store(S3Bucket(settings.store), settings.run_dir)
     return FolderStore(settings.run_dir)
+
+
+def export_store(settings: Settings) -> ArtifactStore:
+    """Where the files of exports are: in the same bucket, or in their folder."""
+    if settings.store.is_s3:
+        return S3Store(S3Bucket(settings.store), settings.export_dir)
+    return FolderStore(settings.export_dir)

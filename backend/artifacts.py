@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 UPLOADS = "prompts"
 """Where uploads are, beside the runs, whose names are ids."""
+EXPORTS = "exports"
+"""Where exports are in a bucket."""
 
 
 class Artifact(NamedTuple):
@@ -18,9 +20,27 @@ class Artifact(NamedTuple):
     """Of a checkpoint; empty for a file of traces."""
 
     @property
+    def above(self) -> str:
+        """The attempt's folder below that of all runs."""
+        return f"{self.run_id}/attempts/{self.fence}"
+
+    @property
     def name(self) -> str:
         """Its place below the folder of all runs."""
-        return f"{self.run_id}/attempts/{self.fence}/{self.path}"
+        return f"{self.above}/{self.path}"
+
+
+class ExportedFiles(NamedTuple):
+    """What an export has made, below the folder of all exports."""
+
+    path: str
+    above: str = ""
+    manifest_sha256: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its place below the folder of all exports."""
+        return self.path
 
 
 class StoredFile(NamedTuple):

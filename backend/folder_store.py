@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from backend.artifacts import Artifact, OutOfPlace, StoredFile, Unreadable
+from backend.artifacts import Artifact, ExportedFiles, OutOfPlace, StoredFile, Unreadable
 from backend.s3_bucket import OnChunk
 
 _CHUNK_BYTES = 1024 * 1024
@@ -33,7 +33,7 @@ class FolderStore:
     def check(self, *, writes: bool = False) -> None:
         """Nothing can be wrong with it that the disk's own checks do not say."""
 
-    def keep(self, artifact: Artifact, files: list[StoredFile], on_chunk: OnChunk) -> None:
+    def keep(self, artifact: Artifact | ExportedFiles, files: list[StoredFile], on_chunk: OnChunk) -> None:
         """It is kept already."""
 
     def fetch(self, artifact: Artifact, on_chunk: Callable[[], None] = _nothing) -> str | None:
@@ -47,20 +47,19 @@ class FolderStore:
         """It is here already, or nowhere."""
         return None
 
-    def remove(self, artifact: Artifact) -> None:
+    def remove(self, artifact: Artifact | ExportedFiles) -> None:
         """Remove a checkpoint's folder, or what can be removed of it."""
         shutil.rmtree(self.local(artifact), ignore_errors=True)
 
-    def local(self, artifact: Artifact) -> Path:
+    def local(self, artifact: Artifact | ExportedFiles) -> Path:
         """Its place on this machine's disk."""
         return self.run_dir / artifact.name
 
-    def path_of(self, artifact: Artifact, name: str) -> Path:
+    def path_of(self, artifact: Artifact | ExportedFiles, name: str) -> Path:
         """A file of a checkpoint. Raises Unreadable for names, folders and links that lead out of their place."""
-        attempt = self.run_dir / artifact.run_id / "attempts" / str(artifact.fence)
-        return _inside(_inside(attempt, artifact.path), name)
+        return _inside(_inside(self.run_dir / artifact.above, artifact.path), name)
 
-    def size(self, artifact: Artifact, name: str) -> int:
+    def size(self, artifact: Artifact | ExportedFiles, name: str) -> int:
         """Bytes of a file of a checkpoint. Raises Unreadable."""
         try:
             status = self.path_of(artifact, name).lstat()
@@ -70,7 +69,7 @@ class FolderStore:
             raise Unreadable("is not a plain file")
         return status.st_size
 
-    def chunks(self, artifact: Artifact, name: str, num_bytes: int) -> Iterator[bytes]:
+    def chunks(self, artifact: Artifact | ExportedFiles, name: str, num_bytes: int) -> Iterator[bytes]:
         """The first bytes of a file of a checkpoint, in pieces. Raises OSError when it ends early."""
         path = self.path_of(artifact, name)
         with path.open("rb") as file:

@@ -29,7 +29,8 @@ def _needs_of(spec: RunSpec, wanted: Needs) -> RunNeeds:
         f"{place}_memory_bytes": _memory_bytes(spec, device) if wanted.memory_bytes is None else wanted.memory_bytes
         for place, device in (("cpu", "cpu"), ("gpu", "cuda"))
     }
-    return RunNeeds.stated(spec).model_copy(update={**of_memory, "labels": wanted.labels})
+    stated = RunNeeds.stated(spec)
+    return stated.model_copy(update={**of_memory, "labels": sorted({*stated.labels, *wanted.labels})})
 
 
 def _memory_bytes(spec: RunSpec, device: str) -> int | None:

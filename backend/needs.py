@@ -14,6 +14,8 @@ from engine.frozen import Frozen
 from engine.spec import RunSpec
 
 MAX_LABELS = 16
+VLLM_LABEL = "vllm"
+"""Of workers whose engines may have vLLM inside."""
 _MAX_LISTED = 5  # names in a sentence
 Label = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 """A word such as `a100` or `lab-2`."""
@@ -60,7 +62,7 @@ class RunNeeds(Frozen):
             num_gpus=0 if spec.device == "cpu" else spec.num_processes,
             cpu_memory_bytes=None,
             gpu_memory_bytes=None,
-            labels=[],
+            labels=[VLLM_LABEL] if spec.needs_vllm else [],
             spec_version=spec.spec_version,
             event_version=0,
         )
@@ -148,6 +150,11 @@ def _without_gpus(needs: RunNeeds, workers: Sequence[Candidate]) -> str:
 def _without_labels(needs: RunNeeds, workers: Sequence[Candidate]) -> str:
     known = sorted({label for one in workers for label in one.capabilities.labels})
     have = f"their labels are {_listed(known)}" if known else "they have no labels"
+    if VLLM_LABEL in needs.labels and VLLM_LABEL not in known:
+        return (
+            "The run samples with vLLM inside its engine (rollouts.kind vllm_colocated), but no connected worker that could take it "
+            f"has the label vllm ({have}); start one with INCIPIT_VLLM_PYTHON, or clone the run with rollouts.kind engine."
+        )
     return (
         f"The run needs a worker with {_listed(needs.labels)}, but no connected worker that could take it has "
         f"{'them all' if len(needs.labels) > 1 else 'that'} ({have}); start one with INCIPIT_WORKER_LABELS="

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from backend.artifacts import Artifact, OutOfPlace, StoredFile, Unreadable
+from backend.artifacts import EXPORTS, Artifact, ExportedFiles, OutOfPlace, StoredFile, Unreadable
 from backend.s3_bucket import ContentChanged, OnChunk, S3Bucket
 from engine.manifest import MANIFEST, Expected, Manifest, damage_of
 from engine.staging import put_in_place, staging_beside
@@ -28,6 +28,7 @@ class S3Store:
     is_remote = True
 
     def __init__(self, bucket: S3Bucket, run_dir: Path) -> None:
+        """`run_dir` is where the copies are: of exports, the folder of those."""
         self.bucket = bucket
         self.run_dir = run_dir
 
@@ -40,7 +41,7 @@ class S3Store:
         """Raises StoreProblem, see S3Bucket.check."""
         self.bucket.check(writes=writes)
 
-    def keep(self, artifact: Artifact, files: list[StoredFile], on_chunk: OnChunk) -> None:
+    def keep(self, artifact: Artifact | ExportedFiles, files: list[StoredFile], on_chunk: OnChunk) -> None:
         """Store what this machine's disk holds of it, in the order of `files`: a manifest comes last.
 
         What is there already is left. Raises StoreProblem, Unreadable when the disk does not hold what `files` say, and OSError.
@@ -129,38 +130,40 @@ class S3Store:
         if digest.hexdigest() != sha256:
             raise Unreadable(f"{name} has another content in {self.title}")
 
-    def remove(self, artifact: Artifact) -> None:
+    def remove(self, artifact: Artifact | ExportedFiles) -> None:
         """Remove a checkpoint from bucket and disk, its manifest last. Raises StoreProblem."""
         shutil.rmtree(self.local(artifact), ignore_errors=True)
         keys = [one.key for one in self.bucket.listed(self.key(artifact, ""))]
         for key in sorted(keys, key=lambda key: key.endswith(f"/{MANIFEST}")):
             self.bucket.remove(key)
 
-    def local(self, artifact: Artifact) -> Path:
+    def local(self, artifact: Artifact | ExportedFiles) -> Path:
         """Its place on this machine's disk, where a copy may be."""
         return self.run_dir / artifact.name
 
-    def key(self, artifact: Artifact, name: str) -> str:
+    def key(self, artifact: Artifact | ExportedFiles, name: str) -> str:
         """Where in the bucket a file of it is."""
+        if isinstance(artifact, ExportedFiles):
+            return f"{EXPORTS}/{artifact.path}/{name}"
         if not artifact.manifest_sha256:
             return artifact.name
         return f"{artifact.name}/{artifact.manifest_sha256[:16]}/{name}"
 
-    def size(self, artifact: Artifact, name: str) -> int:
+    def size(self, artifact: Artifact | ExportedFiles, name: str) -> int:
         """Bytes of a file of a checkpoint. Raises Unreadable, StoreProblem."""
         facts = self.bucket.facts(self.key(artifact, name))
         if facts is None:
             raise Unreadable(f"is not in {self.title}")
         return facts.num_bytes
 
-    def chunks(self, artifact: Artifact, name: str, num_bytes: int) -> Iterator[bytes]:
+    def chunks(self, artifact: Artifact | ExportedFiles, name: str, num_bytes: int) -> Iterator[bytes]:
         """The first bytes of a file of a checkpoint, in pieces. Raises Unreadable, StoreProblem."""
         try:
             yield from self.bucket.chunks(self.key(artifact, name), num_bytes)
         except FileNotFoundError:
             raise Unreadable(f"{name} is not in {self.title}") from None
 
-    def link(self, artifact: Artifact, name: str, saved_as: str) -> str:
+    def link(self, artifact: Artifact | ExportedFiles, name: str, saved_as: str) -> str:
         """An address of a file of a checkpoint that holds for five minutes. Raises StoreProblem."""
         return self.bucket.link(self.key(artifact, name), saved_as=saved_as, seconds=_LINK_SECONDS)
 

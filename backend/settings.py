@@ -153,6 +153,11 @@ class Settings(BaseSettings):
         return self.home / "runs"
 
     @property
+    def export_dir(self) -> Path:
+        """Folder with one folder per export of a checkpoint."""
+        return export_dir(self.home)
+
+    @property
     def sql_url(self) -> str:
         """The database's address with its password; the SQLite file below home unless database_url says otherwise."""
         if self.database_password_file is None:
@@ -181,6 +186,11 @@ class Settings(BaseSettings):
         finally:
             draft.unlink()
         return path.read_bytes()
+
+
+def export_dir(home: Path) -> Path:
+    """The folder of all exports below INCIPIT_HOME."""
+    return home / "exports"
 
 
 def is_safe_url(url: str) -> bool:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from sqlalchemy.orm import Session
 
 from backend.artifact_store import ArtifactStore
-from backend.downloads import StoredCheckpoint
+from backend.downloads import stored_checkpoint
 from backend.limits import Limits
 from backend.playground import CheckpointChoice, QuestionCreate
 from backend.problems import Refusal
@@ -105,7 +105,7 @@ def _model(
         return Finding(field=field, message=message)
     record, _ = found
     try:
-        stored = StoredCheckpoint(*found, store)
+        stored = stored_checkpoint(*found, store)
         stored.check()
     except Refusal as refusal:
         return Finding(field=field, message=f"{field} is {record.run_name} at step {record.step}: {refusal.detail}")

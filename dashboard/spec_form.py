@@ -137,13 +137,15 @@ def _label(leaf: FormField) -> str:
     """With the name of what it belongs to, where the bare word could be of several: `Student path`."""
     above = leaf.path.rpartition(".")[0].replace("_", " ").replace(".", " ")
     return (
-        leaf.label if not above or above in ("optimizer", "analysis") else f"{above} {leaf.label.lower()}".capitalize()
+        leaf.label
+        if not above or above in ("optimizer", "analysis", "export")
+        else f"{above} {leaf.label.lower()}".capitalize()
     )
 
 
 def kind_label(kind: str) -> str:
     """A union member's kind in words: `reverse KL`, `every nth step`."""
-    return " ".join(word.upper() if word in ("kl", "jsd") else word for word in kind.split("_"))
+    return " ".join(word.upper() if word in ("kl", "jsd", "gguf") else word for word in kind.split("_"))
 
 
 def draw_field(form: DrawnForm, leaf: FormField, seed: Mapping[str, Any], key: str) -> None:

@@ -39,9 +39,10 @@ class FormField:
         return words[:1].upper() + words[1:]
 
     def leaves(self) -> Iterator["FormField"]:
-        """All fields below that are no groups; of a union, itself."""
+        """All fields below that are no groups; of a union or a table, itself."""
         if self.kind != "group":
             yield self
+            return
         for inner in self.fields:
             yield from inner.leaves()
 

@@ -18,6 +18,7 @@ _ADVICE = {
     "gradients": "train an adapter in place of all weights",
     "low_precision_copy": "train an adapter in place of all weights",
     "student_copy": "set *overlap* to false",
+    "vllm": "lower *rollouts cache gb* or let the engine sample",
     "teacher_weights": "set *precision* to bfloat16, on a GPU *teacher offload* to always, or take a smaller teacher",
     "teacher_pass": "halve *micro-batch rollouts* (the result stays the same)",
     "activations": "halve *micro-batch rollouts* or set *gradient checkpointing* to always (the result stays the same)",

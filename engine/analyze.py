@@ -45,7 +45,7 @@ def analyze(asked: AnalysisSpec, report: Report) -> AnalysisResult:
         measure=measure,
         interval=interval,
         rows=rows,
-        sentences=sentences,
+        sentences=[*sentences, *subjects.served_teacher_note],
         num_prompts=min(question.num_prompts, available),
         seconds=time.monotonic() - began,
     )

@@ -13,7 +13,7 @@ from engine.memory_plan import NO_OFFLOAD_ON_A_CPU
 from engine.objective_check import check_objective
 from engine.pairing import pair_findings, shared_vocabulary, thinking_findings
 from engine.prompt_preview import NUM_SHOWN, PromptPreview, prompt_previews
-from engine.rollout_backend_spec import VllmRollouts
+from engine.rollout_backend_spec import ColocatedVllm, VllmRollouts
 from engine.server_pool import ServerPool
 from engine.setup import (
     RunData,
@@ -29,6 +29,7 @@ from engine.setup import (
 from engine.spec import RunSpec
 from engine.teacher_offload import offloaded
 from engine.trial import device_memory_bytes, trial
+from engine.vllm_inside import vllm_findings
 
 T = TypeVar("T")
 Facts = dict[str, int | float | str | None]
@@ -118,6 +119,9 @@ def _check_pair(
     if isinstance(spec.rollouts, VllmRollouts):
         servers, num_tokens = spec.rollouts, fitting.longest_prompt + spec.max_completion_tokens
         found.findings.extend(found.attempt(lambda: ServerPool(servers, num_tokens).look()) or [])
+    if isinstance(spec.rollouts, ColocatedVllm):
+        # Other workers may have it: the run waits for one that does.
+        found.findings.extend(one.model_copy(update={"severity": "warning"}) for one in vllm_findings())
     found.facts |= {f"overlong {name}": overlong.in_words for name, overlong in fitting.overlong.items()}
     shared = shared_vocabulary(student, teacher)
     found.facts["shared_vocabulary"] = shared

@@ -10,7 +10,7 @@ from engine.adaptive_prefixes import DivergenceSharePrefix, PlateauPrefix, Valid
 from engine.findings import misfit
 from engine.parallelism_spec import FullySharded, OneProcess
 from engine.policy_gradient import PolicyGradient
-from engine.rollout_backend_spec import VllmRollouts
+from engine.rollout_backend_spec import EngineRollouts, VllmRollouts
 from engine.selection_spec import ProbeSelection
 from engine.sentinel_spec import WatchTail
 from engine.served_teacher_rules import a_served_teacher_can_tell_what_is_asked
@@ -57,14 +57,14 @@ def _an_offloaded_teacher_has_weights_of_its_own(spec: RunSpec) -> None:
         )
 
 
-def _servers_can_sample_what_is_asked(spec: RunSpec) -> None:
-    if not isinstance(spec.rollouts, VllmRollouts):
+def _vllm_can_sample_what_is_asked(spec: RunSpec) -> None:
+    if isinstance(spec.rollouts, EngineRollouts):
         return
     if isinstance(spec.selection, ProbeSelection):
         raise misfit(
             "selection",
             "selection.kind is 'probe', whose candidates wait half-written in the engine's memory, but rollouts.kind is "
-            "'vllm_servers'; set selection to all or rollouts to engine.",
+            f"{spec.rollouts.kind!r}; set selection to all or rollouts to engine.",
         )
     if isinstance(spec.divergence, PolicyGradient) and spec.rollouts.sync_every_steps > 1:
         raise misfit(
@@ -72,6 +72,8 @@ def _servers_can_sample_what_is_asked(spec: RunSpec) -> None:
             f"rollouts.sync_every_steps is {spec.rollouts.sync_every_steps} but divergence policy_gradient is right only on "
             "tokens of the student that is updated; set it to 1 or choose another divergence.",
         )
+    if not isinstance(spec.rollouts, VllmRollouts):
+        return
     addresses = [server.address.rstrip("/") for server in spec.rollouts.servers]
     for index, address in enumerate(addresses):
         if address in addresses[:index]:
@@ -95,10 +97,10 @@ def _several_processes_share_what_they_can(spec: RunSpec) -> None:
         )
     if spec.overlap:
         raise misfit("parallelism", f"{begin} but overlap is true, which is for one process; set overlap to false.")
-    if isinstance(spec.rollouts, VllmRollouts):
+    if not isinstance(spec.rollouts, EngineRollouts):
         raise misfit(
             "parallelism",
-            f"{begin} but rollouts.kind is 'vllm_servers', whose weights come from one process; set rollouts to engine or "
+            f"{begin} but rollouts.kind is {spec.rollouts.kind!r}, whose weights come from one process; set rollouts to engine or "
             "parallelism to one_process.",
         )
     if isinstance(spec.selection, ProbeSelection):
@@ -126,7 +128,7 @@ def _several_processes_share_what_they_can(spec: RunSpec) -> None:
 MACHINE_RULES: list[Callable[[RunSpec], None]] = [
     _what_overlaps_is_known_a_step_ahead,
     _an_offloaded_teacher_has_weights_of_its_own,
-    _servers_can_sample_what_is_asked,
+    _vllm_can_sample_what_is_asked,
     a_served_teacher_can_tell_what_is_asked,
     _several_processes_share_what_they_can,
 ]

@@ -6,13 +6,16 @@ from dataclasses import dataclass
 
 from engine.flops import ModelShape
 from engine.memory_plan import MemoryPlan
+from engine.rollout_backend_spec import ColocatedVllm
 from engine.spec import RunSpec
 
 MEMORY_ERROR = 0.15
 """Of an estimate, as benchmarks/memory_estimate.py measures it."""
 _FLOAT32, _BFLOAT16 = 4, 2
+_GB = 2**30
 # Interpreter, torch and transformers with all that they load: resident memory of an engine that holds a tiny model.
 PROCESS_BYTES = 400_000_000
+_VLLM_BYTES = 250_000_000  # more, where it has imported that
 # Share that the C library keeps on top, of blocks that were freed and do not fit what is asked for next. Measured over the runs
 # of benchmarks/memory_estimate.py in both types, with glibc's own settings: 0.04 to 0.20, and with adapters 0.23 and 0.5. Returning
 # every block at once would save it and cost 28 % of the time. Not counted for a GPU, whose allocator was not measured.
@@ -81,6 +84,11 @@ def memory(
         "teacher_weights": 0 if spec.shares_base or spec.has_served_teacher else teacher.num_parameters * size,
         "optimizer": 2 * num_trained * _FLOAT32,
     }
+    if isinstance(
+        spec.rollouts, ColocatedVllm
+    ):  # asleep it frees its part of a GPU, but it samples beside all that is held
+        held["vllm"] = student.num_parameters * size + round(spec.rollouts.cache_gb * _GB)
+        held["process"] += 0 if is_on_gpu else _VLLM_BYTES
     num_rows = _rows_together(spec, plan, prompt_tokens + longest_horizon)
     num_tokens = num_rows * (prompt_tokens + longest_horizon)
     is_cast = is_half and not has_adapter  # float32 weights run under autocast; an adapter's base is bfloat16 itself

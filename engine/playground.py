@@ -20,7 +20,16 @@ from engine.scoring import TokenColumns, score_rollouts
 from engine.token_trace import TokenTrace, write_traces
 from engine.trace import token_trace
 from engine.truncation import Truncation
-from engine.voices import Voice, check_room, opened_model, reader_of, refusal, voices_of
+from engine.voices import (
+    Voice,
+    check_room,
+    connected_teacher,
+    opened_model,
+    reader_of,
+    refusal,
+    served_teacher_notes,
+    voices_of,
+)
 
 _MAX_TEXT = 32_768  # characters of an answer outside its trace
 _REPORT_SECONDS = 0.5
@@ -59,7 +68,7 @@ def ask(asked: PlaygroundSpec, report: Report, traces_path: Path) -> PlaygroundR
         answers=answers,
         reader=None if reader is None else reader.speaker.label,
         scoring_temperature=asked.run.sampling.temperature,
-        notes=_notes(voices),
+        notes=[*_notes(voices), *served_teacher_notes(asked.run.teacher_backend)],
         seconds=time.monotonic() - began,
     )
 
@@ -76,7 +85,7 @@ def _answers(
         if unfit:
             raise refusal("bad_model", voice.field, f"{voice.field} is {voice.speaker.in_words}: {unfit[0].message}")
         shared = shared_vocabulary(student, teacher)
-        student, scorer = student.limited_to(shared), teacher.limited_to(shared)
+        student, scorer = student.limited_to(shared), connected_teacher(asked, teacher.limited_to(shared), voice)
     found: list[tuple[Answer, TokenTrace | None]] = []
     for number, one in enumerate(spoken):
         author = student if one is voice else scorer

@@ -22,7 +22,7 @@ from engine.peak_memory import peak_memory_bytes
 from engine.prefix_state import PrefixSignals, PrefixState
 from engine.ranks import Ranks
 from engine.rollout import Rollout
-from engine.rollout_backend_spec import VllmRollouts
+from engine.rollout_backend_spec import EngineRollouts
 from engine.sentinel_spec import WatchTail
 from engine.setup import RunData
 from engine.spec import RunSpec
@@ -190,7 +190,7 @@ class Run:
         )
 
     def _rollout_servers(self) -> RolloutServers | None:
-        if not isinstance(self.spec.rollouts, VllmRollouts):
+        if isinstance(self.spec.rollouts, EngineRollouts):
             return None
         num_tokens = self.data.longest_prompt + self.spec.max_completion_tokens
         longest = max((prompt.token_ids for prompt in self.data.train), key=len)

@@ -18,7 +18,7 @@ from engine.flops import FlopLedger, rollout_ledger
 from engine.language_model import Decoder, LanguageModel
 from engine.rollout import Rollout, RolloutRequest
 from engine.truncation import EVERY_TOKEN, Truncation
-from engine.vllm_server import Draws
+from engine.vllm_answer import Draws
 
 if TYPE_CHECKING:
     from engine.teacher_servers import TeacherServers

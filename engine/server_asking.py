@@ -46,8 +46,8 @@ def unreachable(field: str, reasons: Sequence[str], seconds: float) -> RunError:
     """None of the servers that `field` of the spec names has answered for so long."""
     said = "; ".join(dict.fromkeys(reasons)) or "no reason"
     message = (
-        f"No server of {field} has answered for {seconds:.0f} s ({said}); start one of them, then resume: nothing of the steps "
-        "so far is lost."
+        f"No server of {field} has answered for {seconds:.0f} s ({said}); start one of them, then go on: nothing that is done "
+        "is lost."
     )
     return RunError("server_unreachable", message, [Finding(field=field, message=message)])
 

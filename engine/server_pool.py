@@ -15,7 +15,8 @@ from engine.findings import Finding
 from engine.rollout_backend_spec import VllmRollouts
 from engine.served_weights import ServedWeights
 from engine.server_asking import PAUSE_SECONDS, all_of, beside, check_addresses, unreachable
-from engine.vllm_server import INITIAL_WEIGHTS, Answer, Ask, Draws, ServerGone, VllmServer
+from engine.vllm_answer import Answer, Ask, Draws
+from engine.vllm_server import INITIAL_WEIGHTS, ServerGone, VllmServer
 
 _ALLOWED = "INCIPIT_ROLLOUT_SERVERS"
 
@@ -52,6 +53,10 @@ class ServerPool:
     def look(self) -> list[Finding]:
         """What stands in the way of each server, without giving it weights: another run may use it now."""
         return asyncio.run(self._look())
+
+    def mismatch(self, words: str) -> RunError:
+        """One of the servers does not do what the run needs."""
+        return self.servers[0].mismatch(words)
 
     async def _look(self) -> list[Finding]:
         findings = []
@@ -98,12 +103,23 @@ class ServerPool:
 
     async def _ready(self, sessions: _Sessions, weights: ServedWeights) -> tuple[_Sessions, list[str]]:
         """The servers that have the weights now, and why the others have not."""
-        tries = (self._prepare(server, session, weights) for server, session in sessions.items())
+        resting = [server for server in sessions if server.is_resting]
+        ready, reasons = await self._prepared(
+            [server for server in sessions if server not in resting], sessions, weights
+        )
+        if not ready and resting:
+            return await self._prepared(list(sessions), sessions, weights)
+        return ready, reasons
+
+    async def _prepared(
+        self, servers: list[VllmServer], sessions: _Sessions, weights: ServedWeights
+    ) -> tuple[_Sessions, list[str]]:
+        tries = (self._prepare(server, sessions[server], weights) for server in servers)
         found = await asyncio.gather(*tries, return_exceptions=True)
         for one in found:
             if one is not None and not isinstance(one, ServerGone):
                 raise one
-        ready = {server: sessions[server] for server, one in zip(sessions, found, strict=True) if one is None}
+        ready = {server: sessions[server] for server, one in zip(servers, found, strict=True) if one is None}
         return ready, [str(one) for one in found if one is not None]
 
     async def _prepare(self, server: VllmServer, session: httpx.AsyncClient, weights: ServedWeights) -> None:

@@ -166,7 +166,7 @@ def connected(spec: RunSpec, teacher: LanguageModel, data: RunData) -> LanguageM
     num_tokens = data.longest_prompt + spec.max_completion_tokens
     servers = TeacherServers(spec.teacher_backend, teacher.tokenizer, teacher.head.vocabulary, num_tokens)
     prompts = [prompt for of_field in data.by_field().values() for prompt in of_field]
-    servers.set_tags((one.token_ids, one.row.tag) for one in prompts if one.row.tag is not None)
+    servers.routes.set_tags((one.token_ids, one.row.tag) for one in prompts)
     return replace(teacher, servers=servers)
 
 

@@ -207,6 +207,11 @@ class RunSpec(Frozen):
         return self.teacher_backend.kind != "engine"
 
     @property
+    def needs_vllm(self) -> bool:
+        """Whether the engine's own process needs vLLM."""
+        return self.rollouts.kind == "vllm_colocated"
+
+    @property
     def num_distillation_steps(self) -> int:
         """Steps behind the warm-up phase. Schedules, anchoring and learning rate count these alone, from 0."""
         return self.num_steps - self.warmup_phase.num_steps

@@ -45,5 +45,13 @@ class VllmTeacher(Frozen):
     patience_seconds: Annotated[float, Field(ge=1, le=86_400)] = 120.0
     """How long the run waits when no server answers, before it fails and is tried again later."""
 
+    @property
+    def note(self) -> str:
+        """What a reader of figures must know."""
+        return (
+            f"The teacher is served: of each position its {self.top_k} likeliest tokens are known and the rest as one, so that "
+            "divergences are lower bounds."
+        )
+
 
 TeacherBackend = Annotated[EngineTeacher | VllmTeacher, Field(discriminator="kind")]

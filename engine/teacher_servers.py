@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from typing import Generic, TypeVar
@@ -20,14 +20,15 @@ from engine.rollout import Rollout, RolloutRequest
 from engine.server_asking import PAUSE_SECONDS, all_of, beside, check_addresses, unreachable
 from engine.teacher_backend_spec import VllmTeacher
 from engine.teacher_cache import TeacherCache, WrittenText
+from engine.teacher_routes import FIELD, TeacherRoutes
 from engine.top_tokens import TopTokens
-from engine.vllm_server import Answer, Ask, Draws, ServerGone, VllmServer
+from engine.vllm_answer import Answer, Ask, Draws
+from engine.vllm_server import ServerGone, VllmServer
 
 A = TypeVar("A")
 R = TypeVar("R")
 _Ask = Callable[[VllmServer, httpx.AsyncClient, A], Awaitable[R]]
 
-FIELD = "teacher_backend.servers"
 ALLOWED = "INCIPIT_TEACHER_SERVERS"
 _PROBE_TOKENS = 64
 _FIXED_TOKENS = 64
@@ -51,35 +52,12 @@ class TeacherServers:
         self.on_wait: Callable[[], None] = lambda: None
         """Called all the time while servers work; it may raise to stop."""
         self.servers = [VllmServer(one.address, FIELD) for one in spec.servers]
-        self.tags: Mapping[tuple[int, ...], str] = {}
-        """Tag by prompt, of those that have one."""
-        self._tag_of = {server: one.tag for server, one in zip(self.servers, spec.servers, strict=True)}
+        self.routes = TeacherRoutes({server: one.tag for server, one in zip(self.servers, spec.servers, strict=True)})
         self._caches: dict[str | None, TeacherCache] = {}
         self._fixed: list[int] = []
         self._likeliest: dict[str | None, list[int]] = {}
         """By tag, what its teacher finds likeliest at each position of the fixed text."""
         self._ready: set[VllmServer] = set()
-
-    def set_tags(self, tagged: Iterable[tuple[Sequence[int], str]]) -> None:
-        """Which prompts, by their token ids, belong to which teacher.
-
-        Raises RunError("bad_spec") when no server scores some, or one prompt has two teachers.
-        """
-        served = set(self._tag_of.values())
-        tags: dict[tuple[int, ...], str] = {}
-        for prompt, tag in tagged:
-            known = tags.setdefault(tuple(prompt), tag)
-            if known != tag and {known, tag} & served:
-                message = f"{FIELD} has servers by tag but one prompt has the tags {known!r} and {tag!r}; give it one of them."
-                raise RunError("bad_spec", message, [Finding(field=FIELD, message=message)])
-        lost = sorted({tag for tag in tags.values() if tag not in served})
-        self.tags = {prompt: tag for prompt, tag in tags.items() if tag in served}
-        if lost and None not in served:
-            message = (
-                f"{FIELD} has a server for the tags {', '.join(sorted(filter(None, served)))} alone, but prompts have "
-                f"{', '.join(map(repr, lost[:3]))}; add one with that tag, or one without a tag for all others."
-            )
-            raise RunError("bad_spec", message, [Finding(field=FIELD, message=message)])
 
     def check(self, token_ids: Sequence[int]) -> None:
         """See that there is a server for every tag that serves what the run needs, with a text of the run.
@@ -93,8 +71,8 @@ class TeacherServers:
         async def ask(server: VllmServer, session: httpx.AsyncClient, _: None) -> None:
             """To be ready is all."""
 
-        for tag in dict.fromkeys(self._tag_of.values()):
-            self._all_of([([server for server, own in self._tag_of.items() if own == tag], None)], ask)
+        for tag in self.routes.tags:
+            self._all_of([(self.routes.of_tag(tag), None)], ask)
 
     def look(self) -> list[Finding]:
         """What stands in the way of each server, before a run."""
@@ -125,7 +103,7 @@ class TeacherServers:
             told = await server.top_logprobs(session, text, first, self.spec.top_k, self.vocabulary)
             return TopTokens.of(told[: stop - start])
 
-        asked = [(self._servers_of(rollouts[index].prompt_token_ids), rollouts[index]) for index in missing]
+        asked = [(self.routes.servers_of(rollouts[index].prompt_token_ids), rollouts[index]) for index in missing]
         for index, top in zip(missing, self._all_of(asked, ask), strict=True):
             known[index] = top
             if (cache := caches[index]) is not None:
@@ -148,7 +126,7 @@ class TeacherServers:
             number = int.from_bytes(hashlib.sha256(keys[at][-1].encode()).digest()[:7], "big")
             return await server.complete(session, Ask(request.prompt_token_ids, request.limit(horizon), number), draws)
 
-        asked = [(self._servers_of(places[at][0].prompt_token_ids), at) for at in missing]
+        asked = [(self.routes.servers_of(places[at][0].prompt_token_ids), at) for at in missing]
         for at, answer in zip(missing, self._all_of(asked, ask), strict=True):
             texts[at] = WrittenText.model_validate(asdict(answer))
             kept[at].keep(keys[at], texts[at])
@@ -172,12 +150,8 @@ class TeacherServers:
             f"{seed} {request.prompt_index} {request.stream} {index}",
         ]
 
-    def _servers_of(self, prompt: Sequence[int]) -> list[VllmServer]:
-        tag = self.tags.get(tuple(prompt))
-        return [server for server, own in self._tag_of.items() if own == tag] or self.servers
-
     def _cache_of(self, prompt: Sequence[int]) -> TeacherCache:
-        return self._caches[self._tag_of[self._servers_of(prompt)[0]]]
+        return self._caches[self.routes.tag_of[self.routes.servers_of(prompt)[0]]]
 
     def _all_of(self, asks: Sequence[tuple[list[VllmServer], A]], ask: _Ask[A, R]) -> list[R]:
         """An answer to each ask from one of its servers; those of a server that is lost go to the others."""
@@ -212,7 +186,8 @@ class TeacherServers:
 
     async def _prepare(self, server: VllmServer, session: httpx.AsyncClient, reasons: list[str]) -> None:
         """Look at a server that has not been asked yet, or was lost and may be another one now."""
-        if server in self._ready:
+        tag = self.routes.tag_of[server]
+        if server in self._ready or (server.is_resting and not self._ready.isdisjoint(self.routes.of_tag(tag))):
             return
         try:
             await self._check(server, session)
@@ -221,7 +196,6 @@ class TeacherServers:
             reasons.append(str(gone))
             return
         found = [max(at, key=lambda one: at[one]) for at in told]
-        tag = self._tag_of[server]
         known = self._likeliest.setdefault(tag, found)
         agreement = sum(a == b for a, b in zip(found, known, strict=True)) / len(known)
         if agreement < _LEAST_AGREEMENT:

@@ -12,24 +12,25 @@ from pathlib import Path
 from engine.flops import FlopLedger, continuation_ledger, rollout_ledger
 from engine.language_model import LanguageModel
 from engine.rollout import Rollout, RolloutRequest
-from engine.rollout_backend_spec import VllmRollouts
+from engine.rollout_backend_spec import ColocatedVllm, SampledByVllm
 from engine.served_weights import ServedWeights, WeightsFolder, changed, token_logprobs
 from engine.server_pool import ServerPool
-from engine.vllm_server import Answer, Ask, Draws
+from engine.vllm_answer import Answer, Ask, Draws
+from engine.vllm_inside import VllmInside
 
 _FOLDER = "INCIPIT_WEIGHTS_FOLDER"
 
 
 class RolloutServers:
-    """The servers of a run, and the weights that they have to have."""
+    """The servers of a run, or the vLLM in its process, and the weights that they have to have."""
 
-    def __init__(self, spec: VllmRollouts, run_folder: Path, num_tokens: int, fixed_tokens: list[int]) -> None:
+    def __init__(self, spec: SampledByVllm, run_folder: Path, num_tokens: int, fixed_tokens: list[int]) -> None:
         """`num_tokens` is the longest text of the run; a server is tried on `fixed_tokens`, two at least.
 
-        Raises RunError("bad_spec") for a server that may not be asked.
+        Raises RunError("bad_spec") for a server that may not be asked, or where there is no vLLM.
         """
         self.spec = spec
-        self.pool = ServerPool(spec, num_tokens)
+        self.pool = VllmInside(spec, num_tokens) if isinstance(spec, ColocatedVllm) else ServerPool(spec, num_tokens)
         shared = os.environ.get(_FOLDER)
         folder = Path(shared) / run_folder.parent.parent.name if shared else run_folder
         self.folder = WeightsFolder(folder.resolve() / "rollout-weights", fixed_tokens)
@@ -46,11 +47,15 @@ class RolloutServers:
         if self._weights is None or (step % self.spec.sync_every_steps == 0 and self._weights.folder.name != name):
             self._weights = self.folder.write(student, name)
             self.folder.keep_only(self._weights, self.pool.trial)
+        if isinstance(self.pool, VllmInside):
+            self.pool.start(student, self._weights)
         writing = time.monotonic() - began
         return VllmSampler(self.pool, self._weights, student, seed, temperature, on_wait, writing)
 
     def close(self) -> None:
-        """Take the weights away."""
+        """Take the weights away, and what samples with them."""
+        if isinstance(self.pool, VllmInside):
+            self.pool.close()
         self.folder.remove()
 
 
@@ -61,7 +66,7 @@ class VllmSampler:
     Two rollouts with the same seed and weights may still differ: vLLM rounds differently in batches of other sizes.
     """
 
-    pool: ServerPool
+    pool: ServerPool | VllmInside
     weights: ServedWeights
     model: LanguageModel
     seed: int
@@ -117,7 +122,7 @@ class VllmSampler:
         expected = token_logprobs(self.model, text, self.temperature)[-len(answer.token_ids) :]
         gap = sum(abs(a - b) for a, b in zip(expected, answer.logprobs, strict=True)) / len(expected)
         if gap > self.pool.spec.max_logprob_gap:
-            raise self.pool.servers[0].mismatch(
+            raise self.pool.mismatch(
                 f"tells log-probabilities that are {gap:.2f} nats from the engine's at temperature {self.temperature}, more than "
                 f"rollouts.max_logprob_gap ({self.pool.spec.max_logprob_gap}); start it with --logprobs-mode processed_logprobs."
             )

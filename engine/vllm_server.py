@@ -9,19 +9,21 @@ import json
 import math
 import os
 import re
-from dataclasses import dataclass
+import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 
 from engine.errors import RunError
 from engine.findings import Finding
-from engine.truncation import EVERY_TOKEN, Truncation
+from engine.vllm_answer import Answer, Ask, Draws, checked
 
 _API_KEY = "INCIPIT_VLLM_API_KEY"
 _MAX_ANSWER_BYTES = 64_000_000
 _CONNECT_SECONDS = 10.0
+# So that a host which drops packets costs a tenth of the time at most.
+_REST_SECONDS = 10 * _CONNECT_SECONDS
 # The first answers of a fresh server wait for its kernels: half a minute was seen, and a full queue comes on top.
 _ANSWER_SECONDS = 600.0
 _MOST_LOGPROBS = re.compile(r"max allowed: (\d{1,6})")
@@ -31,37 +33,6 @@ INITIAL_WEIGHTS = "default"
 
 class ServerGone(Exception):
     """A server does not answer, or says that it cannot now; another one may, or the same one later."""
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One completion to be sampled."""
-
-    token_ids: list[int]
-    """What is continued."""
-    max_tokens: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a server has sampled."""
-
-    token_ids: list[int]
-    logprobs: list[float]
-    finish_reason: Literal["eos", "length"]
-
-
-@dataclass(frozen=True)
-class Draws:
-    """How all completions of a run are drawn."""
-
-    temperature: float
-    eos_token_ids: frozenset[int]
-    vocabulary: int
-    """Ids from it on are not a token of both models."""
-    truncation: Truncation = EVERY_TOKEN
-    """Which tokens may be drawn."""
 
 
 class VllmServer:
@@ -77,6 +48,12 @@ class VllmServer:
         """Whether it has shown that it takes all weights that it is given."""
         self.model: str | None = None
         """The name under which it serves its model, once it was checked."""
+        self._rests_until = -math.inf
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether nothing has answered at its address lately, not even that nobody is there: to be asked when no other is ready."""
+        return time.monotonic() < self._rests_until
 
     def session(self, max_connections: int) -> httpx.AsyncClient:
         """What the other methods talk through."""
@@ -144,7 +121,7 @@ class VllmServer:
             raise self.mismatch(
                 "answers without token ids and log-probabilities; vLLM from 0.22 on gives both."
             ) from None
-        return self._checked(token_ids, logprobs, ask, draws)
+        return checked(token_ids, logprobs, ask, draws, self.mismatch)
 
     async def logprobs(self, session: httpx.AsyncClient, token_ids: list[int]) -> list[float]:
         """Log-probability of each given token but the first, at temperature 1."""
@@ -204,25 +181,6 @@ class VllmServer:
         message = f"The server {self.address} {words}"
         return RunError("server_mismatch", message, [Finding(field=self.field, message=message)])
 
-    def _checked(self, token_ids: list[int], logprobs: list[float], ask: Ask, draws: Draws) -> Answer:
-        has_ended = bool(token_ids) and token_ids[-1] in draws.eos_token_ids
-        if not 0 < len(token_ids) <= ask.max_tokens or len(logprobs) != len(token_ids):
-            raise self.mismatch(
-                f"answered {len(token_ids)} tokens and {len(logprobs)} log-probabilities where {ask.max_tokens} tokens were asked for."
-            )
-        if not has_ended and len(token_ids) < ask.max_tokens:
-            raise self.mismatch(
-                f"ended a text after {len(token_ids)} of {ask.max_tokens} tokens without an end-of-text token."
-            )
-        if not all(0 <= token < draws.vocabulary for token in token_ids):
-            raise self.mismatch(
-                f"sampled token {max(token_ids)} but student and teacher share only the first {draws.vocabulary}; it serves "
-                "another model."
-            )
-        if not all(math.isfinite(one) and one < 1e-3 for one in logprobs):
-            raise self.mismatch("answered log-probabilities that are none; look at its log.")
-        return Answer(token_ids, logprobs, "eos" if has_ended else "length")
-
     async def _ask(self, session: httpx.AsyncClient, method: str, path: str, **rest: Any) -> Any:
         """The JSON that it answers, {} for nothing."""
         try:
@@ -233,7 +191,10 @@ class VllmServer:
                     if len(body) > _MAX_ANSWER_BYTES:
                         raise self.mismatch(f"answers {path} with more than {_MAX_ANSWER_BYTES:,} bytes.")
         except (httpx.TransportError, OSError) as error:
+            if isinstance(error, httpx.ConnectTimeout):
+                self._rests_until = time.monotonic() + _REST_SECONDS
             raise ServerGone(f"{self.address}: {str(error) or type(error).__name__}") from None
+        self._rests_until = -math.inf
         if response.status_code in (429, 502, 503, 504):
             raise ServerGone(f"{self.address}: status {response.status_code}")
         if response.is_error:

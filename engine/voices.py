@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,14 +13,18 @@ from engine.encode import token_ids_of
 from engine.errors import RunError
 from engine.events import FailureKind
 from engine.findings import Finding
-from engine.language_model import LanguageModel, load_language_model, load_tokenizer
+from engine.language_model import LanguageModel, describe_language_model, load_language_model, load_tokenizer
 from engine.locations import resolve
 from engine.manifest import Expected, damage_of
 from engine.model_spec import ModelSpec
 from engine.pairing import vocabulary_of
 from engine.playground_spec import BaseSpeaker, CheckpointSpeaker, PlaygroundSpec, Speaker, TeacherSpeaker
 from engine.setup import choose_device, choose_precision
+from engine.teacher_backend_spec import TeacherBackend, VllmTeacher
+from engine.teacher_servers import TeacherServers
 from engine.vocabularies import differing_ids
+
+_PATIENCE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -88,15 +92,52 @@ def _model_of(asked: PlaygroundSpec, speaker: Speaker) -> ModelSpec:
 
 
 def opened_model(asked: PlaygroundSpec, speaker: Speaker, where: str) -> LanguageModel:
-    """A speaker's model with frozen weights; RunError("bad_model") with a finding at the field `where`."""
+    """A speaker's model with frozen weights, a served teacher's without any; RunError("bad_model") with a finding at `where`."""
     field: Literal["student", "teacher"] = "teacher" if isinstance(speaker, TeacherSpeaker) else "student"
     device = choose_device(asked.run)
     try:
+        if field == "teacher" and asked.run.has_served_teacher:
+            return describe_language_model(asked.run.teacher, field, device)
         model = load_language_model(_model_of(asked, speaker), field, device, choose_precision(asked.run, device))
     except RunError as error:
         raise refusal(error.failure, where, f"{where} is {speaker.in_words}: {error.message}") from error
     model.module.requires_grad_(False)
     return model
+
+
+def connected_teacher(asked: PlaygroundSpec, teacher: LanguageModel, voice: Voice) -> LanguageModel:
+    """The teacher with the servers that have its weights, where it is served, looked at with this voice's prompt.
+
+    Of several teachers it is the one of the prompts without a tag, or else the first one. Raises RunError.
+    """
+    backend = asked.run.teacher_backend
+    if not isinstance(backend, VllmTeacher):
+        return teacher
+    tag = _tag_asked(backend)
+    servers = [one.model_copy(update={"tag": None}) for one in backend.servers if one.tag == tag]
+    # Somebody waits for the answer.
+    patience = min(backend.patience_seconds, _PATIENCE_SECONDS)
+    changed = backend.model_copy(update={"servers": servers, "patience_seconds": patience})
+    num_tokens = len(voice.prompt_token_ids) + asked.max_completion_tokens
+    connected = TeacherServers(changed, teacher.tokenizer, teacher.head.vocabulary, num_tokens)
+    connected.check(voice.prompt_token_ids)
+    return replace(teacher, servers=connected)
+
+
+def served_teacher_notes(backend: TeacherBackend) -> list[str]:
+    """What a reader must know of a teacher on servers."""
+    if not isinstance(backend, VllmTeacher):
+        return []
+    tag = _tag_asked(backend)
+    return [
+        backend.note,
+        *([] if tag is None else [f"Of the run's teachers, that of the tag {tag!r} answers and scores."]),
+    ]
+
+
+def _tag_asked(backend: VllmTeacher) -> str | None:
+    tags = [one.tag for one in backend.servers]
+    return None if None in tags else tags[0]
 
 
 def _prompt_token_ids(asked: PlaygroundSpec, tokenizer: PreTrainedTokenizerBase, speaker: Speaker) -> list[int]:

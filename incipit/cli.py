@@ -11,6 +11,7 @@ from incipit.commands import (
     demo,
     doctor,
     evaluate,
+    export,
     keys,
     models,
     prompts,
@@ -38,6 +39,7 @@ app.command()(ask.ask)
 app.command()(study.study)
 app.command()(track.track)
 app.command()(evaluate.evaluate)
+app.command()(export.export)
 app.command(context_settings=bench.SETTINGS)(bench.bench)
 app.command("rollout-server", context_settings=rollout_server.SETTINGS)(rollout_server.rollout_server)
 app.command()(doctor.doctor)

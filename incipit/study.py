@@ -80,7 +80,7 @@ def read_study(path: Path) -> Study:
     file = _record(path, StudyFile)
     choices: list[Choice] = []
     for listed in sorted((path.parent / file.choices).glob("*.json")):
-        documents = _document(listed)
+        documents = read_document(listed)
         if not isinstance(documents, list):
             raise ValueError(f"{listed} is not a list of choices; write [{{…}}, …].")
         choices += [
@@ -103,7 +103,8 @@ def dotted(change: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]
             yield above + key, value
 
 
-def _document(path: Path) -> Any:
+def read_document(path: Path) -> Any:
+    """The JSON of a file; ValueError with a sentence when there is none."""
     try:
         return json.loads(path.read_text())
     except OSError as error:
@@ -113,7 +114,7 @@ def _document(path: Path) -> Any:
 
 
 def _record(path: Path, model: type[StudyFile]) -> StudyFile:
-    return _validated(_document(path), model, str(path))
+    return _validated(read_document(path), model, str(path))
 
 
 def _validated(document: Any, model: type[R], where: str) -> R:

@@ -1,6 +1,5 @@
 """Fixtures that every part shares: a home of its own, and a migrated database of either kind, for each test."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,17 +10,7 @@ from backend.database import Database
 from backend.settings import Settings
 from tests import databases
 from tests.access import TOKEN
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty INCIPIT_HOME, also for child processes; the developer's own settings are out of sight."""
-    for name in [name for name in os.environ if name.startswith("INCIPIT_")]:
-        monkeypatch.delenv(name)
-    folder = tmp_path / "home"
-    folder.mkdir(mode=0o700)
-    monkeypatch.setenv("INCIPIT_HOME", str(folder))
-    return folder
+from tests.home import home as home
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

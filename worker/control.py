@@ -26,6 +26,7 @@ from backend.queries.wishes import settle_queued
 from backend.queries.workers import num_present
 from backend.settings import Settings
 from worker.alert_sender import AlertSender
+from worker.export_garbage import ExportGarbage
 from worker.garbage import GarbageCollector
 from worker.identity import ProcessIdentity, is_dead
 from worker.lease import DATABASE_OUTAGES
@@ -59,6 +60,7 @@ class Control:
         self._store_garbage = StoreGarbage(self.database, artifact_store(settings))
         self._alert_sender = AlertSender(self.database, settings.signing_secret(), settings.webhook_networks)
         self._upload_garbage = UploadGarbage(self.database, settings.home)
+        self._export_garbage = ExportGarbage(self.database, settings.export_dir)
 
     def turn(self) -> bool:
         """Do what is due; False when another process is in control."""
@@ -75,6 +77,7 @@ class Control:
         self._checkpoint_wal()
         self._garbage.turn()
         self._upload_garbage.turn()
+        self._export_garbage.turn()
         self._store_garbage.turn()
         self._alert_sender.turn()
         return True

@@ -38,12 +38,14 @@ class EngineProcess:
         server: EngineServer | None = None,
         while_waiting: Callable[[], None] = lambda: None,
         num_processes: int = 1,
+        python: Path | None = None,
     ) -> None:
         """Start it in `folder`. Call it from the main thread: the engine dies when the thread that started it ends.
 
         `log_path` gets stderr, and stdout too unless that has a descriptor of its own. Where there is a `server`, the
         process is a fork of it if that makes no difference; while it is not ready, `while_waiting` is called every second,
-        and what that raises is raised. Several processes are torchrun's (engine/launch.py), which this one then is.
+        and what that raises is raised. Several processes are torchrun's (engine/launch.py), which this one then is. `python` is
+        another environment's.
         """
         self.log_path = log_path
         its_stdin, stdin = os.pipe()
@@ -53,11 +55,15 @@ class EngineProcess:
                 standard = (its_stdin, log.fileno() if stdout is None else stdout, log.fileno())
                 wanted = engine_environment(environment)
                 forked = None
-                if server is not None and num_processes == 1:
+                if server is not None and num_processes == 1 and python is None:
                     forked = server.engine(
                         arguments, standard=standard, folder=folder, environment=wanted, while_waiting=while_waiting
                     )
-                command = engine_command(arguments) if num_processes == 1 else launch_command(num_processes, arguments)
+                command = (
+                    engine_command(arguments, python)
+                    if num_processes == 1
+                    else launch_command(num_processes, arguments)
+                )
                 self._process = forked or _started(command, standard, folder, wanted)
         except BaseException:
             self._stdin.close()
@@ -141,9 +147,9 @@ def _started(
     )
 
 
-def engine_command(arguments: list[str]) -> list[str]:
+def engine_command(arguments: list[str], python: Path | None = None) -> list[str]:
     """The command line of an engine process; -P keeps the folder it runs in out of the import path."""
-    return [sys.executable, "-P", "-m", "engine", *arguments]
+    return [str(python or sys.executable), "-P", "-m", "engine", *arguments]
 
 
 def launch_command(num_processes: int, arguments: list[str]) -> list[str]:

@@ -53,7 +53,8 @@ def _check(claim: PreflightClaim, slot: Slot, place: Workplace) -> tuple[list[Fi
         spec_path, answer_path, log_path = (Path(folder) / name for name in ("spec.json", "answer", "log"))
         spec_path.write_text(claim.spec.model_dump_json())
         try:
-            exit_code = _run(["check", "--spec", str(spec_path)], answer_path, log_path, slot, place)
+            python = place.settings.vllm_python if claim.spec.needs_vllm else None
+            exit_code = _run(["check", "--spec", str(spec_path)], answer_path, log_path, slot, place, python)
         except subprocess.TimeoutExpired:
             return _no_answer(f"took longer than {_CHECK_SECONDS} s; the models may be too large for it"), {}, False
         said, log = answer_path.read_bytes(), log_path.read_text(errors="replace")
@@ -67,7 +68,9 @@ def _check(claim: PreflightClaim, slot: Slot, place: Workplace) -> tuple[list[Fi
     return [*result.findings, *warnings], {**facts, "previews": result.previews}, True
 
 
-def _run(arguments: list[str], answer_path: Path, log_path: Path, slot: Slot, place: Workplace) -> int:
+def _run(
+    arguments: list[str], answer_path: Path, log_path: Path, slot: Slot, place: Workplace, python: Path | None
+) -> int:
     """Run an engine process to its end. Raises subprocess.TimeoutExpired."""
     deadline = time.monotonic() + _CHECK_SECONDS
 
@@ -84,6 +87,7 @@ def _run(arguments: list[str], answer_path: Path, log_path: Path, slot: Slot, pl
             environment={"INCIPIT_HOME": str(place.home), **slot.environment()},
             server=place.engine_server,
             while_waiting=end_of_patience,
+            python=python,
         )
     try:
         return engine.wait(deadline - time.monotonic())

@@ -1,12 +1,15 @@
 """How this machine's worker is set up: INCIPIT_… environment variables beside those of backend/settings.py."""
 
+import importlib.util
+import os
 import sys
+from pathlib import Path
 from typing import Annotated, NoReturn, Self
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from backend.needs import MAX_LABELS, Label
+from backend.needs import MAX_LABELS, VLLM_LABEL, Label
 from backend.queries.claims import LEASE_SECONDS
 from backend.queries.retries import MAX_RETRY_SECONDS, RETRY_SECONDS
 from worker.uploads import PATIENCE_SECONDS
@@ -30,6 +33,9 @@ class WorkerSettings(BaseSettings):
     """GPUs of a slot: as many processes a run in it may have (parallelism.num_processes)."""
     worker_labels: str = ""
     """Labels of this machine's worker, such as `a100,lab-2`: runs that ask for some go only to workers that have them all."""
+    vllm_python: Path | None = None
+    """Python of an environment with vLLM and Incipit, such as `make vllm` makes: engines with vLLM inside run in it
+    (rollouts.kind vllm_colocated). The worker then has the label `vllm`."""
     engine_server: bool = True
     """Whether engines are forks of a process that has torch imported: ready 5 s sooner, for 0.3 GB held while none is at work."""
     stop_seconds: Annotated[float, Field(ge=1, le=3600)] = 60.0
@@ -54,8 +60,10 @@ class WorkerSettings(BaseSettings):
 
     @property
     def labels(self) -> list[str]:
-        """The labels, in alphabetical order."""
-        return sorted({label for part in self.worker_labels.split(",") if (label := part.strip())})
+        """The labels, in alphabetical order, `vllm` with them where engines may have it inside."""
+        own = {label for part in self.worker_labels.split(",") if (label := part.strip())}
+        has_vllm = self.vllm_python is not None or importlib.util.find_spec("vllm") is not None
+        return sorted(own | {VLLM_LABEL} if has_vllm else own)
 
     @property
     def longest_stop_seconds(self) -> float:
@@ -66,6 +74,17 @@ class WorkerSettings(BaseSettings):
     def last_storing_seconds(self) -> float:
         """Behind an engine's end at a shutdown: what is not stored by then is left for later."""
         return self.grace_seconds - self.longest_stop_seconds
+
+    @field_validator("vllm_python")
+    @classmethod
+    def _is_a_program(cls, path: Path | None) -> Path | None:
+        """From the root on, since engines start in another folder."""
+        if path is not None and not os.access(path, os.X_OK):
+            raise ValueError(
+                f"INCIPIT_VLLM_PYTHON is {path}, which is no program that this user may run; make the environment (`make vllm`) or "
+                "correct the path."
+            )
+        return path and path.absolute()
 
     @model_validator(mode="after")
     def _labels_are_labels(self) -> Self:

@@ -10,6 +10,8 @@ from backend.database import Database
 from backend.folder_store import FolderStore
 from backend.limits import Limits
 from backend.queries.claims import Claim
+from backend.s3_store import S3Store
+from backend.settings import export_dir
 from worker.engine_server import EngineServer
 from worker.settings import WorkerSettings
 
@@ -36,6 +38,12 @@ class Workplace:
     def artifacts(self) -> ArtifactStore:
         """Where the files of runs are kept."""
         return self.store or FolderStore(self.run_dir)
+
+    @property
+    def exports(self) -> ArtifactStore:
+        """Where the files of exports are kept."""
+        folder = export_dir(self.home)
+        return S3Store(self.store.bucket, folder) if isinstance(self.store, S3Store) else FolderStore(folder)
 
 
 def write_spec(path: Path, claim: Claim) -> None:

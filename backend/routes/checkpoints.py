@@ -25,7 +25,7 @@ from backend.dependencies import (
     page_size,
 )
 from backend.download_places import DownloadPlaces
-from backend.downloads import StoredCheckpoint
+from backend.downloads import StoredFolder, stored_checkpoint
 from backend.locked_route import locked_router
 from backend.problems import not_found
 from backend.queries import checkpoints as queries
@@ -50,14 +50,14 @@ def _places(request: Request) -> DownloadPlaces:
 
 
 Places = Annotated[DownloadPlaces, Depends(_places)]
-_FILE: Responses = {
+FILE: Responses = {
     200: {"content": {"application/octet-stream": {}}, "description": "The file."},
     206: {"content": {"application/octet-stream": {}}, "description": "The part that Range asks for."},
     302: {"description": "It is in a bucket, whose server sends it from the address in Location, for five minutes."},
     304: {"description": "The file is still the one with this ETag, its sha256."},
     416: ERRORS[416],
 }
-_ARCHIVE: Responses = {200: {"content": {"application/x-tar": {}}, "description": "The folder as an uncompressed tar."}}
+ARCHIVE: Responses = {200: {"content": {"application/x-tar": {}}, "description": "The folder as an uncompressed tar."}}
 
 
 @router.get("", operation_id="list_checkpoints", responses=errors())
@@ -84,7 +84,7 @@ def get_checkpoint(checkpoint_id: Id, session: Reading) -> Checkpoint:
     "/{checkpoint_id}/files/{name:path}",
     operation_id="get_checkpoint_file",
     response_class=Response,
-    responses={**_FILE, **errors(404, 410)},
+    responses={**FILE, **errors(404, 410)},
 )
 def get_checkpoint_file(
     checkpoint_id: Id, name: FileName, session: Reading, store: Artifacts, places: Places, request: Request
@@ -97,7 +97,7 @@ def get_checkpoint_file(
     "/{checkpoint_id}/archive",
     operation_id="get_checkpoint_archive",
     response_class=Response,
-    responses={**_ARCHIVE, **errors(404, 410)},
+    responses={**ARCHIVE, **errors(404, 410)},
 )
 def get_checkpoint_archive(checkpoint_id: Id, session: Reading, store: Artifacts, places: Places) -> Response:
     """A checkpoint's folder as one uncompressed tar."""
@@ -121,7 +121,7 @@ def create_checkpoint_link(checkpoint_id: Id, session: Reading, settings: Config
     "/{checkpoint_id}/files/{name:path}",
     operation_id="download_checkpoint_file",
     response_class=Response,
-    responses={**_FILE, **errors(403, 404, 410)},
+    responses={**FILE, **errors(403, 404, 410)},
 )
 def download_checkpoint_file(
     checkpoint_id: Id,
@@ -143,7 +143,7 @@ def download_checkpoint_file(
     "/{checkpoint_id}/archive",
     operation_id="download_checkpoint_archive",
     response_class=Response,
-    responses={**_ARCHIVE, **errors(403, 404, 410)},
+    responses={**ARCHIVE, **errors(403, 404, 410)},
 )
 def download_checkpoint_archive(
     checkpoint_id: Id,
@@ -159,8 +159,8 @@ def download_checkpoint_archive(
     return places.sent(_stored(checkpoint_id, session, store).archive())
 
 
-def _stored(checkpoint_id: str, session: Session, store: ArtifactStore) -> StoredCheckpoint:
+def _stored(checkpoint_id: str, session: Session, store: ArtifactStore) -> StoredFolder:
     found = queries.checkpoint(session, checkpoint_id)
     if found is None:
         raise not_found("checkpoint", checkpoint_id)
-    return StoredCheckpoint(*found, store)
+    return stored_checkpoint(*found, store)

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from backend.dependencies import Bell, Caller, Config, Id, Store, errors
 from backend.expansion import planned_runs
 from backend.locked_route import locked_router
-from backend.needs import Needs
+from backend.needs import Needs, RunNeeds
 from backend.problems import Refusal, not_found
 from backend.queries import runs as queries
 from backend.queries import wishes
@@ -118,7 +118,8 @@ def clone_run(
         raise not_found("run", run_id)
     variant = Variant(name=wanted.name or _copy_name(origin.name), changes=wanted.changes, note=origin.note)
     seeds = [origin.seed if wanted.seed is None else wanted.seed]
-    needs = Needs(labels=origin.needs.labels) if wanted.needs is None else wanted.needs
+    asked = [label for label in origin.needs.labels if label not in RunNeeds.stated(origin.spec).labels]
+    needs = Needs(labels=asked) if wanted.needs is None else wanted.needs
     planned = planned_runs(
         ExperimentCreate(name="clone", base=origin.spec, variants=[variant], seeds=seeds, needs=needs)
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,23 +18,36 @@ _LOG_WIDTH = 160
 def study(
     file: Annotated[Path, typer.Argument(help="The study: a JSON file.", show_default=False)],
     out: Annotated[
-        Path | None, typer.Option("--out", help="The page to write; default docs/NAME.md, NAME being the study's.")
+        Path | None,
+        typer.Option("--out", help="The page to write; default docs/studies/NAME.md, or docs/NAME.md without seeds."),
     ] = None,
+    report: Annotated[
+        bool,
+        typer.Option("--report", help="Write the page of a study with seeds from its recorded figures; train nothing."),
+    ] = False,
     home: Annotated[Path | None, typer.Option("--home", help="Where everything is kept; default INCIPIT_HOME.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the runs as JSON.")] = False,
 ) -> None:
-    """Train every choice of a study through API and worker, then write its page.
+    """Train all runs of a study through API and worker, then write its page.
 
-    Example: incipit study experiments/studies/methods.json
+    Examples: incipit study experiments/studies/prefix-vs-full.json; the same with --report, from what was recorded before.
 
-    Uses the running stack, or starts one for as long as the study takes. A second call finds the runs of the first.
+    Uses the running stack, or starts one for as long as the study takes. A second call trains only what is missing.
     """
     from dashboard.api_errors import ApiError
+    from incipit.arm_study import is_arm_study
     from incipit.stack.errors import StackError
+    from incipit.study import read_document
 
     console = Console(stderr=json, width=None if sys.stdout.isatty() else _LOG_WIDTH)
     try:
-        failed = _study(file, out, home or incipit_home(), console, json=json)
+        document = read_document(file)
+        if is_arm_study(document):
+            failed = _arm_study(document, file, out, home or incipit_home(), console, json=json, report=report)
+        elif report:
+            raise ValueError(f"{file} has no seeds, so that nothing of it is recorded for --report; leave that out.")
+        else:
+            failed = _study(file, out, home or incipit_home(), console, json=json)
     except (StackError, ApiError, ValueError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
@@ -68,6 +81,34 @@ def _study(file: Path, out: Path | None, home: Path, console: Console, *, json: 
     for run in failures:
         say(f"{run.name} {run.state}: {run.failure_message or 'stopped'}")
     say(f"{len(runs)} runs, {len(failures)} of them without success; the page is {page}.")
+    return bool(failures)
+
+
+def _arm_study(
+    document: Any, file: Path, out: Path | None, home: Path, console: Console, *, json: bool, report: bool
+) -> bool:
+    from incipit.arm_study import data_of, page_of, read_arm_study
+    from incipit.arm_study_page import write_page
+    from incipit.stack.services import services
+    from incipit.study_sitting import Sitting
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False)
+
+    wanted = read_arm_study(document, str(file))
+    page = out or page_of(wanted, Path("docs"))
+    path = data_of(wanted, Path("docs")) if out is None else out.with_suffix(".parquet")
+    sitting = Sitting(wanted, path, commit=_commit(file.parent), say=say)
+    failures = []
+    if not report and sitting.missing:
+        with services(home, say) as (client, _, check):
+            failures = sitting.train(client, console, check)
+    write_page(wanted, sitting.data, page, command=f"incipit study {file.as_posix()} --report", source=path.as_posix())
+    for run in failures:
+        say(f"{run.name} {run.state}: {run.failure_message or 'stopped'}")
+    say(f"{sitting.missing} runs are missing; the page is {page}.")
+    if json:
+        typer.echo(f'{{"missing": {sitting.missing}, "failed": {len(failures)}}}')
     return bool(failures)
 
 

@@ -14,6 +14,8 @@ class Stage(Frozen):
     """How many steps."""
     tokens: int
     """How many tokens."""
+    note: str | None = None
+    """Anything, or empty."""
 
 
 class Leaves(Frozen):

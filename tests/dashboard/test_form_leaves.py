@@ -1,5 +1,6 @@
 """The widgets of flags, lists and tables, which unions and groups of the spec are free to use."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,32 @@ def test_an_untouched_form_says_what_it_was_given(page: AppTest) -> None:
         "modules": None,
         "stages": [{"steps": 2, "tokens": 8}],
     }
+    # The columns of a table have no fields of their own.
+    assert [one.label for one in page.text_input] == ["Lengths", "Modules"]
+
+
+@pytest.mark.parametrize("turn", range(10))
+def test_every_kind_of_every_union_can_be_drawn(turn: int) -> None:
+    app = AppTest.from_file(str(Path(PAGE).with_name("every_kind_page.py")), default_timeout=60)
+    app.session_state["turn"] = turn
+    app.run()
+    assert not app.exception
+    chosen = app.session_state["chosen"]
+    for name in ("teacher_backend", "rollouts", "divergence", "prefix"):
+        assert document(app)[name]["kind"] == chosen[name]["kind"]
+
+
+def test_ten_turns_reach_every_kind() -> None:
+    assert max(len(one.members) for one in every_union(form_fields(RunSpec.model_json_schema()))) <= 10
+
+
+def every_union(fields: Iterable[FormField]) -> Iterator[FormField]:
+    for one in fields:
+        inner = [one.fields, *(member.fields for member in one.members.values())]
+        if one.kind == "union":
+            yield one
+        for below in inner:
+            yield from every_union(below)
 
 
 def test_flags_lists_and_wishes_follow_their_widgets(page: AppTest) -> None:

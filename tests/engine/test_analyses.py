@@ -37,13 +37,6 @@ def test_the_divergence_of_a_wrong_plan_lies_in_its_first_tokens() -> None:
     assert all(row.low <= row.value <= row.high for row in result.rows)
 
 
-def test_a_teacher_that_was_served_is_opened_here() -> None:
-    backend = {"kind": "vllm_servers", "servers": [{"address": "http://127.0.0.1:1"}]}
-    question = {"analysis": {"kind": "teacher_continues", "num_prompts": 2}}
-    served = AnalysisSpec.model_validate({"run": tiny_spec(teacher_backend=backend).model_dump(), **question})
-    assert analyze(served, lambda done, detail: None).rows
-
-
 def test_the_shares_come_from_the_rows() -> None:
     rows = asked("divergence_by_position").rows
     sums = np.array([row.value * row.count for row in rows])

@@ -24,6 +24,7 @@ from engine.train import train
 from engine.vllm_sampler import RolloutServers
 from tests.engine.models import tiny_model
 from tests.engine.running import quick_document, quick_spec, train_here
+from tests.engine.silent_host import SilentHost
 from tests.engine.stand_in_vllm import StandInVllm
 
 pytestmark = [pytest.mark.usefixtures("home"), pytest.mark.xdist_group("rollout-servers")]
@@ -47,7 +48,7 @@ def second() -> Iterator[StandInVllm]:
     one.stop()
 
 
-def served_spec(*servers: StandInVllm, **changes: object) -> RunSpec:
+def served_spec(*servers: StandInVllm | SilentHost, **changes: object) -> RunSpec:
     rollouts = {
         "kind": "vllm_servers",
         "servers": [{"address": one.address} for one in servers],
@@ -161,6 +162,28 @@ def test_without_any_server_the_run_fails_as_one_that_may_be_tried_again(tmp_pat
     assert error.failure == "server_unreachable"
     assert error.message.startswith("No server of rollouts.servers has answered for 1 s (http://127.0.0.1:")
     assert error.findings[0].field == "rollouts.servers"
+
+
+def test_a_host_that_drops_packets_costs_one_time_limit_not_one_a_step(
+    tmp_path: Path, server: StandInVllm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.vllm_server._CONNECT_SECONDS", 2.0)
+    with SilentHost() as silent:
+        sampler = servers_of(served_spec(silent, server), tmp_path).sampler(tiny_model(), 0, 3, 1.0, lambda: None)
+        seconds = []
+        for _ in range(3):
+            began = time.monotonic()
+            assert len(sampler.sample(requests(), 5)) == 4
+            seconds.append(time.monotonic() - began)
+        assert seconds[0] >= 2.0
+        assert max(seconds[1:]) < 2.0
+    server.stop()
+    began = time.monotonic()
+    with SilentHost() as silent, pytest.raises(RunError, match=r"No server of rollouts\.servers"):
+        servers_of(served_spec(silent), tmp_path / "alone").sampler(tiny_model(), 0, 3, 1.0, lambda: None).sample(
+            requests(), 5
+        )
+    assert 2.0 <= time.monotonic() - began < 8.0  # it is asked although it rests, as there is no other
 
 
 def test_a_server_that_is_started_again_is_given_the_weights_again(tmp_path: Path, server: StandInVllm) -> None:
@@ -286,6 +309,30 @@ def test_what_servers_cannot_do_is_refused_at_its_field(changes: dict[str, objec
     with pytest.raises(ValidationError) as caught:
         RunSpec.model_validate(document)
     assert [finding.field for finding in findings_of(caught.value, document)] == [field]
+
+
+def test_vllm_inside_an_engine_without_it_is_a_warning_before_the_run_and_the_cause_of_its_end(tmp_path: Path) -> None:
+    spec = quick_spec(rollouts={"kind": "vllm_colocated"})
+    (found,) = check(spec).findings
+    assert (found.field, found.severity) == ("rollouts", "warning")
+    error = failure(spec, tmp_path)
+    assert error.failure == "bad_spec"
+    assert error.message == found.message
+    assert "make vllm" in error.message
+    assert "INCIPIT_VLLM_PYTHON" in error.message
+
+
+def test_vllm_inside_an_engine_refuses_what_servers_do() -> None:
+    for changes, field in (
+        ({"selection": {"kind": "probe", "probe_tokens": 2}, "rollouts_per_prompt": 4}, "selection"),
+        ({"parallelism": {"kind": "data_parallel", "num_processes": 2}}, "parallelism"),
+    ):
+        document = quick_document(rollouts={"kind": "vllm_colocated"}, **changes)
+        with pytest.raises(ValidationError) as caught:
+            RunSpec.model_validate(document)
+        (finding,) = findings_of(caught.value, document)
+        assert finding.field == field
+        assert "'vllm_colocated'" in finding.message
 
 
 def test_the_trial_leaves_the_student_as_it_was() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from engine.locations import resolve
 from engine.spec import RunSpec
 from tests.engine.models import tiny_model
 from tests.engine.running import quick_document, quick_spec, train_here
+from tests.engine.silent_host import SilentHost
 from tests.engine.stand_in_vllm import StandInVllm
 
 pytestmark = [pytest.mark.usefixtures("home"), pytest.mark.xdist_group("served-teacher")]
@@ -39,7 +41,7 @@ def second() -> Iterator[StandInVllm]:
     one.stop()
 
 
-def served_document(*servers: StandInVllm, **changes: object) -> dict[str, object]:
+def served_document(*servers: StandInVllm | SilentHost, **changes: object) -> dict[str, object]:
     backend = {
         "kind": "vllm_servers",
         "servers": [{"address": one.address} for one in servers],
@@ -48,7 +50,7 @@ def served_document(*servers: StandInVllm, **changes: object) -> dict[str, objec
     return quick_document(teacher_backend=backend, **changes)
 
 
-def served_spec(*servers: StandInVllm, **changes: object) -> RunSpec:
+def served_spec(*servers: StandInVllm | SilentHost, **changes: object) -> RunSpec:
     return RunSpec.model_validate(served_document(*servers, **changes))
 
 
@@ -115,6 +117,18 @@ def test_what_a_dying_server_has_not_answered_the_other_one_does(
     there = train_here(served_spec(second, server, teacher_backend=backend), tmp_path / "there")
     assert losses(there) == pytest.approx(losses(here), abs=1e-5)
     assert len(second.asked) > 8
+
+
+def test_a_host_that_drops_packets_is_not_asked_at_each_step(
+    server: StandInVllm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.vllm_server._CONNECT_SECONDS", 2.0)
+    with SilentHost() as silent:
+        began = time.monotonic()
+        done = train_here(served_spec(silent, server, num_steps=6), tmp_path)
+        assert len(losses(done)) == 6
+        # The look before the run and its first question: 2 s each. Asked at each step it would be 14.
+        assert 2.0 <= time.monotonic() - began < 11.0
 
 
 def test_two_servers_of_one_tag_serve_one_model(server: StandInVllm, tmp_path: Path) -> None:
@@ -226,7 +240,7 @@ def test_a_prompts_tag_chooses_its_teacher(server: StandInVllm, tmp_path: Path) 
         assert of_others == {1, 3}
         alone = served_spec(prompts=prompts, teacher_backend={"servers": [servers[0] | {"tag": "poems"}]}, num_steps=2)
         error = failure(alone, tmp_path / "alone")
-        assert "has a server for the tags poems alone, but prompts have 'sums'" in error.message
+        assert "has servers for the tags poems alone, but prompts have no tag, the tag 'sums'; add one" in error.message
     finally:
         sums.stop()
 
@@ -237,7 +251,7 @@ def test_a_prompt_with_two_teachers_is_refused(server: StandInVllm, tmp_path: Pa
     servers = [{"address": server.address, "tag": "sums"}, {"address": server.address}]
     error = failure(served_spec(prompts={"path": str(prompts)}, teacher_backend={"servers": servers}), tmp_path)
     assert error.failure == "bad_spec"
-    assert "one prompt has the tags 'sums' and 'poems'; give it one of them" in error.message
+    assert "one prompt has the tag 'sums' and the tag 'poems'; give it one tag" in error.message
 
 
 def test_prompts_of_one_token_are_enough(server: StandInVllm, tmp_path: Path) -> None:

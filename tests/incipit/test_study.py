@@ -51,6 +51,7 @@ def test_every_kind_of_every_union_of_the_spec_is_trained_by_the_study() -> None
         trained |= kinds_in(run.spec.model_dump(mode="json"))
     # A scorer only marks texts; the tiny pair's answers suit one of them. Servers are those of tests/vllm.
     left_out = {("rollouts", "vllm_servers"), ("teacher_backend", "vllm_servers")}  # each needs a server
+    left_out |= {("rollouts", "vllm_colocated")}  # an environment of its own
     left_out |= {("parallelism", kind) for kind in ("data_parallel", "fully_sharded")}  # and these two free cores
     assert {(path, kind) for path, kind in wanted - trained - left_out if path != "evaluation.scorer"} == set()
 

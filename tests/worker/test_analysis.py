@@ -13,8 +13,9 @@ from sqlalchemy.orm import undefer
 
 from backend.access import LOCAL
 from backend.analyses import Analysis
+from backend.asked import Asked
 from backend.database import Database
-from backend.playground import Asked, QuestionCreate, QueuedQuestion
+from backend.playground import QuestionCreate, QueuedQuestion
 from backend.queries import analyses as queries
 from backend.tables import Analysis as Row
 from engine.analysis_spec import AnalysisSpec, DivergenceByPosition, TeacherPrefix

@@ -108,6 +108,20 @@ def test_a_run_that_no_connected_worker_can_take_says_why_with_value_limit_and_r
     assert why(database, ids[0]) is None
 
 
+def test_a_run_with_vllm_inside_waits_for_a_worker_that_has_it(database: Database) -> None:
+    (waiting,) = queue(database, RunNeeds.stated(short_spec(rollouts={"kind": "vllm_colocated"})))
+    announce(database, device="cpu", memory_total_bytes=16 * _GB, labels=["lab"])
+    said = why(database, waiting) or ""
+    assert (
+        "no connected worker that could take it has the label vllm (their labels are lab); start one with INCIPIT_VLLM_PYTHON"
+        in said
+    )
+    announce(database, "other", device="cpu", memory_total_bytes=16 * _GB, labels=["lab", "vllm"])
+    assert why(database, waiting) is None
+    asked = needs_of([short_spec(rollouts={"kind": "vllm_colocated"})], Needs(labels=["lab"]))[0]
+    assert asked.labels == ["lab", "vllm"]
+
+
 def test_a_small_worker_leaves_a_large_run_and_takes_the_next(database: Database) -> None:
     large, small = queue(
         database,

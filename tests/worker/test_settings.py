@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from sqlalchemy import text
 
 from backend import migrate
@@ -65,3 +66,12 @@ def test_a_database_without_tables_is_of_another_version_too(tmp_path: Path) -> 
     with pytest.raises(OtherSchema, match="has schema none"), database.read() as session:
         refuse_other_schema(session)
     database.close()
+
+
+def test_a_worker_with_a_python_for_vllm_is_labelled_so(tmp_path: Path) -> None:
+    assert WorkerSettings(worker_labels="lab", vllm_python=Path(sys.executable)).labels == ["lab", "vllm"]
+    assert WorkerSettings(worker_labels="lab").labels == ["lab"]
+    with pytest.raises(
+        ValidationError, match=r"INCIPIT_VLLM_PYTHON is .*nothing, which is no program that this user may run"
+    ):
+        WorkerSettings(vllm_python=tmp_path / "nothing")

@@ -1,0 +1,203 @@
+"""The page of a study of arms: what was confirmed and what was not, tables, a plot and its data; made from recorded figures alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from backend.comparison import si
+from engine.seed_statistics import mean_interval
+from incipit.arm_study import Arm, ArmStudy, Claim, Reading
+from incipit.study_data import Figure, StudyData
+from incipit.study_plot import draw
+from incipit.study_readouts import Paired, Point, curve, paired, verdict
+
+_READINGS: tuple[tuple[Reading, str], ...] = (
+    ("steps", "equal steps"),
+    ("flops", "equal training FLOPs"),
+    ("time", "equal training time"),
+)
+
+
+def write_page(study: ArmStudy, data: StudyData, page: Path, *, command: str, source: str) -> None:
+    """Write the page and its plot beside it; `source` is the file of the figures. ValueError when no run has ended yet."""
+    if not data.figures:
+        raise ValueError(
+            f"There are no figures of {study.name} yet; train it first (`incipit study FILE` without --report)."
+        )
+    page.parent.mkdir(parents=True, exist_ok=True)
+    picture = page.with_suffix(".svg")
+    draw(study, data, picture)
+    lines = [
+        f"# {study.title}",
+        "",
+        *_verdicts(study, data),
+        "",
+        study.question,
+        "",
+        study.setting,
+        "",
+        f"![{study.measure.name} against training FLOPs, by arm]({picture.name})",
+        "",
+        "Lines are means over seeds, thin ones single seeds; the figures are in the table at the end.",
+        "",
+        "## Arms",
+        "",
+        *_arms(study, data),
+        "",
+        f"## Against {study.reference}",
+        "",
+        *_differences(study, data),
+        "",
+        *_missing(study, data),
+        "## Data of the plot",
+        "",
+        *_curves(study, data),
+        "",
+        f"Made by `{command}` from `{source}`; nobody types it. Trained {_span(data.dates)} at commit "
+        f"{', '.join(data.commits)} on {'; '.join(data.machines)}.",
+        "",
+    ]
+    page.write_text("\n".join(lines))
+
+
+def _verdicts(study: ArmStudy, data: StudyData) -> list[str]:
+    said = []
+    for claim in study.claims:
+        found = paired(data, claim.arm, claim.against, study.measure.key, claim.at, study.seeds)
+        said.append(
+            f"* **{verdict(claim, study.measure, found).capitalize()}:** {claim.statement} {_evidence(study, claim, found)}"
+        )
+    return said
+
+
+def _evidence(study: ArmStudy, claim: Claim, found: Paired | None) -> str:
+    reading = dict(_READINGS)[claim.at]
+    if found is None:
+        return f"(No seed of both {claim.arm} and {claim.against} has been trained yet.)"
+    return (
+        f"({study.measure.name} of {claim.arm} less that of {claim.against} at {reading}: {_signed(found)}, {len(found.seeds)} "
+        f"seeds, p = {found.p_value:.3f}.)"
+    )
+
+
+def _arms(study: ArmStudy, data: StudyData) -> list[str]:
+    measure = study.measure
+    shown = [measure.key, *measure.shown]
+    head = ["arm", "seeds", "steps", "training FLOPs", f"{study.reference} / this", "training s"]
+    head += [f"{measure.name}, dev", f"{measure.name}, report", *measure.shown, "why"]
+    reference = _mean_cost(study, data, study.reference)
+    rows = []
+    for subject in ("base", "teacher"):
+        values = [_last(data, None, None, subject, "dev", key) for key in shown]
+        report = _last(data, None, None, subject, "report", measure.key)
+        name = "untrained student" if subject == "base" else "teacher"
+        rows.append([name, "", "", "", "", "", _plain(values[0]), _plain(report), *map(_plain, values[1:]), ""])
+    for arm in study.arms:
+        ends = [curve(data, arm.name, seed, measure.key) for seed in study.seeds]
+        ends = [points for points in ends if points]
+        cost = _mean_cost(study, data, arm.name)
+        rows.append(
+            [
+                arm.name, f"{len(ends)} of {len(study.seeds)}",
+                _plain(fmean(points[-1].step for points in ends) if ends else None, 0),
+                "–" if cost is None else si(cost) + "FLOP",
+                "–" if not cost or reference is None else f"{reference / cost:.1f}",
+                _plain(fmean(points[-1].seconds for points in ends) if ends else None, 1),
+                *(_over_seeds(study, data, arm, split, measure.key) for split in ("dev", "report")),
+                *(_over_seeds(study, data, arm, "dev", key) for key in measure.shown), arm.note,
+            ]
+        )  # fmt: skip
+    return _table(head, rows)
+
+
+def _differences(study: ArmStudy, data: StudyData) -> list[str]:
+    better = "more" if study.measure.is_better_when == "higher" else "less"
+    rows = []
+    for arm in study.arms:
+        if arm.name == study.reference:
+            continue
+        found = [paired(data, arm.name, study.reference, study.measure.key, at, study.seeds) for at, _ in _READINGS]
+        rows.append([arm.name, *("–" if one is None else f"{_signed(one)}, p = {one.p_value:.3f}" for one in found)])
+    return [
+        f"{study.measure.name.capitalize()} of each arm less that of {study.reference} ({better} is better), seed by seed, as far as "
+        "the one that got less far went, on the dev prompts; between two evaluations on a line. Brackets are 95 % over seeds "
+        "(Student's t), p is exact (sign flips).",
+        "",
+        *_table(["arm", *(words for _, words in _READINGS)], rows),
+    ]
+
+
+def _missing(study: ArmStudy, data: StudyData) -> list[str]:
+    lost = {
+        arm.name: [seed for seed in study.seeds if not curve(data, arm.name, seed, study.measure.key)]
+        for arm in study.arms
+    }
+    if not any(lost.values()):
+        return []
+    rows = [f"* {name}: seeds {', '.join(map(str, seeds))}" for name, seeds in lost.items() if seeds]
+    return ["## Missing", "", "Not trained yet, and in no figure above:", "", *rows, ""]
+
+
+def _curves(study: ArmStudy, data: StudyData) -> list[str]:
+    rows = []
+    for arm in study.arms:
+        by_step: dict[int, list[Point]] = {}
+        for seed in study.seeds:
+            for point in curve(data, arm.name, seed, study.measure.key):
+                by_step.setdefault(point.step, []).append(point)
+        for step, points in sorted(by_step.items()):
+            values = [point.value for point in points]
+            mean_flops = fmean(point.flops for point in points)
+            rows.append([arm.name, str(step), si(mean_flops) + "FLOP", _interval_text(values), str(len(values))])
+    return _table(["arm", "step", "training FLOPs", f"{study.measure.name}, dev", "seeds"], rows)
+
+
+def _mean_cost(study: ArmStudy, data: StudyData, arm: str) -> float | None:
+    ends = [curve(data, arm, seed, study.measure.key) for seed in study.seeds]
+    costs = [points[-1].flops for points in ends if points]
+    return fmean(costs) if costs else None
+
+
+def _over_seeds(study: ArmStudy, data: StudyData, arm: Arm, split: str, key: str) -> str:
+    values = [_last(data, arm.name, seed, "student", split, key) for seed in study.seeds]
+    known = [value for value in values if value is not None]
+    return _interval_text(known) if known else "–"
+
+
+def _last(data: StudyData, arm: str | None, seed: int | None, subject: str, split: str, key: str) -> float | None:
+    """The value of the last such evaluation, of any run where none is named."""
+    found: Figure | None = None
+    for one in data.figures:
+        is_run = arm is None or (one.arm, one.seed) == (arm, seed)
+        is_latest = found is None or one.step >= found.step
+        if is_run and (one.subject, one.split, one.key) == (subject, split, key) and is_latest:
+            found = one
+    return None if found is None else found.value
+
+
+def _interval_text(values: Sequence[float]) -> str:
+    interval = mean_interval(values)
+    mean = f"{fmean(values):.3f}"
+    return mean if interval is None else f"{mean} [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def _signed(found: Paired) -> str:
+    if found.interval is None:
+        return f"{found.mean:+.3f}"
+    return f"{found.mean:+.3f} [{found.interval[0]:+.3f}, {found.interval[1]:+.3f}]"
+
+
+def _plain(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _span(dates: Sequence[str]) -> str:
+    return dates[0] if len(dates) == 1 else f"{min(dates)} to {max(dates)}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (head, *rows)]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    return [lines[0], "|" + "---|" * len(head), *lines[1:]]

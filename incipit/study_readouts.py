@@ -1,0 +1,111 @@
+"""What a study's figures say: an arm at equal steps, FLOPs or time as another one, over seeds, and whether a claim holds. Pure."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+from engine.seed_statistics import mean_interval
+from incipit.arm_study import Claim, Measure, Reading
+from incipit.study_data import Figure, StudyData
+
+Verdict = Literal["confirmed", "refuted", "undecided"]
+_MOST_SIGN_FLIPS = 16
+
+
+@dataclass(frozen=True)
+class Point:
+    """An evaluation of a run's student, or of the untrained one at step 0."""
+
+    step: int
+    flops: float
+    seconds: float
+    value: float
+
+    def at(self, reading: Reading) -> float:
+        return {"steps": float(self.step), "flops": self.flops, "time": self.seconds}[reading]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The difference of two arms, the first less the second, over the seeds that both have."""
+
+    seeds: list[int]
+    differences: list[float]
+    mean: float
+    interval: tuple[float, float] | None
+    """95 %, Student's t over seeds; None with fewer than two."""
+    p_value: float
+    """Two-sided, exact: how often flipping the signs of the differences makes as large a mean."""
+
+
+def curve(data: StudyData, arm: str, seed: int, key: str) -> list[Point]:
+    """The student's dev evaluations of a run, the untrained student first, by step."""
+    found: dict[int, Figure] = {}
+    for one in data.figures:
+        is_mine = (one.arm, one.seed, one.key, one.split) == (arm, seed, key, "dev")
+        if is_mine and one.subject in ("student", "base") and (one.subject == "student" or one.step not in found):
+            found[one.step] = one
+    return [Point(step, one.training_flops, one.training_seconds, one.value) for step, one in sorted(found.items())]
+
+
+def value_at(points: Sequence[Point], reading: Reading, where: float) -> float | None:
+    """The value there, between two evaluations on a line between them; None before the first or behind the last."""
+    if not points or not points[0].at(reading) <= where <= points[-1].at(reading):
+        return None
+    for before, behind in itertools.pairwise(points):
+        low, high = before.at(reading), behind.at(reading)
+        if low <= where <= high:
+            share = (where - low) / (high - low) if high > low else 1.0
+            return before.value + share * (behind.value - before.value)
+    return points[-1].value
+
+
+def paired(data: StudyData, arm: str, against: str, key: str, reading: Reading, seeds: Sequence[int]) -> Paired | None:
+    """The arms compared seed by seed where the shorter one of the two ended; None without a seed that both have."""
+    used, differences = [], []
+    for seed in seeds:
+        first, second = curve(data, arm, seed, key), curve(data, against, seed, key)
+        if not first or not second:
+            continue
+        where = min(first[-1].at(reading), second[-1].at(reading))
+        mine, theirs = value_at(first, reading, where), value_at(second, reading, where)
+        if mine is not None and theirs is not None:
+            used.append(seed)
+            differences.append(mine - theirs)
+    if not used:
+        return None
+    return Paired(used, differences, fmean(differences), mean_interval(differences), sign_flip_p(differences))
+
+
+def sign_flip_p(differences: Sequence[float]) -> float:
+    """Exact two-sided p-value of the paired sign-flip test of a mean of 0; at most 16 differences are all flipped, of more the first 16.
+
+    With n differences it is never below 2 / 2**n.
+    """
+    used = list(differences)[:_MOST_SIGN_FLIPS]
+    observed = abs(sum(used))
+    flips = itertools.product((1, -1), repeat=len(used))
+    as_large = sum(
+        abs(sum(sign * one for sign, one in zip(signs, used, strict=True))) >= observed * (1 - 1e-12) for signs in flips
+    )
+    return float(as_large / 2 ** len(used))
+
+
+def verdict(claim: Claim, measure: Measure, found: Paired | None) -> Verdict:
+    """What the interval of the difference says of the claim; without an interval nothing is decided."""
+    if found is None or found.interval is None:
+        return "undecided"
+    low, high = found.interval
+    if measure.is_better_when == "lower":
+        low, high = -high, -low
+    match claim.says:
+        case "as good":
+            return "confirmed" if low > -measure.margin else "refuted" if high < -measure.margin else "undecided"
+        case "better":
+            return "confirmed" if low > 0 else "refuted" if high <= 0 else "undecided"
+        case "worse":
+            return "confirmed" if high < 0 else "refuted" if low >= 0 else "undecided"

@@ -1,0 +1,198 @@
+"""Studies with seeds: read-outs against formulas written independently, figures that are kept, and pages that nobody typed."""
+
+import itertools
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from incipit.arm_study import Claim, Measure, fingerprint, is_arm_study, read_arm_study
+from incipit.arm_study_page import write_page
+from incipit.cli import app
+from incipit.study import read_document
+from incipit.study_data import Figure, StudyData, read_data, write_data
+from incipit.study_readouts import Paired, curve, paired, sign_flip_p, value_at, verdict
+from incipit.study_sitting import study_data
+
+_ROOT = Path(__file__).parents[2]
+_STUDIES = [
+    path for path in sorted((_ROOT / "experiments" / "studies").glob("*.json")) if is_arm_study(read_document(path))
+]
+HIGHER = Measure(key="accuracy", name="exact match", is_better_when="higher", margin=0.02)
+_T_95 = {1: 12.706204736, 2: 4.302652730, 3: 3.182446305, 4: 2.776445105}  # two-sided, by degrees of freedom
+
+
+def figures(arm: str, seed: int, values: list[float], flops: float, split: str = "dev") -> list[Figure]:
+    """Evaluations at steps 0, 10, 20, …, each step of so many FLOPs and two seconds."""
+    return [
+        Figure(
+            arm,
+            seed,
+            "s",
+            "base" if at == 0 else "student",
+            split,
+            10 * at,
+            10 * at * flops,
+            20.0 * at,
+            "accuracy",
+            value,
+        )
+        for at, value in enumerate(values)
+    ]
+
+
+def study_document(**changes: object) -> dict[str, Any]:
+    return json.loads((_ROOT / "experiments/studies/prefix-vs-full.json").read_text()) | changes  # type: ignore[no-any-return]
+
+
+def test_two_arms_are_compared_where_the_shorter_one_ended() -> None:
+    data = StudyData(
+        [
+            *figures("short", 0, [0.4, 0.6, 0.8], 1.0), *figures("long", 0, [0.4, 0.5, 0.7, 0.9], 4.0),
+            *figures("short", 1, [0.4, 0.5, 0.6], 1.0), *figures("long", 1, [0.4, 0.4, 0.6, 0.9], 4.0),
+            *figures("long", 2, [0.4, 0.4], 4.0),
+        ]
+    )  # fmt: skip
+    at_steps = paired(data, "short", "long", "accuracy", "steps", [0, 1, 2])
+    assert at_steps is not None
+    assert at_steps.seeds == [0, 1]
+    assert at_steps.differences == pytest.approx([0.8 - 0.7, 0.6 - 0.6])
+    half = _T_95[1] * statistics.stdev(at_steps.differences) / math.sqrt(2)
+    assert at_steps.interval == pytest.approx((0.05 - half, 0.05 + half), abs=1e-6)
+    # 20 FLOPs are half of the way to the long one's first evaluation.
+    at_flops = paired(data, "short", "long", "accuracy", "flops", [0, 1])
+    assert at_flops is not None
+    assert at_flops.differences == pytest.approx([0.8 - 0.45, 0.6 - 0.4])
+    at_time = paired(data, "short", "long", "accuracy", "time", [0, 1])
+    assert at_time is not None
+    assert at_time.differences == pytest.approx(at_steps.differences)
+    assert paired(data, "short", "long", "accuracy", "steps", [2]) is None
+
+
+@given(values=st.lists(st.floats(0, 1), min_size=2, max_size=6), share=st.floats(0, 1))
+def test_between_evaluations_a_curve_is_a_line(values: list[float], share: float) -> None:
+    points = curve(StudyData(figures("a", 0, values, 3.0)), "a", 0, "accuracy")
+    end = points[-1].flops
+    expected = np.interp(share * end, [p.flops for p in points], [p.value for p in points])
+    assert value_at(points, "flops", share * end) == pytest.approx(float(expected), abs=1e-9)
+    assert value_at(points, "flops", end * 1.01) is None
+
+
+@given(st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=7))
+def test_the_sign_flip_test_counts_all_signs(differences: list[float]) -> None:
+    observed = abs(sum(differences))
+    flipped = [abs(np.dot(signs, differences)) for signs in itertools.product((1, -1), repeat=len(differences))]
+    assert sign_flip_p(differences) == pytest.approx(np.mean([one >= observed - 1e-9 for one in flipped]))
+
+
+@pytest.mark.parametrize(
+    ("says", "interval", "expected"),
+    [
+        ("as good", (-0.01, 0.3), "confirmed"), ("as good", (-0.3, -0.03), "refuted"), ("as good", (-0.03, 0.3), "undecided"),
+        ("better", (0.01, 0.3), "confirmed"), ("better", (-0.3, -0.01), "refuted"), ("better", (-0.1, 0.1), "undecided"),
+        ("worse", (-0.3, -0.01), "confirmed"), ("worse", (0.01, 0.3), "refuted"), ("worse", (-0.1, 0.1), "undecided"),
+        ("better", None, "undecided"),
+    ],
+)  # fmt: skip
+def test_a_claim_is_decided_by_the_interval(says: Any, interval: tuple[float, float] | None, expected: str) -> None:
+    claim = Claim(statement="…", arm="a", against="b", at="steps", says=says)
+    assert verdict(claim, HIGHER, Paired([0, 1], [0.0, 0.0], 0.0, interval, 1.0)) == expected
+    lower = HIGHER.model_copy(update={"is_better_when": "lower"})
+    mirrored = None if interval is None else (-interval[1], -interval[0])
+    assert verdict(claim, lower, Paired([0, 1], [0.0, 0.0], 0.0, mirrored, 1.0)) == expected
+
+
+def test_figures_are_kept_and_replaced_by_those_of_the_same_run(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "x.parquet"
+    assert read_data(path).figures == []
+    first = StudyData([]).with_runs(figures("a", 0, [0.1, 0.2], 1.0), commit="c1", machine="m", date="2026-01-01")
+    write_data(path, first)
+    second = read_data(path).with_runs(
+        [*figures("a", 0, [0.1, 0.9], 1.0), *figures("b", 0, [0.1], 1.0)], commit="c2", machine="m", date="2026-01-02"
+    )
+    write_data(path, second)
+    again = read_data(path)
+    assert [one.value for one in again.figures if one.arm == "a"] == [0.1, 0.9]
+    assert (again.commits, again.machines, again.dates) == (["c1", "c2"], ["m"], ["2026-01-01", "2026-01-02"])
+    assert again.of({("a", 0): "s", ("b", 0): "another spec"}).figures == [
+        one for one in again.figures if one.arm == "a"
+    ]
+    path.write_bytes(b"PAR1 nonsense")
+    with pytest.raises(ValueError, match="cannot be read as a study's figures"):
+        read_data(path)
+
+
+def test_missing_seeds_are_shown_as_missing(tmp_path: Path) -> None:
+    study = read_arm_study(study_document(), "here")
+    data = StudyData(
+        [*figures("full", 0, [0.4, 0.6], 4.0), *figures("prefix 8", 0, [0.4, 0.9], 1.0)], ["c"], ["m"], ["2026-01-01"]
+    )
+    page = tmp_path / "x.md"
+    write_page(study, data, page, command="incipit study", source="x.parquet")
+    text = page.read_text()
+    assert "* **Undecided:** A prefix of 8 tokens is as good" in text
+    assert "* full: seeds 1, 2, 3, 4" in text
+    assert "* prefix 64: seeds 0, 1, 2, 3, 4" in text
+    assert "| full | 1 of 5 |" in text
+    first = page.with_suffix(".svg").read_bytes()
+    write_page(study, data, page, command="incipit study", source="x.parquet")
+    assert page.with_suffix(".svg").read_bytes() == first
+    with pytest.raises(ValueError, match="There are no figures of prefix-vs-full yet"):
+        write_page(study, StudyData([]), page, command="incipit study", source="x.parquet")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"reference": "half"}, "reference is 'half', which is no arm; name one of full, prefix 8"),
+        ({"seeds": [1, 1]}, "seeds has one of them twice"),
+        ({"hours": 5}, "hours is 5 but must be at most 4"),
+        ({"arms": [{"name": "full"}, {"name": "full"}]}, "arms has 'full' 2 times"),
+        ({"arms": [{"name": "full"}, {"name": "odd", "changes": {"prefix": {"kind": "constant", "tokens": 0}}}], "claims": []},
+         "prefix.tokens is 0"),
+    ],
+)  # fmt: skip
+def test_a_wrong_study_is_named_with_its_place(changes: dict[str, object], words: str, tmp_path: Path) -> None:
+    path = tmp_path / "study.json"
+    path.write_text(json.dumps(study_document(**changes)))
+    with pytest.raises(ValueError, match="study") as caught:
+        read_arm_study(read_document(path), str(path))
+    assert words in str(caught.value)
+    done = CliRunner().invoke(app, ["study", str(path), "--report"])
+    assert done.exit_code == 1
+    assert words in done.output.replace("\n", "")
+
+
+def test_a_changed_spec_is_another_run_and_a_name_is_not() -> None:
+    study = read_arm_study(study_document(), "here")
+    specs = study.specs(0)
+    assert len({fingerprint(spec) for spec in specs.values()}) == len(specs)
+    renamed = specs["full"].model_copy(update={"name": "another"})
+    assert fingerprint(renamed) == fingerprint(specs["full"])
+    assert fingerprint(study.specs(1)["full"]) != fingerprint(specs["full"])
+
+
+@pytest.mark.parametrize("path", _STUDIES, ids=lambda path: path.stem)
+def test_every_study_of_the_repository_can_be_submitted(path: Path) -> None:
+    study = read_arm_study(read_document(path), path.stem)
+    assert study.name == path.stem
+    assert len(study.seeds) >= 3
+    assert study.claims
+
+
+@pytest.mark.parametrize("data", sorted((_ROOT / "docs/studies/data").glob("*.parquet")), ids=lambda path: path.stem)
+def test_a_committed_page_is_what_its_figures_make(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(_ROOT)
+    path = Path("experiments/studies") / f"{data.stem}.json"
+    study = read_arm_study(read_document(path), path.stem)
+    made = tmp_path / f"{data.stem}.md"
+    source = data.relative_to(_ROOT).as_posix()
+    write_page(study, study_data(study, data), made, command=f"incipit study {path.as_posix()} --report", source=source)
+    assert made.read_text() == (_ROOT / "docs/studies" / made.name).read_text()
