@@ -22,7 +22,7 @@ from worker.garbage import MIN_AGE_SECONDS, folders_in, size_and_newest
 from worker.lease import DATABASE_OUTAGES
 
 _EVERY_SECONDS = 6 * 3600.0
-_UPLOADS_AT_ONCE = 500
+_NAMES_AT_ONCE = 500
 
 _log = logging.getLogger(__name__)
 
@@ -61,14 +61,13 @@ class StoreGarbage:
                 bucket.give_up_upload(key, upload)
         # One listing of all: a request for each run would be a hundred times as many.
         for folder, objects in groupby(bucket.listed(""), key=lambda one: one.key.partition("/")[0]):
-            old = [one for one in objects if one.modified_at < before]
             if self._is_over.is_set():
                 break
-            if folder == UPLOADS:
-                freed += self._clean_uploads(self.store, old)
-            elif folder != EXPORTS:
-                freed += self._clean(self.store, folder, old)
-        freed += self._clean_exports(self.store, before)
+            if folder == EXPORTS:
+                freed += self._clean_exports(self.store, list(objects), before)
+                continue
+            old = [one for one in objects if one.modified_at < before]
+            freed += self._clean_uploads(self.store, old) if folder == UPLOADS else self._clean(self.store, folder, old)
         return freed
 
     def _work(self) -> None:
@@ -80,8 +79,8 @@ class StoreGarbage:
     def _clean_uploads(self, store: S3Store, old: list[StoredObject]) -> int:
         sha256_of = {one: one.key.removeprefix(f"{UPLOADS}/").removesuffix(".jsonl") for one in old}
         freed = 0
-        for start in range(0, len(old), _UPLOADS_AT_ONCE):
-            some = old[start : start + _UPLOADS_AT_ONCE]
+        for start in range(0, len(old), _NAMES_AT_ONCE):
+            some = old[start : start + _NAMES_AT_ONCE]
             with self.database.read() as session:
                 known = known_sha256(session, [sha256_of[one] for one in some])
             for one in some:
@@ -90,15 +89,14 @@ class StoreGarbage:
                     freed += one.num_bytes
         return freed
 
-    def _clean_exports(self, store: S3Store, before: datetime) -> int:
+    def _clean_exports(self, store: S3Store, stored: list[StoredObject], before: datetime) -> int:
         """Of exports that we know, what was let go, and what a claim that was given up has left."""
-        stored = list(store.bucket.listed(f"{EXPORTS}/"))
         parts = {one: one.key.split("/") for one in stored}
         ids = sorted({of[1] for of in parts.values() if len(of) > 3})
         freed = 0
-        for start in range(0, len(ids), _UPLOADS_AT_ONCE):
+        for start in range(0, len(ids), _NAMES_AT_ONCE):
             with self.database.read() as session:
-                known = export_folders(session, ids[start : start + _UPLOADS_AT_ONCE])
+                known = export_folders(session, ids[start : start + _NAMES_AT_ONCE])
             for one, of in parts.items():
                 found = known.get(of[1]) if len(of) > 3 else None
                 if found and found.needed != of[2] and (found.is_let_go or one.modified_at < before):

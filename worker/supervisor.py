@@ -80,7 +80,6 @@ class Supervisor:
 
     def work(self) -> None:
         """Bring the attempt to its end, whatever that is. When it returns, the engine is gone."""
-        claim = self.claim
         try:
             with watchdog(self.lease, self._fence):
                 ending = self._despite_outages(self._ending_of_lost_attempts) or self._run_engine()
@@ -96,7 +95,7 @@ class Supervisor:
         except _Leaves:
             self._close(cut_short())
         except Exception as error:  # the outermost frame of an attempt: the run must not stay held by nobody
-            _log.exception("Supervising run %s failed.", claim.run_id)
+            _log.exception("Supervising run %s failed.", self.claim.run_id)
             self._kill_engine()
             cause = f"The worker failed while it supervised the run ({type(error).__name__}: {error})."
             self._close(crashed(None, cause[:1000], ""))
