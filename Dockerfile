@@ -62,6 +62,7 @@ CMD ["python", "-m", "worker"]
 
 FROM base AS dashboard
 COPY --from=build-dashboard /opt/venv /opt/venv
+COPY docs docs
 USER 1000:1000
 EXPOSE 8501
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \

@@ -11,6 +11,7 @@
 #   make gguf                    llama.cpp's converter, for exports as GGUF (make demo, up and test bring it too)
 #   make s3                      an environment of its own with OpenStack Swift, the real object store of the tests (make test does it)
 #   make test-full               everything, faults included
+#   make docs                    the pages of docs/ as a site in out/docs, readable without a server or the internet
 #   make demo TORCH=cpu          take the CPU build of torch (a general index serves the CUDA build, several GB)
 
 PYTHON ?= python3
@@ -43,7 +44,7 @@ INSTALL = UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null 
 INSTALL_VLLM = UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null || true)" \
 	$(BIN)/uv pip install --quiet --python $(VLLM_VENV)/bin/python $(if $(TORCH),--torch-backend=$(TORCH))
 
-.PHONY: demo up test test-full test-faults test-vllm vllm test-trackers trackers gguf s3 soak lint bench load lock clean
+.PHONY: demo up test test-full test-faults test-vllm vllm test-trackers trackers gguf s3 soak lint bench load docs lock clean
 
 demo: $(VENV)/local.done
 	$(BIN)/incipit demo $(ARGS)
@@ -95,6 +96,10 @@ bench: $(VENV)/dev.done
 
 load: $(VENV)/dev.done
 	$(BIN)/python -m benchmarks load $(ARGS)
+
+docs: $(VENV)/dev.done
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "The pages are in out/docs/index.html."
 
 lock: $(VENV)/uv.done
 	@echo "torch==2.13.0" > $(VENV)/torch.pin

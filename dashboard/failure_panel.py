@@ -11,7 +11,7 @@ from dashboard import notices
 from engine.prefixes import ConstantPrefix
 from engine.spec import RunSpec
 
-_ADVICE = {
+ADVICE = {
     "bad_spec": "Correct the field that the message names and start again.",
     "bad_model": "Check the paths of student and teacher on the worker. *Check on a worker* in New run finds this before the start.",
     "bad_data": "Correct the line that the message names in the prompt or evaluation file.",
@@ -32,6 +32,7 @@ _ADVICE = {
     "folder_unwritable": "Make the folder that the message names writable for the worker, then try again from the last checkpoint.",
     "internal": "This is a fault of Incipit or of its surroundings: the log below has the details.",
 }
+"""What a person can do, by the failure's kind; docs/troubleshooting.md says more of each."""
 _MEMORY_KINDS = frozenset({"oom_host", "gpu_error", "engine_crashed"})
 _MAX_FIXES = 3
 _MAX_LOG_LINES = 5
@@ -44,7 +45,7 @@ def show(run: Run, log_lines: Sequence[tuple[str, str, str]]) -> None:
             f"**{notices.plain(run.failure_message or 'The run failed without a message.')}**", icon=":material/error:"
         )
         kind = run.failure_kind or "internal"
-        st.markdown(f"**What you can do.** {_ADVICE.get(kind, _ADVICE['internal'])}")
+        st.markdown(f"**What you can do.** {ADVICE.get(kind, ADVICE['internal'])}")
         st.caption(f"Kind: {notices.plain(kind)} · step {run.step:,} · attempt {run.attempt}")
         if log_lines:
             last = [" · ".join(line) for line in reversed(log_lines[:_MAX_LOG_LINES])]

@@ -1,11 +1,11 @@
-"""Help: the method in two hundred words, the words of this dashboard, how each figure is measured, the keys."""
+"""Help: the method in two hundred words, the documentation, the words of this dashboard, how each figure is measured, the keys."""
 
 from collections.abc import Iterable
 
 import pandas as pd
 import streamlit as st
 
-from dashboard import cached, notices
+from dashboard import address, cached, doc_pages, notices
 from dashboard.spec_schema import FormField, form_fields
 
 _METHOD = """
@@ -87,12 +87,28 @@ def field_rows(fields: Iterable[FormField], of_kind: str = "") -> list[dict[str,
 
 
 st.title("Help", anchor=False)
-method, words, figures, keys, fields = st.tabs(["The method", "Words", "Figures", "Keys", "Fields of a run"])
+method, documentation, words, figures, keys, fields = st.tabs(
+    ["The method", "Documentation", "Words", "Figures", "Keys", "Fields of a run"],
+    default="Documentation" if address.asked("page") else None,
+)
 with method:
     st.container(width=820).markdown(_METHOD)
     with st.container(horizontal=True):
         st.page_link("views/new_run.py", label="Start a run", icon=":material/add_circle:")
         st.page_link("views/analyses.py", label="How long should my prefix be?", icon=":material/biotech:")
+with documentation:
+    pages = doc_pages.pages()
+    page = st.selectbox(
+        "Page",
+        list(pages),
+        format_func=lambda name: pages[name],
+        key="page",
+        bind="query-params",
+        required=True,
+        width=420,
+    )
+    with st.container(width=900):
+        doc_pages.show(page)
 with words:
     two_columns(_WORDS, "word", "is")
 with figures:

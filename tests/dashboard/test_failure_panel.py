@@ -9,7 +9,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from backend.expansion import with_changes
-from dashboard.failure_panel import _ADVICE, fixes
+from dashboard.failure_panel import ADVICE, fixes
 from engine.events import FailureKind
 from engine.spec import RunSpec
 
@@ -28,7 +28,7 @@ def typed(app: AppTest, label: str) -> object:
 
 @pytest.mark.parametrize("kind", get_args(FailureKind))
 def test_every_failure_has_advice_and_its_fixes_make_valid_specs(kind: str, records: ModuleType) -> None:
-    assert kind in _ADVICE
+    assert kind in ADVICE
     spec = records.run("r-failed").spec
     for _, changes in fixes(kind, spec):
         changed = RunSpec.model_validate(with_changes(spec.model_dump(mode="json"), changes))

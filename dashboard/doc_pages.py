@@ -1,0 +1,37 @@
+"""The documentation as the dashboard shows it: the Markdown files of docs/, of the source tree or packaged beside this file."""
+
+import re
+from pathlib import Path
+
+import streamlit as st
+
+_PACKAGED = Path(__file__).parent / "documentation"
+FOLDER = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "docs"
+_CODE = re.compile(r"(^```.*?^```[ ]*$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
+_IMAGE = re.compile(r"!\[([^\]]*)\]\([^)]*\)\n*")
+_LINK_TO_PAGE = re.compile(r"\[([^\]]+)\]\((?!https?:)[^)]*\)")
+_LISTED = re.compile(r"\[[^\]]+\]\(([\w/-]+\.md)\)")
+
+
+def pages() -> dict[str, str]:
+    """Titles by the page's path below docs/: in the order of its first page, then the pages of studies."""
+    listed = _LISTED.findall((FOLDER / "index.md").read_text())
+    studies = sorted(f"studies/{path.name}" for path in (FOLDER / "studies").glob("*.md"))
+    return {name: _title(name) for name in dict.fromkeys([*listed, *studies])}
+
+
+def show(name: str) -> None:
+    """Draw a page below the title that the list has shown already. A link to another page is its name: that stands in the list."""
+    _, _, text = (FOLDER / name).read_text().partition("\n")
+    st.markdown("".join(part if part.startswith("`") else _as_shown(part) for part in _CODE.split(text)))
+
+
+def _title(name: str) -> str:
+    first, _, _ = (FOLDER / name).read_text().partition("\n")
+    return first.removeprefix("# ")
+
+
+def _as_shown(prose: str) -> str:
+    without_images = _IMAGE.sub("", prose)
+    # A dollar would begin a formula.
+    return _LINK_TO_PAGE.sub(r"*\1*", without_images).replace("$", r"\$")
