@@ -29,7 +29,7 @@ def _said_by(*command: str) -> str:
     return f"{done.stdout}{done.stderr}" if done.returncode else ""
 
 
-@pytest.mark.parametrize("name", ["docker-compose.yml", "docker-compose.oidc.yml", "docker-compose.s3.yml"])
+@pytest.mark.parametrize("name", ["docker-compose.yml", "docker-compose.oidc.yml", "docker-compose.s3.yml", "docker-compose.hub.yml"])
 def test_the_compose_files_are_such_by_the_specification_s_schema(name: str) -> None:
     assert _said_by("check-jsonschema", "--builtin-schema", "vendor.compose-spec", name) == ""
 
@@ -134,7 +134,7 @@ def test_the_dockerfile_copies_what_runs_as_a_user_who_is_not_root() -> None:
     assert "ADD" not in names
     assert not re.search(r"(?:ARG|ENV) .*(?:PASSWORD|SECRET|TOKEN|KEY)", _DOCKERFILE)
     copied = {rest.split()[0] for name, rest in _INSTRUCTIONS if name == "COPY" and "--from" not in rest}
-    assert copied <= {"pyproject.toml", "engine", "backend", "worker", "dashboard", "incipit", "experiments"}
+    assert copied <= {"pyproject.toml", "engine", "backend", "worker", "dashboard", "incipit", "experiments", "docs"}
     stages = re.split(r"^FROM ", _DOCKERFILE, flags=re.M)[1:]
     for service in (one for one in _ALL.values() if "build" in one.document):
         (stage,) = [one for one in stages if one.splitlines()[0].endswith(f" AS {service.document['build']['target']}")]
