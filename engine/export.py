@@ -66,8 +66,8 @@ def export(asked: ExportSpec, report: Report, out: Path) -> ExportResult:
                 result = _converted(conversion, asked, out, source, report)
             case HubRepository():
                 result = _pushed(HubUpload(choice, asked), asked, out, source, report)
-    except FileNotFoundError as error:
-        if folder.is_dir() and all((folder / file.name).exists() for file in source.files):
+    except (FileNotFoundError, RunError) as error:  # the converter says it in words of its own
+        if all((folder / file.name).exists() for file in source.files):
             raise
         message = f"The checkpoint was removed while it was exported; pin one to keep it, or {_ADVICE}"
         raise refused("checkpoint_id", message, "bad_checkpoint") from error

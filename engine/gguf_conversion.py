@@ -59,7 +59,7 @@ class Conversion:
     def run(self, folder: Path, path: Path, name: str, on_bytes: Callable[[int], None]) -> None:
         """Write the new file `path`; `on_bytes` is told as it grows."""
         command = [sys.executable, str(self._program), str(folder), "--outfile", str(path), "--outtype", self.file_type]
-        environment = {name: value for name, value in os.environ.items() if name not in _KEPT_BACK}
+        environment = {key: value for key, value in os.environ.items() if key not in _KEPT_BACK}
         environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         with tempfile.TemporaryFile() as log:
             # In this process's group, which ends as a whole when the export is cancelled.
