@@ -107,6 +107,7 @@ class Run(Table):
     # What it needs of a worker, see backend/needs.py; its labels are in RunLabel.
     device: Mapped[str] = mapped_column(String(8), default="auto")
     num_gpus: Mapped[int] = mapped_column(default=1)
+    num_processes: Mapped[int] = mapped_column(default=1)
     cpu_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
     gpu_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
     spec_version: Mapped[int] = mapped_column(default=1)

@@ -29,7 +29,9 @@ def _said_by(*command: str) -> str:
     return f"{done.stdout}{done.stderr}" if done.returncode else ""
 
 
-@pytest.mark.parametrize("name", ["docker-compose.yml", "docker-compose.oidc.yml", "docker-compose.s3.yml", "docker-compose.hub.yml"])
+@pytest.mark.parametrize(
+    "name", ["docker-compose.yml", "docker-compose.oidc.yml", "docker-compose.s3.yml", "docker-compose.hub.yml"]
+)
 def test_the_compose_files_are_such_by_the_specification_s_schema(name: str) -> None:
     assert _said_by("check-jsonschema", "--builtin-schema", "vendor.compose-spec", name) == ""
 
