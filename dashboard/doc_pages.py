@@ -1,5 +1,6 @@
 """The documentation as the dashboard shows it: the Markdown files of docs/, of the source tree or packaged beside this file."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -24,6 +25,15 @@ def show(name: str) -> None:
     """Draw a page below the title that the list has shown already. A link to another page is its name: that stands in the list."""
     _, _, text = (FOLDER / name).read_text().partition("\n")
     st.markdown("".join(part if part.startswith("`") else _as_shown(part) for part in _CODE.split(text)))
+
+
+def verdicts(study: str) -> list[str]:
+    """What a study confirmed and refuted, in Markdown: the first lines of its page; none where it was not trained."""
+    path = FOLDER / "studies" / f"{study}.md"
+    lines = path.read_text().splitlines()[2:] if path.is_file() else []
+    return [
+        _as_shown(line.removeprefix("* ")) for line in itertools.takewhile(lambda line: line.startswith("* **"), lines)
+    ]
 
 
 def _title(name: str) -> str:
