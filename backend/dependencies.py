@@ -8,6 +8,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.orm import Session
 
 from backend.access import Principal
+from backend.artifact_store import ArtifactStore
 from backend.database import Database
 from backend.doorbell import Doorbell
 from backend.idempotency import Once
@@ -59,6 +60,11 @@ def _database(request: Request) -> Database:
     return database
 
 
+def _artifacts(request: Request) -> ArtifactStore:
+    store: ArtifactStore = request.app.state.artifacts
+    return store
+
+
 def _doorbell(request: Request) -> Doorbell:
     doorbell: Doorbell = request.app.state.doorbell
     return doorbell
@@ -67,6 +73,7 @@ def _doorbell(request: Request) -> Doorbell:
 Config = Annotated[Settings, Depends(_settings)]
 WholeStore = Annotated[Database, Depends(_database)]
 Bell = Annotated[Doorbell, Depends(_doorbell)]
+Artifacts = Annotated[ArtifactStore, Depends(_artifacts)]
 
 
 async def authorize(

@@ -1,43 +1,84 @@
-"""Checkpoint files on their way out: single files with Range, whole folders as one tar, both in constant memory."""
+"""Files of checkpoints and exports on their way out: single files with Range, whole folders as one tar, both in constant memory.
+
+A bucket's own server sends single files: whoever asks is sent to an address that it takes for five minutes.
+"""
 
 import base64
 import hashlib
 import re
-import stat
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from backend.artifact_store import ArtifactStore
+from backend.artifacts import Artifact, ExportedFiles, OutOfPlace, Unreadable
+from backend.exports import Export
 from backend.problems import Refusal
 from backend.queries.checkpoints import CheckpointFolder
-from backend.schemas import Checkpoint, CheckpointFile
-from engine.manifest import MANIFEST
+from backend.s3_store import S3Store
+from backend.schemas import Checkpoint
+from backend.store_problem import StoreProblem
+from engine.manifest import MANIFEST, ManifestFile
 
-_CHUNK_BYTES = 1024 * 1024
 _RANGE = re.compile(r"bytes=(?P<first>[0-9]{0,18})-(?P<last>[0-9]{0,18})", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9_][\w.\-]{0,127}(/[A-Za-z0-9_][\w.\-]{0,127}){0,5}", re.ASCII)
 
 
-class StoredCheckpoint:
-    """A checkpoint with its folder. Only what its manifest names can leave it."""
+class FolderWords(NamedTuple):
+    """What people are told of a folder."""
 
-    def __init__(self, checkpoint: Checkpoint, location: CheckpointFolder, run_dir: Path) -> None:
-        attempt = run_dir / checkpoint.run_id / "attempts" / str(location.fence)
-        self.checkpoint = checkpoint
-        self.folder = _inside(attempt, location.path)
+    noun: str
+    id: str
+    run_name: str
+    step: int
+    advice: str
+    """What to do when a file is damaged."""
+
+
+class StoredFolder:
+    """A folder in a store whose files are listed. Nothing else can leave it. A store that fails is a Refusal (503)."""
+
+    def __init__(
+        self,
+        store: ArtifactStore,
+        artifact: Artifact | ExportedFiles,
+        files: Sequence[ManifestFile],
+        made_at: datetime,
+        words: FolderWords,
+    ) -> None:
+        """Where the artifact has a manifest, that is one of its files too."""
+        self.store = store
+        self.artifact = artifact
+        self._files = {file.name: file for file in files}
+        self._made_at = made_at
+        self._words = words
+
+    @property
+    def folder(self) -> Path:
+        """Where it is on this machine's disk, or would be."""
+        return self.store.local(self.artifact)
 
     def names(self) -> list[str]:
-        """The manifest's files, and the manifest."""
-        return [*(file.name for file in self.checkpoint.files), MANIFEST]
+        """The names of all files."""
+        return [*self._files, *([MANIFEST] if self.artifact.manifest_sha256 else [])]
 
     def check(self) -> None:
-        """Refusal (410) when a file is gone or has another size, or the manifest is another one; contents are not hashed."""
+        """Refusal (410) when a file is gone or has another size, or the manifest is another one; contents are not hashed.
+
+        A bucket is not asked, which takes time: who needs the files fetches them, and verifies all of them.
+        """
+        if self.store.is_remote:
+            return
         for name in self.names():
-            path, _ = self._checked(name)
-        if hashlib.sha256(path.read_bytes()).hexdigest() != self.checkpoint.manifest_sha256:
+            file = self._checked(name)
+        content = b"".join(self.store.chunks(self.artifact, MANIFEST, file.num_bytes))
+        if hashlib.sha256(content).hexdigest() != self.artifact.manifest_sha256:
             raise self._damaged(MANIFEST, "is not the one that was committed")
 
     def file(self, name: str, request_headers: Mapping[str, str]) -> Response:
@@ -45,7 +86,7 @@ class StoredCheckpoint:
 
         Starlette answers several ranges with as many parts, and nonsense without a problem: neither reaches it.
         """
-        path, file = self._checked(name)
+        file = self._checked(name)
         headers = {
             "ETag": f'"{file.sha256}"',
             "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(file.sha256)).decode()}:",
@@ -59,18 +100,22 @@ class StoredCheckpoint:
         if is_range:
             _check_range(asked, file.num_bytes, headers)
         saved_as = f"{self._title()}-{name.replace('/', '-')}"
+        if isinstance(self.store, S3Store):
+            # Its own server sends it; the address holds for minutes, so nobody may keep this answer.
+            with _refused():
+                address = self.store.link(self.artifact, name, saved_as)
+            return Response(status_code=302, headers={**headers, "Location": address, "Cache-Control": "no-store"})
         kind = FileResponse if is_range else _WholeFile
+        path = self.store.path_of(self.artifact, name)
         return kind(path, headers=headers, media_type="application/octet-stream", filename=saved_as)
 
     def archive(self) -> Response:
         """The response that streams the whole folder as an uncompressed tar."""
         members = [self._checked(name) for name in self.names()]
-        headers = [self._member(file).tobuf(tarfile.PAX_FORMAT) for _, file in members]
-        num_bytes = sum(
-            len(header) + _padded(file.num_bytes) for header, (_, file) in zip(headers, members, strict=True)
-        )
+        headers = [self._member(file).tobuf(tarfile.PAX_FORMAT) for file in members]
+        num_bytes = sum(len(header) + _padded(file.num_bytes) for header, file in zip(headers, members, strict=True))
         return StreamingResponse(
-            _tar([path for path, _ in members], headers, [file.num_bytes for _, file in members]),
+            self._tar(members, headers),
             media_type="application/x-tar",
             headers={
                 "Content-Length": str(num_bytes + 2 * tarfile.BLOCKSIZE),
@@ -79,36 +124,64 @@ class StoredCheckpoint:
             },
         )
 
-    def _checked(self, name: str) -> tuple[Path, CheckpointFile]:
-        file = next((file for file in self.checkpoint.files if file.name == name), None)
-        if (file is None and name != MANIFEST) or not _NAME.fullmatch(name):
-            raise Refusal(404, f"The checkpoint has no file {name[:200]!r}; see its list of files.")
-        path = _inside(self.folder, name)
+    def _checked(self, name: str) -> ManifestFile:
+        """What is known of a listed file; Refusal (404, 410) when there is none, or another one."""
+        if name not in self.names() or not _NAME.fullmatch(name):
+            raise Refusal(404, f"The {self._words.noun} has no file {name[:200]!r}; see its list of files.")
+        file = self._files.get(name)
         try:
-            status = path.lstat()
-        except OSError:
-            raise self._damaged(name, "is not on this machine's disk") from None
-        if not stat.S_ISREG(status.st_mode):
-            raise self._damaged(name, "is not a plain file")
+            with _refused():
+                num_bytes = self.store.size(self.artifact, name)
+        except OutOfPlace:
+            raise Refusal(
+                404, f"There is no file {name[:200]!r} here; see the {self._words.noun}'s list of files."
+            ) from None
+        except Unreadable as error:
+            raise self._damaged(name, str(error)) from None
         if file is None:
-            return path, CheckpointFile(name=name, num_bytes=status.st_size, sha256=self.checkpoint.manifest_sha256)
-        if status.st_size != file.num_bytes:
-            raise self._damaged(name, f"has {status.st_size} bytes instead of {file.num_bytes}")
-        return path, file
+            return ManifestFile(name=name, num_bytes=num_bytes, sha256=self.artifact.manifest_sha256)
+        if num_bytes != file.num_bytes:
+            raise self._damaged(name, f"has {num_bytes} bytes instead of {file.num_bytes}")
+        return file
+
+    def _tar(self, members: list[ManifestFile], headers: list[bytes]) -> Iterator[bytes]:
+        for file, header in zip(members, headers, strict=True):
+            yield header
+            # Too late for a problem when it fails: a connection that breaks is how the reader learns of it.
+            yield from self.store.chunks(self.artifact, file.name, file.num_bytes)
+            yield bytes(_padded(file.num_bytes) - file.num_bytes)
+        yield bytes(2 * tarfile.BLOCKSIZE)
 
     def _damaged(self, name: str, what: str) -> Refusal:
-        return Refusal(410, f"{name} of checkpoint {self.checkpoint.id} {what}; take another checkpoint of this run.")
+        return Refusal(410, f"{name} of {self._words.noun} {self._words.id} {what}; {self._words.advice}")
 
     def _title(self) -> str:
-        run_name = re.sub(r"[^A-Za-z0-9]+", "-", self.checkpoint.run_name).strip("-")[:60] or "run"
-        return f"{run_name}-step-{self.checkpoint.step}"
+        run_name = re.sub(r"[^A-Za-z0-9]+", "-", self._words.run_name).strip("-")[:60] or "run"
+        return f"{run_name}-step-{self._words.step}"
 
-    def _member(self, file: CheckpointFile) -> tarfile.TarInfo:
+    def _member(self, file: ManifestFile) -> tarfile.TarInfo:
         member = tarfile.TarInfo(f"{self._title()}/{file.name}")
         member.size = file.num_bytes
         member.mode = 0o644
-        member.mtime = int(self.checkpoint.created_at.timestamp())
+        member.mtime = int(self._made_at.timestamp())
         return member
+
+
+def stored_checkpoint(checkpoint: Checkpoint, location: CheckpointFolder, store: ArtifactStore) -> StoredFolder:
+    """A checkpoint's folder: what its manifest names, and the manifest."""
+    artifact = Artifact(checkpoint.run_id, location.fence, location.path, checkpoint.manifest_sha256)
+    words = FolderWords(
+        "checkpoint", checkpoint.id, checkpoint.run_name, checkpoint.step, "take another checkpoint of this run."
+    )
+    return StoredFolder(store, artifact, checkpoint.files, checkpoint.created_at, words)
+
+
+def stored_export(export: Export, location: str, store: ArtifactStore) -> StoredFolder:
+    """The files of an export, by its folder in the store of exports."""
+    assert export.result is not None, "what has files has a result"
+    words = FolderWords("export", export.id, export.run_name, export.step, "export the checkpoint again.")
+    made_at = export.finished_at or export.created_at
+    return StoredFolder(store, ExportedFiles(location), export.result.files, made_at, words)
 
 
 class _WholeFile(FileResponse):
@@ -134,29 +207,14 @@ def _check_range(value: str, num_bytes: int, headers: Mapping[str, str]) -> None
         raise Refusal(416, told, headers={**headers, "Content-Range": f"bytes */{num_bytes}"})
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """The path of a name below a folder; refuses names and links that lead out of it."""
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise Refusal(404, f"There is no file {name[:200]!r} here; see the checkpoint's list of files.")
-    return path
-
-
 def _padded(num_bytes: int) -> int:
     return -(-num_bytes // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
-def _tar(paths: list[Path], headers: list[bytes], sizes: list[int]) -> Iterator[bytes]:
-    for path, header, size in zip(paths, headers, sizes, strict=True):
-        yield header
-        with path.open("rb") as file:
-            remaining = size
-            while remaining:
-                chunk = file.read(min(_CHUNK_BYTES, remaining))
-                if not chunk:
-                    # Too late for a problem: a connection that breaks is how the reader learns of it.
-                    raise OSError(f"{path} ended {remaining} bytes early")
-                remaining -= len(chunk)
-                yield chunk
-        yield bytes(_padded(size) - size)
-    yield bytes(2 * tarfile.BLOCKSIZE)
+@contextmanager
+def _refused() -> Iterator[None]:
+    """A store that fails in the block is a Refusal."""
+    try:
+        yield
+    except StoreProblem as problem:
+        raise Refusal(503, str(problem), headers={"Retry-After": "5"}) from None

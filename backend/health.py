@@ -14,6 +14,7 @@ from backend.migrate import head
 from backend.queries.workers import clock_warnings, num_present
 from backend.schemas import Health
 from backend.settings import Settings
+from backend.store_watch import StoreState
 from engine.events import EVENT_VERSION
 from engine.spec import SPEC_VERSION
 
@@ -32,12 +33,17 @@ def version() -> Version:
     )
 
 
-def health(database: Database, doorbell: Doorbell, settings: Settings) -> Health:
-    """Database, broker, workers and what a person should know."""
+def health(database: Database, doorbell: Doorbell, settings: Settings, store: StoreState) -> Health:
+    """Database, broker, store, workers and what a person should know."""
     is_broker_up = doorbell.is_broker_up()
     warnings = _warnings(database, settings)
     if not is_broker_up:
         warnings.append("The broker does not answer: runs can be submitted, and start when it is back.")
+    if store == "down":
+        warnings.append(
+            "The store of checkpoints does not work: new ones wait on their workers, and downloads fail; the API's log and "
+            "`incipit doctor` say why."
+        )
     try:
         name, workers, of_clocks = _ask(database)
         warnings += of_clocks
@@ -45,9 +51,10 @@ def health(database: Database, doorbell: Doorbell, settings: Settings) -> Health
         name, workers = "down", 0
         warnings.append("The database does not answer: nothing can be read or submitted.")
     return Health(
-        status="ok" if is_broker_up and name != "down" else "degraded",
+        status="ok" if is_broker_up and "down" not in (name, store) else "degraded",
         database=name,
         broker="up" if is_broker_up else "down",
+        store=store,
         workers=workers,
         version=installed_version("incipit"),
         warnings=warnings,

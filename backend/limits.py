@@ -54,6 +54,10 @@ class Limits(Frozen):
     """Questions of the playground that one person or key has in the queue (409)."""
     playground_kept: Number = 200
     """Questions of a project that stay with their answers; whoever asks one more removes the oldest that have ended."""
+    exports_queued: Number = 10
+    """Exports of checkpoints that one person or key has in the queue (409)."""
+    exports_kept: Number = 20
+    """Exports of a project whose files stay; whoever asks for one more lets go those of the oldest."""
     upload_bytes: Bytes = 200 * 1024 * 1024
     """Bytes of a file of prompts that is uploaded (413)."""
     upload_stored_bytes: Bytes = 2**30

@@ -45,6 +45,8 @@ class RunNeeds(Frozen):
     device: Literal["auto", "cpu", "cuda"]
     num_gpus: int
     """GPUs that it takes where it runs on GPUs."""
+    num_processes: int
+    """Processes that share its work; where it runs on a CPU, each needs a core."""
     cpu_memory_bytes: int | None
     """Where it runs on a CPU; None where that is not known, so that any worker does."""
     gpu_memory_bytes: int | None
@@ -60,6 +62,7 @@ class RunNeeds(Frozen):
         return cls(
             device=spec.device,
             num_gpus=0 if spec.device == "cpu" else spec.num_processes,
+            num_processes=spec.num_processes,
             cpu_memory_bytes=None,
             gpu_memory_bytes=None,
             labels=[VLLM_LABEL] if spec.needs_vllm else [],
@@ -117,6 +120,12 @@ def has_gpus(needs: RunNeeds, worker: WorkerCapabilities) -> bool:
     return needs.device == "cpu" or needs.num_gpus <= worker.num_gpus
 
 
+def has_cores(needs: RunNeeds, worker: WorkerCapabilities) -> bool:
+    """Whether the worker has a core for each process where the run works on its CPU; what it does not tell is taken to be enough."""
+    is_on_cpu = worker.device != "cuda" or needs.device == "cpu"
+    return not is_on_cpu or worker.cores is None or needs.num_processes <= worker.cores
+
+
 def has_labels(needs: RunNeeds, worker: WorkerCapabilities) -> bool:
     """Whether the worker has all labels."""
     return set(needs.labels) <= set(worker.labels)
@@ -144,6 +153,14 @@ def _without_gpus(needs: RunNeeds, workers: Sequence[Candidate]) -> str:
     return (
         f"The run needs {needs.num_gpus} GPU{'s' if needs.num_gpus != 1 else ''} (device {needs.device}), but {has}; start a "
         "worker on a machine that has, or clone the run with the device auto."
+    )
+
+
+def _too_few_cores(needs: RunNeeds, workers: Sequence[Candidate]) -> str:
+    most = max((one.capabilities.cores or 0 for one in workers), default=0)
+    return (
+        f"The run has {needs.num_processes} processes (parallelism.num_processes), but the connected workers that could take it have "
+        f"{most} cores at most and no GPUs for it; start a worker on a larger machine, or clone the run with fewer."
     )
 
 
@@ -181,6 +198,7 @@ _Sentence = Callable[[RunNeeds, Sequence[Candidate]], str]
 _CONDITIONS: tuple[tuple[_Fits, _Sentence], ...] = (
     (has_version, _too_old),
     (has_gpus, _without_gpus),
+    (has_cores, _too_few_cores),
     (has_labels, _without_labels),
     (has_memory, _too_small),
 )

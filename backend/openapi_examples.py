@@ -9,6 +9,7 @@ from backend.access import ApiKey, CreatedKey, KeyCreate
 from backend.alerts import Alert, AlertRules, CreatedWebhook, Delivery, Webhook, WebhookCreate
 from backend.analyses import Analysis
 from backend.estimates import Estimate, PhaseSeconds
+from backend.exports import Export, ExportCreate
 from backend.needs import RunNeeds
 from backend.playground import CheckpointChoice, PlaygroundQuestion, QuestionCreate
 from backend.prompt_files import PromptFile, PromptLook
@@ -27,7 +28,9 @@ from backend.schemas import (
     Variant,
     Worker,
 )
+from backend.signatures import PREFIX
 from engine.analysis_spec import AnalysisSpec, TeacherPrefix
+from engine.export_spec import GgufFile
 from engine.findings import Finding
 from engine.flops import FlopLedger
 from engine.playground_spec import TeacherSpeaker
@@ -84,6 +87,12 @@ _ASKED = PlaygroundQuestion(
     id=_ID, created_at=_NOW, asked=_QUESTION, run_name=_RUN.name, speakers=["prefix 8 · seed 0 at step 40", "teacher"], state="queued",
     queue_position=1, done=0.0, detail="", eta_seconds=None, findings=[], result=None, started_at=None, finished_at=None,
 )  # fmt: skip
+_EXPORT_CREATE = ExportCreate(checkpoint_id=_ID, export=GgufFile(kind="gguf", file_type="q8_0"))
+_EXPORT = Export(
+    id=_ID, created_at=_NOW, created_by="local", checkpoint_id=_ID, run_id=_ID, run_name=_RUN.name, step=40, export=_EXPORT_CREATE.export,
+    state="queued", queue_position=1, done=0.0, detail="", eta_seconds=None, findings=[], result=None, removed_at=None, started_at=None,
+    finished_at=None,
+)  # fmt: skip
 _VIEW = SavedView(
     id=_ID, name="16 tokens are enough", note="With three seeds the intervals overlap.", query=f"experiment={_ID}&x=trained_tokens",
     created_by="local", created_at=_NOW, updated_at=_NOW,
@@ -102,7 +111,7 @@ _PROMPT_FILE = PromptFile(
     map=PromptMap(prompt="question", answer="result"), system_message=None, first=[{"prompt": "2+3=", "answer": "5"}], num_runs=0,
     created_at=_NOW, created_by="local",
 )  # fmt: skip
-_ADDRESS = f"/api/v1/download/{_ID}"
+_ADDRESS = f"{PREFIX}/{_ID}"
 _SIGNATURE = f"?expires=1767324245&signature={'0' * 64}"
 _FLOPS = FlopLedger(rollout=1e12, teacher=2e12, student_forward=1e12, student_backward=2e12)
 
@@ -123,6 +132,7 @@ REQUESTS: dict[str, Any] = {
     "validate_spec": {"name": "prefix 8", "num_steps": 0},
     "create_analysis": _ANALYSIS_SPEC,
     "create_question": _QUESTION,
+    "create_export": _EXPORT_CREATE,
     "validate_question": {"run_id": _ID, "prompt": "k3 k0 c3 c2 c3 4 N13 |", "speakers": []},
     "create_key": KeyCreate(name=_KEY.name, role=_KEY.role, valid_days=90),
     "cancel_run": Cancel(checkpoint=True),
@@ -160,6 +170,18 @@ RESPONSES: dict[str, Any] = {
     "create_question": _ASKED,
     "validate_question": [Finding(field="speakers", message="speakers has 0 entries but needs 1; add some.")],
     "cancel_question": _ASKED.model_copy(update={"state": "cancelled", "queue_position": None, "finished_at": _NOW}),
+    "create_export": _EXPORT,
+    "cancel_export": _EXPORT.model_copy(update={"state": "cancelled", "queue_position": None, "finished_at": _NOW}),
+    "remove_export": _EXPORT.model_copy(
+        update={"state": "succeeded", "queue_position": None, "removed_at": _NOW, "finished_at": _NOW}
+    ),
+    "create_export_link": Link(
+        archive_url=f"{PREFIX}/exports/{_ID}/archive{_SIGNATURE}",
+        file_urls={
+            "prefix-8-step-40-q8_0.gguf": f"{PREFIX}/exports/{_ID}/files/prefix-8-step-40-q8_0.gguf{_SIGNATURE}"
+        },
+        expires_at=_NOW,
+    ),
     "create_key": CreatedKey(**_KEY.model_dump(), key="incipit_0123456789abcdef_…"),
     "look_at_prompts": PromptLook(
         columns=["question", "result"], first=[{"question": "2+3=", "result": "5"}], guess={"prompt": "question"}

@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from backend.analyses import AnalysisState
-from engine.analysis_spec import AnalysisResult, AnalysisSpec
 from engine.findings import Finding
 from engine.frozen import Frozen
 from engine.playground_spec import (
@@ -53,9 +52,6 @@ class QueuedQuestion(Frozen):
 
 PLAYGROUND = "playground"
 """Kind of the questions that are none of an analysis."""
-Asked = AnalysisSpec | QueuedQuestion
-"""What a worker answers without training."""
-Found = AnalysisResult | PlaygroundResult
 
 
 class QuestionSummary(Frozen):

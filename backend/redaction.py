@@ -18,8 +18,19 @@ _PATTERNS = [
     (re.compile(r"(://[^/\s:@\"'\\]*:)[^/\s@\"'\\]+(@)"), r"\1…\2"),
     (re.compile(r"(\bpassword=)[^\s&\"'\\]+", re.IGNORECASE), r"\1…"),
 ]
-_SECRET_VARIABLES = ("INCIPIT_LOCAL_TOKEN", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-_FILE_VARIABLES = ("INCIPIT_DATABASE_PASSWORD_FILE",)
+_SECRET_VARIABLES = (
+    "INCIPIT_LOCAL_TOKEN",
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+)
+_FILE_VARIABLES = (
+    "INCIPIT_DATABASE_PASSWORD_FILE",
+    "HF_TOKEN_PATH",
+    "INCIPIT_STORE__ACCESS_KEY_FILE",
+    "INCIPIT_STORE__SECRET_KEY_FILE",
+)
 _URL_VARIABLES = ("INCIPIT_DATABASE_URL", "INCIPIT_BROKER_URL")
 _MIN_CHARACTERS = 6  # a shorter password would be found inside of ordinary words
 

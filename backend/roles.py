@@ -16,7 +16,12 @@ Need = Role | Literal["open", "signature"]
 
 _OPERATIONS: dict[Need, tuple[str, ...]] = {
     "open": ("livez", "readyz", "version"),
-    "signature": ("download_checkpoint_file", "download_checkpoint_archive"),
+    "signature": (
+        "download_checkpoint_file",
+        "download_checkpoint_archive",
+        "download_export_file",
+        "download_export_archive",
+    ),
     "viewer": (
         "get_me",
         "list_experiments",
@@ -42,6 +47,11 @@ _OPERATIONS: dict[Need, tuple[str, ...]] = {
         "get_checkpoint_file",
         "get_checkpoint_archive",
         "create_checkpoint_link",
+        "list_exports",
+        "get_export",
+        "get_export_file",
+        "get_export_archive",
+        "create_export_link",
         "get_spec_schema",
         "validate_spec",
         "estimate_run",
@@ -74,6 +84,9 @@ _OPERATIONS: dict[Need, tuple[str, ...]] = {
         "patch_run",
         "pin_checkpoint",
         "unpin_checkpoint",
+        "create_export",
+        "cancel_export",
+        "remove_export",
         "dismiss_alert",
         "put_alert_rules",
         "list_webhooks",

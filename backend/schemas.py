@@ -274,6 +274,8 @@ class Health(Frozen):
     status: Literal["ok", "degraded"]
     database: str
     broker: Literal["up", "down"]
+    store: Literal["folder", "bucket", "down"] = "folder"
+    """Where checkpoints are kept; down is a bucket that does not work."""
     workers: int
     """Workers that were heard of within the last minute."""
     version: str

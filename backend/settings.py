@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from backend.limits import Limits
+from backend.store_settings import StoreSettings
 from engine.locations import incipit_home
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -55,6 +56,9 @@ class Settings(BaseSettings):
     limits: Limits = Limits()
     """How much of everything is taken; each is a setting of its own, see docs/security.md."""
 
+    store: StoreSettings = StoreSettings()
+    """Where checkpoints and token traces are kept, see docs/operations.md."""
+
     webhook_networks: tuple[str, ...] = ()
     """Private networks that webhooks may lead into all the same (as JSON list), such as `10.1.0.0/16`."""
 
@@ -76,6 +80,13 @@ class Settings(BaseSettings):
                 f"host is {self.host!r}, which other machines can reach, but INCIPIT_LOCAL_TOKEN is for a stack on one "
                 "machine; unset it, or listen on 127.0.0.1."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _the_store_is_complete(self) -> Self:
+        problem = self.store.problem()
+        if problem is not None:
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")
@@ -142,6 +153,11 @@ class Settings(BaseSettings):
         return self.home / "runs"
 
     @property
+    def export_dir(self) -> Path:
+        """Folder with one folder per export of a checkpoint."""
+        return export_dir(self.home)
+
+    @property
     def sql_url(self) -> str:
         """The database's address with its password; the SQLite file below home unless database_url says otherwise."""
         if self.database_password_file is None:
@@ -170,6 +186,11 @@ class Settings(BaseSettings):
         finally:
             draft.unlink()
         return path.read_bytes()
+
+
+def export_dir(home: Path) -> Path:
+    """The folder of all exports below INCIPIT_HOME."""
+    return home / "exports"
 
 
 def is_safe_url(url: str) -> bool:

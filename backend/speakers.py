@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from sqlalchemy.orm import Session
 
-from backend.downloads import StoredCheckpoint
+from backend.artifact_store import ArtifactStore
+from backend.downloads import stored_checkpoint
 from backend.limits import Limits
 from backend.playground import CheckpointChoice, QuestionCreate
 from backend.problems import Refusal
@@ -42,7 +43,7 @@ class _Model(NamedTuple):
     """The run whose student it is."""
 
 
-def resolved(session: Session, asked: QuestionCreate, settings: Settings) -> Resolved:
+def resolved(session: Session, asked: QuestionCreate, settings: Settings, store: ArtifactStore) -> Resolved:
     """The question for a worker, and its findings: errors that forbid it and warnings that do not."""
     found = run(session, asked.run_id)
     if found is None:
@@ -51,7 +52,7 @@ def resolved(session: Session, asked: QuestionCreate, settings: Settings) -> Res
     findings = list(_too_much(asked, settings.limits))
     models: list[_Model] = []
     for place, choice in enumerate(asked.speakers):
-        model = _model(session, found, place, choice, settings)
+        model = _model(session, found, place, choice, settings.home, store)
         if isinstance(model, Finding):
             findings.append(model)
         elif model.speaker in (said := [one.speaker for one in models]):
@@ -85,7 +86,12 @@ def _too_much(asked: QuestionCreate, limits: Limits) -> Iterator[Finding]:
 
 
 def _model(
-    session: Session, of: Run, place: int, choice: CheckpointChoice | BaseSpeaker | TeacherSpeaker, settings: Settings
+    session: Session,
+    of: Run,
+    place: int,
+    choice: CheckpointChoice | BaseSpeaker | TeacherSpeaker,
+    home: Path,
+    store: ArtifactStore,
 ) -> _Model | Finding:
     field = f"speakers.{place}"
     if not isinstance(choice, CheckpointChoice):
@@ -99,17 +105,17 @@ def _model(
         return Finding(field=field, message=message)
     record, _ = found
     try:
-        stored = StoredCheckpoint(*found, settings.run_dir)
+        stored = stored_checkpoint(*found, store)
         stored.check()
     except Refusal as refusal:
         return Finding(field=field, message=f"{field} is {record.run_name} at step {record.step}: {refusal.detail}")
     speaker = CheckpointSpeaker(
-        folder=f"home:{stored.folder.relative_to(settings.home).as_posix()}",
+        folder=f"home:{stored.folder.relative_to(home).as_posix()}",
         run_name=record.run_name,
         step=record.step,
         manifest_sha256=record.manifest_sha256,
     )
-    return _Model(field, speaker, stored.folder, record.run_id)
+    return _Model(field, speaker, stored.folder if stored.folder.is_dir() else None, record.run_id)
 
 
 def _too_long(asked: QuestionCreate, of: Run, models: list[_Model]) -> Iterator[Finding]:

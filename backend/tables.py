@@ -17,9 +17,9 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from backend.analyses import AnalysisState
+from backend.asked import Asked, Found
 from backend.columns import CleanText, Id, Json, RecordColumn, UtcDateTime
 from backend.ids import new_id
-from backend.playground import Asked, Found
 from backend.run_states import RunState
 from engine.flops import FlopLedger
 from engine.spec import RunSpec
@@ -107,6 +107,7 @@ class Run(Table):
     # What it needs of a worker, see backend/needs.py; its labels are in RunLabel.
     device: Mapped[str] = mapped_column(String(8), default="auto")
     num_gpus: Mapped[int] = mapped_column(default=1)
+    num_processes: Mapped[int] = mapped_column(default=1)
     cpu_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
     gpu_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
     spec_version: Mapped[int] = mapped_column(default=1)
@@ -213,7 +214,7 @@ class Preflight(Table):
 
 
 class Analysis(Table):
-    """A question about models that a worker answers without training: an analysis, or one of the playground."""
+    """What a worker does without training: an analysis, a question of the playground, or an export of a checkpoint."""
 
     __tablename__ = "analyses"
     __table_args__ = (one_of("state", get_args(AnalysisState), "state"),)
@@ -224,7 +225,9 @@ class Analysis(Table):
     created_at: Mapped[datetime]
     spec: Mapped[Asked] = mapped_column(RecordColumn[Asked](Asked))
     kind: Mapped[str] = mapped_column(String(32))
-    """Of the analysis, or `playground`."""
+    """Of the analysis, or `playground`, or `export`."""
+    checkpoint_id: Mapped[str | None] = mapped_column(Id, index=True)
+    """Of an export, the checkpoint that is exported."""
     state: Mapped[str] = mapped_column(String(16), default="queued", index=True)
     done: Mapped[float] = mapped_column(default=0.0)
     """Share of the work that is done."""
@@ -234,6 +237,8 @@ class Analysis(Table):
     result: Mapped[Found | None] = mapped_column(RecordColumn[Found](Found))
     traces: Mapped[bytes | None] = mapped_column(LargeBinary, deferred=True)
     """The tokens of the answers as a Parquet file, see engine/token_trace.py; None for an analysis."""
+    removed_at: Mapped[datetime | None]
+    """When the files of an export were let go; worker/export_garbage.py removes them."""
     attempt: Mapped[int] = mapped_column(default=0)
     fence: Mapped[int] = mapped_column(BigInteger, default=0)
     lease_owner: Mapped[str | None] = mapped_column(String(128))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from urllib.parse import quote, urljoin
+from urllib.parse import quote
 
 import httpx
 
@@ -28,9 +28,8 @@ from backend.schemas import (
     RunSummary,
 )
 from dashboard.alert_calls import AlertCalls
-from dashboard.api_errors import ApiDown
 from dashboard.api_transport import Document as Document
-from dashboard.api_transport import error_of, reason_of
+from dashboard.export_calls import ExportCalls
 from dashboard.playground_calls import PlaygroundCalls
 from dashboard.prompt_file_calls import PromptFileCalls
 from dashboard.run_calls import RunCalls
@@ -41,7 +40,7 @@ from engine.findings import Finding
 _PAGE_ITEMS = 200  # what the API gives at once, see backend/limits.py
 
 
-class ApiClient(AlertCalls, PlaygroundCalls, PromptFileCalls, RunCalls, ViewCalls, WorkerCalls):
+class ApiClient(AlertCalls, ExportCalls, PlaygroundCalls, PromptFileCalls, RunCalls, ViewCalls, WorkerCalls):
     """One per address and credential; safe to share between sessions. Every method raises ApiError."""
 
     def health(self) -> Health:
@@ -155,15 +154,10 @@ class ApiClient(AlertCalls, PlaygroundCalls, PromptFileCalls, RunCalls, ViewCall
     @contextmanager
     def checkpoint_file(self, checkpoint_id: str, name: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
         """A file of a checkpoint as a response that is still coming in: 200, or 206 to a Range among the headers."""
-        address = f"{self.base_url}/api/v1/checkpoints/{quote(checkpoint_id, safe='')}/files/{quote(name)}"
-        try:
-            with self._http.stream("GET", address, headers={**headers, "Accept-Encoding": "identity"}) as response:
-                if not response.is_success:
-                    response.read()
-                    raise error_of(response)
-                yield response
-        except httpx.TransportError as error:
-            raise ApiDown(f"The API at {self.base_url} does not send any more ({reason_of(error)}).") from None
+        with self._streamed(
+            f"/api/v1/checkpoints/{quote(checkpoint_id, safe='')}/files/{quote(name)}", headers
+        ) as response:
+            yield response
 
     def pin_checkpoint(self, checkpoint_id: str, *, pinned: bool) -> Checkpoint:
         """Keep a checkpoint whatever its run's spec says, or let it go again."""
@@ -171,10 +165,7 @@ class ApiClient(AlertCalls, PlaygroundCalls, PromptFileCalls, RunCalls, ViewCall
 
     def checkpoint_link(self, checkpoint_id: str) -> Link:
         """Signed addresses, made absolute so that a browser can follow them."""
-        link = self._post(f"/api/v1/checkpoints/{checkpoint_id}/link", Link, None)
-        base = self.public_url + "/"
-        files = {name: urljoin(base, url) for name, url in link.file_urls.items()}
-        return link.model_copy(update={"archive_url": urljoin(base, link.archive_url), "file_urls": files})
+        return self._link(f"/api/v1/checkpoints/{checkpoint_id}/link")
 
     def estimate(self, spec: Document) -> Estimate:
         return self._post("/api/v1/estimate", Estimate, spec)

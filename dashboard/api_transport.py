@@ -1,14 +1,16 @@
 """How the dashboard speaks to the API: HTTP in, typed results or an ApiError out. No Streamlit in here."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Self, TypeVar
+from urllib.parse import urljoin, urlsplit
 from uuid import uuid4
 
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
-from backend.schemas import Health, Problem
+from backend.schemas import Health, Link, Problem
 from dashboard.api_errors import ApiDown, ApiError, Conflict, Forbidden, Invalid, NotFound, ServerFault, SignedOut
 
 T = TypeVar("T")
@@ -59,6 +61,50 @@ class ApiTransport:
         """Sent again when no answer came: the key keeps the API from making two."""
         named = {"Idempotency-Key": key or str(uuid4())}
         return self._call("POST", path, kind, tries=_TRIES, json=body, headers=named)
+
+    @contextmanager
+    def _streamed(self, path: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
+        """A response that is still coming in, from the API or from where it sends us: 200, or 206 to a Range among the headers."""
+        sent = {**headers, "Accept-Encoding": "identity"}
+        try:
+            with self._http.stream("GET", self.base_url + path, headers=sent) as response:
+                if response.status_code != 302:
+                    if not response.is_success:
+                        response.read()
+                        raise error_of(response)
+                    yield response
+                    return
+                elsewhere = response.headers
+            with self._sent_elsewhere(elsewhere, headers) as response:
+                yield response
+        except httpx.TransportError as error:
+            raise ApiDown(f"The API at {self.base_url} does not send any more ({reason_of(error)}).") from None
+
+    @contextmanager
+    def _sent_elsewhere(self, told: httpx.Headers, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
+        """A file as the store's own server sends it, with the ETag that the API told: no key of ours goes there.
+
+        The API has compared If-Range already; the store names its files otherwise.
+        """
+        wanted = {name: value for name, value in headers.items() if name.lower() != "if-range"}
+        address = told["location"]
+        with httpx.stream(
+            "GET", address, headers={**wanted, "Accept-Encoding": "identity"}, timeout=self._http.timeout
+        ) as response:
+            if not response.is_success:
+                response.read()
+                raise ApiDown(
+                    f"The store at {urlsplit(address).netloc} answered {response.status_code} where the API has sent us."
+                )
+            response.headers["etag"] = told["etag"]
+            yield response
+
+    def _link(self, path: str) -> Link:
+        """Signed addresses, made absolute so that a browser can follow them."""
+        link = self._post(path, Link, None)
+        base = self.public_url + "/"
+        files = {name: urljoin(base, url) for name, url in link.file_urls.items()}
+        return link.model_copy(update={"archive_url": urljoin(base, link.archive_url), "file_urls": files})
 
     def _call(self, method: str, path: str, kind: type[T], *, tries: int, **sent: Any) -> T:
         for last_try in (*[False] * (tries - 1), True):

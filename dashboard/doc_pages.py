@@ -1,5 +1,6 @@
 """The documentation as the dashboard shows it: the Markdown files of docs/, of the source tree or packaged beside this file."""
 
+import itertools
 import re
 from pathlib import Path
 from textwrap import dedent
@@ -33,6 +34,15 @@ def show(name: str) -> None:
             st.code(part.rstrip(), language=None, wrap_lines=True)
         elif part.strip():
             st.markdown("".join(one if one.startswith("`") else _as_shown(one) for one in _CODE.split(part)))
+
+
+def verdicts(study: str) -> list[str]:
+    """What a study confirmed and refuted, in Markdown: the first lines of its page; none where it was not trained."""
+    path = FOLDER / "studies" / f"{study}.md"
+    lines = path.read_text().splitlines()[2:] if path.is_file() else []
+    return [
+        _as_shown(line.removeprefix("* ")) for line in itertools.takewhile(lambda line: line.startswith("* **"), lines)
+    ]
 
 
 def _title(name: str) -> str:

@@ -28,6 +28,7 @@ ADVICE = {
     "worker_lost": "See the worker's log and the machine's memory; then try again from the last checkpoint.",
     "engine_crashed": "The message and the log below have its last words; out of memory is usual, then fewer micro-batch rollouts help.",
     "disk_full": "Free space on the worker's disk, or keep fewer checkpoints, then start again.",
+    "store_unavailable": "Mend what the message names; the run goes on by itself, and its worker stores first what it has kept.",
     "folder_unwritable": "Make the folder that the message names writable for the worker, then try again from the last checkpoint.",
     "internal": "This is a fault of Incipit or of its surroundings: the log below has the details.",
 }

@@ -14,7 +14,7 @@ import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from dashboard import notices
+from dashboard import doc_pages, notices
 from dashboard.spec_schema import FormField, put_at, value_at
 from engine.findings import Finding
 
@@ -41,6 +41,8 @@ _FIRST = frozenset(
     }
 )  # fmt: skip
 _ELSEWHERE = frozenset({"seed"})  # asked for once, for all arms
+# Where the length is chosen stands what was found of it.
+_QUOTED, _STUDY = "Prefix and divergence", "prefix-vs-full"
 _COLUMNS = 2
 
 
@@ -100,6 +102,10 @@ def draw_form(
         if not leaves:
             continue
         st.header(title, anchor=False)
+        if title == _QUOTED and (found := doc_pages.verdicts(_STUDY)):
+            with st.expander("What our study of the prefix's length found", icon=":material/science:"):
+                st.markdown("\n".join(f"* {line}" for line in found))
+                st.markdown(f"[The whole study](help?page=studies%2F{_STUDY}.md)")
         _draw_columns(form, [leaf for leaf in leaves if leaf.path in _FIRST], seed, revision)
         later = [leaf for leaf in leaves if leaf.path not in _FIRST]
         if later:
@@ -137,13 +143,15 @@ def _label(leaf: FormField) -> str:
     """With the name of what it belongs to, where the bare word could be of several: `Student path`."""
     above = leaf.path.rpartition(".")[0].replace("_", " ").replace(".", " ")
     return (
-        leaf.label if not above or above in ("optimizer", "analysis") else f"{above} {leaf.label.lower()}".capitalize()
+        leaf.label
+        if not above or above in ("optimizer", "analysis", "export")
+        else f"{above} {leaf.label.lower()}".capitalize()
     )
 
 
 def kind_label(kind: str) -> str:
     """A union member's kind in words: `reverse KL`, `every nth step`."""
-    return " ".join(word.upper() if word in ("kl", "jsd") else word for word in kind.split("_"))
+    return " ".join(word.upper() if word in ("kl", "jsd", "gguf") else word for word in kind.split("_"))
 
 
 def draw_field(form: DrawnForm, leaf: FormField, seed: Mapping[str, Any], key: str) -> None:

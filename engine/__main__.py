@@ -1,4 +1,4 @@
-"""`python -m engine train | check | analyze | ask | schema`: the engine without anything around it."""
+"""`python -m engine train | check | analyze | ask | export | schema`: the engine without anything around it."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ def main() -> int:
         return _analyze(arguments.spec)
     if arguments.command == "ask":
         return _ask(arguments.spec, arguments.traces)
+    if arguments.command == "export":
+        return _export(arguments.spec, arguments.out)
     spec = read_spec(arguments.spec)
     if spec is None:
         return 11
@@ -56,6 +58,13 @@ def _ask(path: Path, traces: Path) -> int:
     from engine.playground_spec import PlaygroundSpec
 
     return _answered(read_document(path, PlaygroundSpec), lambda asked, report: ask(asked, report, traces))
+
+
+def _export(path: Path, out: Path) -> int:
+    from engine.export import export
+    from engine.export_spec import ExportSpec
+
+    return _answered(read_document(path, ExportSpec), lambda asked, report: export(asked, report, out))
 
 
 def _answered(asked: D | None, answer: Callable[[D, Callable[[float, str], None]], Frozen]) -> int:
@@ -123,6 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     ask = commands.add_parser("ask", help="have several models answer a prompt and the teacher score what they say")
     ask.add_argument("--spec", type=Path, required=True, help="a PlaygroundSpec as JSON")
     ask.add_argument("--traces", type=Path, required=True, help="new Parquet file for the tokens of the answers")
+    export = commands.add_parser("export", help="make a folder, a GGUF file or a hub's repository of a checkpoint")
+    export.add_argument("--spec", type=Path, required=True, help="an ExportSpec as JSON")
+    export.add_argument("--out", type=Path, required=True, help="new folder for what is made")
     commands.add_parser("schema", help="print the JSON schema of a spec")
     return parser
 

@@ -61,7 +61,7 @@ class Expected(Frozen):
 
 def spec_sha256(spec: RunSpec) -> str:
     """A hash of what a spec states. Fields at their default are left out, so a field that a later version adds keeps it."""
-    text = json.dumps(_stated(spec), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(stated(spec), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -121,19 +121,19 @@ def _difference(folder: Path, file: ManifestFile, on_chunk: Callable[[], None]) 
         os.close(descriptor)
 
 
-def _stated(value: Any) -> Any:
+def stated(value: Any) -> Any:
     """A record as plain values, fields at their default left out; `kind` stays, since it says which record it is."""
     if isinstance(value, BaseModel):
         fields = type(value).model_fields
         return {
-            name: _stated(getattr(value, name))
+            name: stated(getattr(value, name))
             for name, field in fields.items()
             if name == "kind" or _is_told(name, getattr(value, name), field.get_default(call_default_factory=True))
         }
     if isinstance(value, list | tuple):
-        return [_stated(item) for item in value]
+        return [stated(item) for item in value]
     if isinstance(value, dict):
-        return {str(key): _stated(item) for key, item in value.items()}
+        return {str(key): stated(item) for key, item in value.items()}
     return value
 
 

@@ -25,6 +25,11 @@ def is_staging(path: Path) -> bool:
     return _STAGING in path.name
 
 
+def belongs_to(path: Path, folder: Path) -> bool:
+    """Whether a path beside a folder's is the folder, or what is to become it."""
+    return path.name == folder.name or path.name.startswith(f"{folder.name}{_STAGING}")
+
+
 def write_synced(path: Path, content: bytes) -> str:
     """Write a new file that only this user can read, down to the disk; its sha256. Raises FileExistsError."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)

@@ -11,11 +11,13 @@ from incipit.commands import (
     demo,
     doctor,
     evaluate,
+    export,
     keys,
     models,
     prompts,
     rollout_server,
     runs,
+    store,
     study,
     track,
     train,
@@ -37,6 +39,7 @@ app.command()(ask.ask)
 app.command()(study.study)
 app.command()(track.track)
 app.command()(evaluate.evaluate)
+app.command()(export.export)
 app.command(context_settings=bench.SETTINGS)(bench.bench)
 app.command("rollout-server", context_settings=rollout_server.SETTINGS)(rollout_server.rollout_server)
 app.command()(doctor.doctor)
@@ -45,6 +48,7 @@ app.command()(backup.restore)
 app.add_typer(runs.app, name="runs")
 app.add_typer(workers.app, name="workers")
 app.add_typer(checkpoints.app, name="checkpoints")
+app.add_typer(store.app, name="store")
 app.add_typer(models.app, name="models")
 app.add_typer(prompts.app, name="prompts")
 app.add_typer(keys.app, name="keys")

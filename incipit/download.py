@@ -1,4 +1,4 @@
-"""A checkpoint on its way from the API to a folder: each file resumed where it stopped, verified, renamed when it is whole."""
+"""Files of a checkpoint or an export on their way to a folder: each resumed where it stopped, verified, renamed when whole."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from dashboard.api_errors import ApiDown
 
 if TYPE_CHECKING:
+    from httpx import Response
+
+    from backend.exports import Export
     from backend.schemas import Checkpoint
     from dashboard.api_client import ApiClient
 
@@ -29,12 +34,23 @@ class DownloadFailed(Exception):
     """A download cannot be completed; the message says why and what to do."""
 
 
-@dataclass
-class CheckpointDownload:
-    """Brings one checkpoint into a folder. `on_bytes` is told of bytes as they are there, also of those found there."""
+class WantedFile(NamedTuple):
+    """A file as a list has it."""
 
-    client: ApiClient
-    checkpoint: Checkpoint
+    name: str
+    sha256: str
+    num_bytes: int | None
+    """None for one whose size no list tells."""
+
+
+@dataclass
+class Download:
+    """Brings files into a folder. `on_bytes` is told of bytes as they are there, also of those found there."""
+
+    opened: Callable[[str, Mapping[str, str]], AbstractContextManager[Response]]
+    """The response to a request for a file by its name, with these headers."""
+    files: list[WantedFile]
+    """In the order in which they come."""
     folder: Path
     on_bytes: Callable[[int], None] = lambda num_bytes: None
     fetched_bytes: int = 0
@@ -43,10 +59,8 @@ class CheckpointDownload:
 
     def run(self) -> None:
         """Fetch what is missing. Raises DownloadFailed and ApiError; another call goes on where this one stopped."""
-        for file in self.checkpoint.files:
-            self._bring(file.name, file.sha256, file.num_bytes)
-        # Last: a folder with a manifest is complete.
-        self._bring(_MANIFEST, self.checkpoint.manifest_sha256, None)
+        for file in self.files:
+            self._bring(*file)
 
     def _bring(self, name: str, sha256: str, num_bytes: int | None) -> None:
         target = self._path_of(name)
@@ -94,21 +108,21 @@ class CheckpointDownload:
         if digest.hexdigest() != sha256:
             file.truncate(0)
             raise DownloadFailed(
-                f"{name} came with sha256 {digest.hexdigest()[:12]}… but the checkpoint says {sha256[:12]}…: the file was changed "
-                "on the server, or between two parts of the download. Start the command again, or take another checkpoint."
+                f"{name} came with sha256 {digest.hexdigest()[:12]}… but the list says {sha256[:12]}…: the file was changed "
+                "on the server, or between two parts of the download. Start the command again, or take another one of the list."
             )
 
     def _chunks(self, name: str, sha256: str, have: int) -> Iterator[bytes]:
         etag = f'"{sha256}"'
         headers = {"Range": f"bytes={have}-", "If-Range": etag} if have else {}
-        with self.client.checkpoint_file(self.checkpoint.id, name, headers) as response:
+        with self.opened(name, headers) as response:
             is_part = response.status_code == 206 and response.headers.get("content-range", "").startswith(
                 f"bytes {have}-"
             )
             if response.headers.get("etag") != etag or (have and not is_part):
                 raise DownloadFailed(
-                    f"{name} is not the file any more that the checkpoint lists (ETag {response.headers.get('etag')}); "
-                    "see `incipit checkpoints list` and take another checkpoint, with another --out."
+                    f"{name} is not the file any more that was listed (ETag {response.headers.get('etag')}); "
+                    "take another checkpoint or export, with another --out."
                 )
             yield from response.iter_raw(_CHUNK_BYTES)
 
@@ -122,9 +136,28 @@ class CheckpointDownload:
         return self.folder.joinpath(*parts)
 
 
+def checkpoint_download(client: ApiClient, checkpoint: Checkpoint, folder: Path) -> Download:
+    """Of all files of a checkpoint; the manifest comes last, so that a folder with one is complete."""
+    files = [WantedFile(file.name, file.sha256, file.num_bytes) for file in checkpoint.files]
+    files.append(WantedFile(_MANIFEST, checkpoint.manifest_sha256, None))
+    return Download(partial(client.checkpoint_file, checkpoint.id), files, folder)
+
+
+def export_download(client: ApiClient, export: Export, folder: Path) -> Download:
+    """Of all files of an export that has some on the installation."""
+    assert export.result is not None, "what has files has a result"
+    files = [WantedFile(file.name, file.sha256, file.num_bytes) for file in export.result.files]
+    return Download(partial(client.export_file, export.id), files, folder)
+
+
 def folder_name(checkpoint: Checkpoint) -> str:
     """A harmless name for a checkpoint's folder, such as `prefix-8-step-120`."""
-    return f"{_NOT_HARMLESS.sub('-', checkpoint.run_name).strip('-.') or 'run'}-step-{checkpoint.step}"
+    return f"{harmless(checkpoint.run_name)}-step-{checkpoint.step}"
+
+
+def harmless(run_name: str) -> str:
+    """A run's name as a part of a folder's."""
+    return _NOT_HARMLESS.sub("-", run_name).strip("-.") or "run"
 
 
 def _lock(file: BinaryIO, part: Path) -> None:

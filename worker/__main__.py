@@ -1,14 +1,17 @@
 """`python -m worker`: a Celery worker for all slots of this machine."""
 
+import logging
 import sys
 from contextlib import suppress
 
 from celery.signals import setup_logging
 from pydantic import ValidationError
 
+from backend.artifact_store import artifact_store
 from backend.database import Database
 from backend.logs import set_up_logs
 from backend.settings import Settings
+from backend.store_problem import StoreProblem
 from worker.lease import DATABASE_OUTAGES
 from worker.schema import OtherSchema, refuse_other_schema
 from worker.settings import WorkerSettings, give_up, sentences_of
@@ -33,6 +36,11 @@ def main() -> None:
 
     setup_logging.connect(set_up_worker_logs, weak=False)  # with a receiver Celery leaves the loggers alone
     set_up_worker_logs()
+    try:
+        artifact_store(settings).check(writes=True)
+    except StoreProblem as problem:
+        # It may be mended while this worker runs: what it makes waits on its disk.
+        logging.getLogger(__name__).error("%s", problem)
     if not sys.stderr.isatty():
         # Celery's signal handlers write to it past all loggers, and a log of JSON lines has no room for sentences.
         vars(sys)["__stdout__"] = None

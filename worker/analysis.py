@@ -1,4 +1,4 @@
-"""Works on an analysis or a question of the playground: `python -m engine analyze` or `ask` in a process of its own.
+"""Works on an analysis, a question of the playground or an export: `python -m engine analyze`, `ask` or `export` as a process.
 
 Its progress and result are stored.
 """
@@ -7,26 +7,39 @@ import json
 import logging
 import os
 import queue
+import shutil
 import tempfile
 import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from pydantic import BaseModel, ValidationError
 
-from backend.playground import Asked, Found, QueuedQuestion
+from backend.artifacts import ExportedFiles, StoredFile, Unreadable
+from backend.asked import Found
+from backend.exports import QueuedExport
+from backend.playground import QueuedQuestion
 from backend.queries.analyses import (
     AnalysisClaim,
     end_analysis,
     give_back_analysis,
     report_progress,
 )
+from backend.queries.exports import folder_of
+from backend.settings import export_dir
+from backend.store_problem import StoreProblem
 from engine.analysis_spec import AnalysisProgress
+from engine.export_spec import ExportResult
 from engine.findings import Finding
 from engine.playground_spec import PlaygroundResult
+from engine.staging import belongs_to
 from worker.engine_process import EngineProcess
+from worker.named_files import fetch_named
 from worker.slots import Slot
-from worker.supervisor import Workplace
+from worker.workplace import Workplace
 
 _REPORT_SECONDS = 2.0  # between two looks at the lease: cancelling takes as long
 _LOG_CHARACTERS = 4000
@@ -35,7 +48,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Line(BaseModel):
-    """What `engine analyze` and `engine ask` print, one of the three."""
+    """What these commands print, one of the three."""
 
     progress: AnalysisProgress | None = None
     result: Found | None = None
@@ -44,9 +57,24 @@ class _Line(BaseModel):
 
 def work_on_analysis(claim: AnalysisClaim, slot: Slot, place: Workplace) -> None:
     """Bring a claimed analysis to its end: answered, failed, given back at a shutdown, or dropped when it was cancelled."""
+    is_kept = False
+    try:
+        is_kept = _work(claim, slot, place)
+    finally:
+        if isinstance(claim.spec, QueuedExport):
+            _clean_up(claim, place, is_kept=is_kept)
+
+
+def _work(claim: AnalysisClaim, slot: Slot, place: Workplace) -> bool:
+    """The same; whether what it has made is to stay on this machine's disk."""
     with tempfile.TemporaryDirectory(prefix="incipit-analysis-") as folder:
         log_path, traces_path = Path(folder) / "stderr", Path(folder) / "answers.parquet"
-        arguments = _arguments(claim.spec, Path(folder) / "spec.json", traces_path)
+        arguments = _arguments(claim, Path(folder) / "spec.json", traces_path, place)
+        missing = _fetched(claim, place)
+        if missing is not None:
+            with place.database.write() as session:
+                end_analysis(session, claim, [missing], None)
+            return False
         engine, said = _start(arguments, log_path, claim, slot, place)
         lines: queue.Queue[bytes | None] = queue.Queue()
         reader = threading.Thread(target=_read, args=(said, lines), name="analysis", daemon=True)
@@ -57,15 +85,73 @@ def work_on_analysis(claim: AnalysisClaim, slot: Slot, place: Workplace) -> None
             engine.kill()
             reader.join()
         if answer is None:
-            return
+            return False
         if isinstance(answer, list) and not answer:
             exit_code, log = engine.exit_code(), log_path.read_text(errors="replace")
             _log.error("engine %s: exit %s\n%s", arguments[0], exit_code, log[-_LOG_CHARACTERS:])
             message = f"The engine ended with exit code {exit_code} and no answer; see the worker's log."
             answer = [Finding(field="", message=message)]
         traces = traces_path.read_bytes() if isinstance(answer, PlaygroundResult) else None
+    if isinstance(answer, ExportResult) and answer.is_kept and (problem := _stored(claim, answer, place)) is not None:
+        answer = [problem]
     with place.database.write() as session:
-        end_analysis(session, claim, answer, traces)
+        is_ours = end_analysis(session, claim, answer, traces)
+    return is_ours and not isinstance(answer, list) and not place.exports.is_remote
+
+
+def _export_folder(claim: AnalysisClaim, place: Workplace) -> Path:
+    return export_dir(place.home) / folder_of(claim.analysis_id, claim.fence)
+
+
+def _clean_up(claim: AnalysisClaim, place: Workplace, *, is_kept: bool) -> None:
+    """Remove what an export has written, whole or in part, unless it is kept; nobody else writes under this fence."""
+    folder = _export_folder(claim, place)
+    for path in folder.parent.glob("*"):
+        if belongs_to(path, folder) and not is_kept:
+            shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):  # not empty, or never made
+        folder.parent.rmdir()
+
+
+def _stored(claim: AnalysisClaim, made: ExportResult, place: Workplace) -> Finding | None:
+    """Put the files of an export where all machines see them; what is wrong when that cannot be done."""
+    keep_lease = _lease_keeper(claim, place)
+    files = [StoredFile(file.name, file.num_bytes, file.sha256) for file in made.files]
+    folder = ExportedFiles(folder_of(claim.analysis_id, claim.fence))
+    try:
+        place.exports.keep(folder, files, lambda num_bytes: keep_lease())
+    except (StoreProblem, Unreadable) as problem:
+        return Finding(field="", message=f"What was made could not be stored: {problem}")
+    return None
+
+
+def _lease_keeper(claim: AnalysisClaim, place: Workplace) -> Callable[[], None]:
+    """To be called all the time while something takes long."""
+    kept_at = time.monotonic()
+
+    def keep() -> None:
+        nonlocal kept_at
+        if time.monotonic() - kept_at > _REPORT_SECONDS:
+            kept_at = time.monotonic()
+            with place.database.write() as session:
+                report_progress(session, claim, None)
+
+    return keep
+
+
+def _fetched(claim: AnalysisClaim, place: Workplace) -> Finding | None:
+    """Bring the checkpoints that are asked to this machine; what is wrong when that cannot be done."""
+    keep_lease = _lease_keeper(claim, place)
+    asked = claim.spec.spec if isinstance(claim.spec, QueuedQuestion) else claim.spec
+    try:
+        damaged = fetch_named(place.database, place.artifacts, place.home, asked, keep_lease)
+    except StoreProblem as problem:
+        return Finding(field="", message=str(problem))
+    except OSError as error:
+        return Finding(
+            field="", message=f"A checkpoint could not be fetched to the worker ({error}); make room on its disk."
+        )
+    return Finding(field="", message=" ".join(damaged)) if damaged else None
 
 
 def _start(
@@ -96,8 +182,12 @@ def _start(
     return engine, os.fdopen(said, "rb")
 
 
-def _arguments(asked: Asked, spec_path: Path, traces_path: Path) -> list[str]:
+def _arguments(claim: AnalysisClaim, spec_path: Path, traces_path: Path, place: Workplace) -> list[str]:
     """What the engine is called with, its spec written."""
+    asked = claim.spec
+    if isinstance(asked, QueuedExport):
+        spec_path.write_text(asked.spec.model_dump_json())
+        return ["export", "--spec", str(spec_path), "--out", str(_export_folder(claim, place))]
     if isinstance(asked, QueuedQuestion):
         spec_path.write_text(asked.spec.model_dump_json())
         return ["ask", "--spec", str(spec_path), "--traces", str(traces_path)]

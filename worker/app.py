@@ -12,6 +12,7 @@ import billiard.pool
 from celery.signals import worker_process_init, worker_ready, worker_shutdown, worker_shutting_down
 from sqlalchemy.orm import Session
 
+from backend.artifact_store import artifact_store
 from backend.database import Database
 from backend.doorbell import PREFLIGHT_TASK, RUN_TASK
 from backend.logs import bound
@@ -33,7 +34,9 @@ from worker.resources import capabilities
 from worker.schema import OtherSchema, refuse_other_schema
 from worker.settings import WorkerSettings
 from worker.slots import Slot, free_slot, slots_of_this_machine
-from worker.supervisor import Supervisor, Workplace
+from worker.store_garbage import LocalCopies
+from worker.supervisor import Supervisor
+from worker.workplace import Workplace
 
 _HEARTBEAT_SECONDS = 10.0
 
@@ -152,6 +155,7 @@ def _work_on_next_run(slot: Slot) -> bool:
         set_worker_run(session, _worker_id(slot), claim.run_id)
     with _occupied(slot), bound(run=claim.run_id, attempt=claim.attempt, fence=claim.fence):
         Supervisor(claim, slot, place, worker_id=_worker_id(slot)).work()
+    LocalCopies(place.database, place.artifacts).drop()
     return True
 
 
@@ -193,6 +197,7 @@ def _workplace() -> Workplace:
             _shutdown.is_set,
             settings.limits,
             _engine_server,
+            artifact_store(settings),
         )
     return _place
 

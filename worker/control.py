@@ -1,7 +1,7 @@
 """The control process, `python -m worker.control`: one per installation, guarded by a lease row.
 
 Each turn it takes runs back from dead workers, rings for work that nobody claimed, ends preflights that nobody took,
-checkpoints SQLite's write-ahead log, sends alerts and removes what dead attempts left on the disk.
+checkpoints SQLite's write-ahead log, sends alerts and removes what dead attempts left on the disk and in the store.
 """
 
 import logging
@@ -14,6 +14,7 @@ from kombu.exceptions import OperationalError as BrokerError
 from pydantic import ValidationError
 from sqlalchemy import text
 
+from backend.artifact_store import artifact_store
 from backend.database import Database
 from backend.doorbell import PREFLIGHT_TASK, QUEUE, RUN_TASK
 from backend.logs import set_up_logs
@@ -25,11 +26,13 @@ from backend.queries.wishes import settle_queued
 from backend.queries.workers import num_present
 from backend.settings import Settings
 from worker.alert_sender import AlertSender
+from worker.export_garbage import ExportGarbage
 from worker.garbage import GarbageCollector
 from worker.identity import ProcessIdentity, is_dead
 from worker.lease import DATABASE_OUTAGES
 from worker.schema import OtherSchema, refuse_other_schema
 from worker.settings import WorkerSettings, give_up, sentences_of
+from worker.store_garbage import StoreGarbage
 from worker.upload_garbage import UploadGarbage
 
 TURN_SECONDS = 10.0
@@ -54,8 +57,10 @@ class Control:
         self._settings = WorkerSettings()
         self._clock_offset = time.time() - time.monotonic()
         self._garbage = GarbageCollector(self.database, settings.run_dir)
+        self._store_garbage = StoreGarbage(self.database, artifact_store(settings))
         self._alert_sender = AlertSender(self.database, settings.signing_secret(), settings.webhook_networks)
         self._upload_garbage = UploadGarbage(self.database, settings.home)
+        self._export_garbage = ExportGarbage(self.database, settings.export_dir)
 
     def turn(self) -> bool:
         """Do what is due; False when another process is in control."""
@@ -72,6 +77,8 @@ class Control:
         self._checkpoint_wal()
         self._garbage.turn()
         self._upload_garbage.turn()
+        self._export_garbage.turn()
+        self._store_garbage.turn()
         self._alert_sender.turn()
         return True
 
@@ -82,6 +89,7 @@ class Control:
                 leases.release_control(session, self.owner)
         except DATABASE_OUTAGES as error:
             _log.warning("Control was not handed over, its lease will run out: %s", error)
+        self._store_garbage.close()
         self._alert_sender.close()
         self.database.close()
 

@@ -107,6 +107,24 @@ def unwritable(error: UnwritableFolder) -> Ending:
     return Ending("queued", reason, None, "folder_unwritable", reason)
 
 
+def unstored(problem: str, *, wish: Wish) -> Ending:
+    """The store has failed for too long. Nothing is lost: the files are on this disk, and what they are of is recorded later."""
+    if wish in ("cancel", "cancel_with_checkpoint"):
+        return Ending(
+            "cancelled", f"Cancelled as asked. Its last files could not be stored: {problem}", has_unrecorded=True
+        )
+    reason = f"{problem} What is not stored yet stays on the disk of the run's worker, which stores it before the run goes on there."
+    return Ending("queued", reason, None, "store_unavailable", reason, has_unrecorded=True)
+
+
+def cut_short() -> Ending:
+    """The worker has to go before everything is stored."""
+    reason = (
+        "The worker is shutting down before all files were stored; its disk keeps them until the run goes on there."
+    )
+    return Ending("queued", reason, counts=False, has_unrecorded=True)
+
+
 def crashed(exit_code: int | None, cause: str, log_tail: str) -> Ending:
     """Back to the queue, as long as there are attempts left; `cause` is a sentence."""
     return Ending("queued", cause, exit_code, "engine_crashed", cause + _quoted(log_tail))

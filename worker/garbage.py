@@ -54,7 +54,7 @@ class GarbageCollector:
         for folder in garbage(self.run_dir / run_id, facts):
             if time.monotonic() > deadline:
                 break
-            size, newest = _size_and_newest(folder)
+            size, newest = size_and_newest(folder)
             if time.time() - newest < self.min_age_seconds:
                 continue
             shutil.rmtree(folder, ignore_errors=True)
@@ -69,7 +69,7 @@ class GarbageCollector:
 
 def garbage(run_folder: Path, facts: RunFolders) -> Iterator[Path]:
     """The folders of dead attempts that nothing needs, whatever their age."""
-    for attempt_folder in _folders(run_folder / "attempts"):
+    for attempt_folder in folders_in(run_folder / "attempts"):
         if not attempt_folder.name.isdecimal() or not facts.is_dead(attempt := int(attempt_folder.name)):
             continue
         # Of a lost attempt that nobody has recorded to its end, a folder without a row may still get one.
@@ -78,20 +78,21 @@ def garbage(run_folder: Path, facts: RunFolders) -> Iterator[Path]:
         if is_settled and not has_rows and attempt < facts.fence:
             yield attempt_folder
             continue
-        for folder in _folders(attempt_folder / "checkpoints"):
+        for folder in folders_in(attempt_folder / "checkpoints"):
             path = folder.relative_to(attempt_folder).as_posix()
             if is_staging(folder) or (is_settled and (attempt, path) not in facts.checkpoints):
                 yield folder
 
 
-def _folders(parent: Path) -> list[Path]:
-    """The folders in a folder; none of what a link leads to."""
+def folders_in(parent: Path, name: str | None = None) -> list[Path]:
+    """The folders in a folder, or the one of that name; none of what a link leads to."""
     if parent.is_symlink() or not parent.is_dir():
         return []
-    return [Path(entry.path) for entry in os.scandir(parent) if entry.is_dir(follow_symlinks=False)]
+    entries = [entry for entry in os.scandir(parent) if entry.is_dir(follow_symlinks=False)]
+    return [Path(entry.path) for entry in entries if name in (None, entry.name)]
 
 
-def _size_and_newest(folder: Path) -> tuple[int, float]:
+def size_and_newest(folder: Path) -> tuple[int, float]:
     """Bytes below a folder, and the time of the last change in it, Unix seconds."""
     size, newest = 0, folder.lstat().st_mtime
     for path in folder.rglob("*"):

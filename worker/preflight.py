@@ -11,10 +11,12 @@ from pydantic import BaseModel, ValidationError
 
 from backend.preflight_facts import estimated_facts
 from backend.queries.leases import PREFLIGHT_SECONDS, PreflightClaim, end_preflight
+from backend.store_problem import StoreProblem
 from engine.findings import Finding
 from worker.engine_process import EngineProcess
+from worker.named_files import fetch_named
 from worker.slots import Slot, free_slot
-from worker.supervisor import Workplace
+from worker.workplace import Workplace
 
 _CHECK_SECONDS = PREFLIGHT_SECONDS - 30  # ends before the claim does
 
@@ -40,6 +42,13 @@ def answer(claim: PreflightClaim, slots: list[Slot], place: Workplace) -> None:
 
 
 def _check(claim: PreflightClaim, slot: Slot, place: Workplace) -> tuple[list[Finding], dict[str, object], bool]:
+    try:
+        place.artifacts.check(writes=True)
+        damaged = fetch_named(place.database, place.artifacts, place.home, claim.spec, lambda: None)
+    except StoreProblem as problem:
+        return [Finding(field="", message=str(problem))], {}, True
+    if damaged:
+        return [Finding(field="", message=sentence) for sentence in damaged], {}, True
     with tempfile.TemporaryDirectory(prefix="incipit-preflight-") as folder:
         spec_path, answer_path, log_path = (Path(folder) / name for name in ("spec.json", "answer", "log"))
         spec_path.write_text(claim.spec.model_dump_json())

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from sqlalchemy import select, update
 
+from backend.artifact_store import ArtifactStore
+from backend.artifacts import Artifact
 from backend.database import Database, now_of
 from backend.queries.claims import Claim, Ending, hold
 from backend.queries.transitions import add_event
@@ -31,10 +33,13 @@ class NoCheckpointLeft(Exception):
         return Ending("failed", self.message, failure_kind="bad_checkpoint", failure_message=self.message)
 
 
-def resume_checkpoint(database: Database, claim: Claim, run_folder: Path, on_chunk: Callable[[], None]) -> Path | None:
+def resume_checkpoint(
+    database: Database, claim: Claim, store: ArtifactStore, on_chunk: Callable[[], None]
+) -> Path | None:
     """The newest committed checkpoint that is whole, relative to the run's folder; None when none was ever committed.
 
-    Damaged ones are taken out of the list, with a note in the run's history. Raises NoCheckpointLeft when all are.
+    It is on this machine's disk then, and so is the run's best one, which its report opens. Damaged ones are taken out of the list, with a
+    note in the run's history. Raises NoCheckpointLeft when all are, and StoreProblem.
     """
     with database.read() as session:
         newest_first = session.scalars(
@@ -55,22 +60,29 @@ def resume_checkpoint(database: Database, claim: Claim, run_folder: Path, on_chu
         num_damaged = len(session.scalars(damaged).all())
     spec = spec_sha256(claim.spec)
     for checkpoint in newest_first:
-        path = Path("attempts", str(checkpoint.fence), checkpoint.path)
+        artifact = artifact_of(checkpoint)
         expected = Expected(
             step=checkpoint.step,
             attempt=checkpoint.fence,
             spec_sha256=spec,
             manifest_sha256=checkpoint.manifest_sha256,
         )
-        damage = damage_of(run_folder / path, expected, on_chunk)
+        damage = store.fetch(artifact, on_chunk) or damage_of(store.local(artifact), expected, on_chunk)
         if damage is None:
+            for best in (one for one in newest_first if one.is_best and one.id != checkpoint.id):
+                store.fetch(artifact_of(best), on_chunk)
             _note_resume(database, claim, checkpoint.id)
-            return path
+            return Path("attempts", str(checkpoint.fence), checkpoint.path)
         _note_damage(database, claim, checkpoint, damage)
         num_damaged += 1
     if num_damaged:
         raise NoCheckpointLeft(num_damaged)
     return None
+
+
+def artifact_of(checkpoint: Checkpoint) -> Artifact:
+    """Where a recorded checkpoint is."""
+    return Artifact(checkpoint.run_id, checkpoint.fence, checkpoint.path, checkpoint.manifest_sha256)
 
 
 def _note_resume(database: Database, claim: Claim, checkpoint_id: str) -> None:

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from backend.needs import MAX_LABELS, VLLM_LABEL, Label
 from backend.queries.claims import LEASE_SECONDS
 from backend.queries.retries import MAX_RETRY_SECONDS, RETRY_SECONDS
+from worker.uploads import PATIENCE_SECONDS
 
 _BAD_CONFIGURATION = 78  # EX_CONFIG of sysexits.h
 # From the engine's end to the worker's: what it emitted is recorded and the run returned to the queue.
@@ -52,6 +53,8 @@ class WorkerSettings(BaseSettings):
 
     start_seconds: Annotated[float, Field(ge=10, le=86_400)] = 1800.0
     """Time that an engine gets to load its models, downloads included."""
+    store_patience_seconds: Annotated[float, Field(ge=1, le=86_400)] = PATIENCE_SECONDS
+    """A bucket that cannot be written is tried again for so long while the run goes on; then the run waits in the queue."""
     stall_seconds: Annotated[float, Field(ge=10, le=86_400)] = 1800.0
     """An engine that gave no sign of work for so long is ended."""
 
@@ -66,6 +69,11 @@ class WorkerSettings(BaseSettings):
     def longest_stop_seconds(self) -> float:
         """After so long a worker that was told to end has ended: its engine's stop, SIGTERM, SIGKILL, and the record."""
         return self.stop_seconds + self.terminate_seconds + _CLOSING_SECONDS
+
+    @property
+    def last_storing_seconds(self) -> float:
+        """Behind an engine's end at a shutdown: what is not stored by then is left for later."""
+        return self.grace_seconds - self.longest_stop_seconds
 
     @field_validator("vllm_python")
     @classmethod
@@ -110,7 +118,7 @@ def sentences_of(error: ValidationError) -> list[str]:
     """What is wrong with settings, one sentence each."""
     told = []
     for details in error.errors():
-        name = "_".join(map(str, details["loc"])).upper()
+        name = "__".join(map(str, details["loc"])).upper()
         message = details["msg"].removeprefix("Value error, ")
         told.append(f"INCIPIT_{name} is {details['input']!r}: {message}; correct it." if name else message)
     return told

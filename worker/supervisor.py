@@ -1,60 +1,55 @@
 """One claimed run from its spec to its ending: start the engine, record it, keep the lease, stop it when told."""
 
 import logging
-import os
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from typing import TypeVar
 
-from backend.database import Database
-from backend.limits import Limits
 from backend.queries.claims import Claim, Ending, LeaseLost, end_attempt, set_engine_process
 from backend.queries.drains import gives_back
 from backend.queries.retries import RETRYABLE
 from backend.queries.transitions import TransitionRejected, transition
 from backend.queries.wishes import Wish, wish_of
 from backend.run_states import RunState
+from backend.store_problem import StoreProblem
 from engine.control import PULSE
 from engine.events import Finished
-from worker.endings import UnwritableFolder, crashed, ending_of, failed, finished, stalled, unwritable
+from worker.endings import (
+    UnwritableFolder,
+    crashed,
+    cut_short,
+    ending_of,
+    failed,
+    finished,
+    stalled,
+    unstored,
+    unwritable,
+)
 from worker.engine_process import EngineProcess
-from worker.engine_server import EngineServer
 from worker.estimation import keep_estimate
 from worker.lease import DATABASE_OUTAGES, Lease
 from worker.memory_kills import num_memory_kills
+from worker.named_files import fetch_named
 from worker.pulse import Pulse
 from worker.recorder import Recorder, UnreadableEvents
 from worker.resources import ResourceWatch
 from worker.resume import NoCheckpointLeft, resume_checkpoint
-from worker.settings import WorkerSettings
 from worker.slots import Slot
+from worker.uploads import StoreUnavailable
+from worker.watchdog import watchdog
+from worker.workplace import Workplace, write_spec
 
-_DEFAULT_LIMITS = Limits()
 _TURN_SECONDS = 0.25
-_WATCHDOG_SECONDS = 0.5
 _WISH_SECONDS = 2.0  # between looks at desired_state
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Workplace:
-    """What every run of this worker shares."""
-
-    database: Database
-    home: Path
-    run_dir: Path
-    settings: WorkerSettings
-    is_shutting_down: Callable[[], bool]
-    limits: Limits = _DEFAULT_LIMITS
-    """Of what is recorded."""
-    engine_server: EngineServer | None = None
-    """What engines are forked from; None starts each by itself."""
+class _Leaves(Exception):
+    """The worker lets its runs go before this one's lost attempts are recorded."""
 
 
 class Supervisor:
@@ -68,7 +63,8 @@ class Supervisor:
         self.worker_id = worker_id
         self.run_folder = place.run_dir / claim.run_id
         self.lease = Lease(place.database, claim, place.settings.lease_seconds)
-        self.recorder = Recorder(place.database, claim, self.run_folder, place.limits)
+        patience = place.settings.store_patience_seconds
+        self.recorder = Recorder(place.database, claim, self.run_folder, place.limits, place.artifacts, patience)
         self._pulse = Pulse(self.recorder.attempt_folder(claim.fence) / PULSE)
         self._resources = ResourceWatch(place.database, claim, slot, place.run_dir)
         self._engine: EngineProcess | None = None
@@ -79,13 +75,13 @@ class Supervisor:
         self._told_checkpoint: bool | None = None
         self._is_terminated = False
         self._was_fenced = False
+        self._unstored: str | None = None
         self._memory_kills_before = num_memory_kills()
 
     def work(self) -> None:
         """Bring the attempt to its end, whatever that is. When it returns, the engine is gone."""
-        claim = self.claim
         try:
-            with self._watchdog():
+            with watchdog(self.lease, self._fence):
                 ending = self._despite_outages(self._ending_of_lost_attempts) or self._run_engine()
             self._close(ending)
         except NoCheckpointLeft as lost:
@@ -94,16 +90,26 @@ class Supervisor:
             _log.warning("%s Its engine is ended.", lost)
         except UnwritableFolder as error:
             self._close(unwritable(error))
+        except (StoreUnavailable, StoreProblem) as error:
+            self._close(unstored(str(error), wish=self._wish))
+        except _Leaves:
+            self._close(cut_short())
         except Exception as error:  # the outermost frame of an attempt: the run must not stay held by nobody
-            _log.exception("Supervising run %s failed.", claim.run_id)
+            _log.exception("Supervising run %s failed.", self.claim.run_id)
             self._kill_engine()
             cause = f"The worker failed while it supervised the run ({type(error).__name__}: {error})."
             self._close(crashed(None, cause[:1000], ""))
         finally:
             self._kill_engine()
+            self.recorder.close()
 
     def _ending_of_lost_attempts(self) -> Ending | None:
-        last_word = self.recorder.catch_up()
+        def while_storing() -> None:
+            self.lease.keep_or_lose()
+            if self._leaving():
+                raise _Leaves
+
+        last_word = self.recorder.catch_up(while_storing)
         if last_word is None:
             return None
         if isinstance(last_word, Finished):
@@ -120,12 +126,12 @@ class Supervisor:
             self._turn(engine)
             if self._pulse.silent_seconds() > self.place.settings.stall_seconds:
                 engine.kill()
-                self._record_the_rest()
-                return stalled(self.place.settings.stall_seconds)
+                return replace(stalled(self.place.settings.stall_seconds), has_unrecorded=not self._record_the_rest())
             time.sleep(_TURN_SECONDS)
         if self._was_fenced:
             raise LeaseLost(f"The lease of run {self.claim.run_id} could not be renewed in time.")
-        self._record_the_rest()
+        if not self._record_the_rest():
+            return cut_short() if self._unstored is None else unstored(self._unstored, wish=self._wish)
         return ending_of(
             exit_code,
             self._despite_outages(self.recorder.last_word),
@@ -139,16 +145,16 @@ class Supervisor:
         folder = self.recorder.attempt_folder(self.claim.fence)
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _write_spec(self.run_folder / "spec.json", self.claim)
+            write_spec(self.run_folder / "spec.json", self.claim)
             (folder / "engine.log").touch()
         except OSError as error:
             raise UnwritableFolder(folder, error) from error
         self._despite_outages(lambda: keep_estimate(self.place.database, self.claim))
         arguments = ["train", "--spec", str(self.run_folder / "spec.json"), "--out", str(self.run_folder)]
         arguments += ["--attempt", str(self.claim.fence), "--supervised"]
-        checkpoint = self._despite_outages(
-            lambda: resume_checkpoint(self.place.database, self.claim, self.run_folder, self.lease.keep)
-        )
+        database, store = self.place.database, self.place.artifacts
+        checkpoint = self._despite_outages(lambda: resume_checkpoint(database, self.claim, store, self.lease.keep))
+        self._despite_outages(lambda: fetch_named(database, store, self.place.home, self.claim.spec, self.lease.keep))
         if checkpoint is not None:
             arguments += ["--resume", checkpoint.as_posix()]
         self._engine = EngineProcess(
@@ -167,20 +173,21 @@ class Supervisor:
 
     def _note_engine(self) -> None:
         assert self._engine is not None
-        engine = self._engine
         with self.place.database.write() as session:
-            set_engine_process(session, self.claim, pid=engine.pid, pid_started=engine.started)
+            set_engine_process(session, self.claim, pid=self._engine.pid, pid_started=self._engine.started)
 
     def _turn(self, engine: EngineProcess) -> None:
         try:
-            while self.recorder.advance() and not self.lease.is_overdue:
+            while self._unstored is None and self.recorder.advance() and not self.lease.is_overdue:
                 self.lease.keep()
             self._read_wish()
             self._resources.keep()
         except DATABASE_OUTAGES as error:
             _log.warning("The database did not answer, run %s goes on meanwhile: %s", self.claim.run_id, error)
+        except StoreUnavailable as error:
+            self._unstored = str(error)
         self.lease.keep_or_lose()
-        if self.lease.is_overdue or self._wish != "run" or self._leaving():
+        if self.lease.is_overdue or self._wish != "run" or self._leaving() or self._unstored:
             self._tell_to_stop(engine, with_checkpoint=self._wish != "cancel")
         if self._stop_told_at is not None:
             self._press(engine, time.monotonic() - self._stop_told_at)
@@ -221,20 +228,31 @@ class Supervisor:
         with suppress(TransitionRejected), self.place.database.write() as session:
             transition(session, self.claim.run_id, to, actor="holder", reason=reason, fence=self.claim.fence)
 
-    def _record_the_rest(self) -> None:
-        """Record all that the ended engine has emitted, as long as the lease allows. Raises LeaseLost."""
-        while True:
+    def _record_the_rest(self) -> bool:
+        """Record all that the ended engine has emitted, as long as the lease allows; False when it is not all stored. Raises LeaseLost."""
+        began = time.monotonic()
+        while self._unstored is None:
             try:
                 while self.recorder.advance():
                     self.lease.keep()
-                return
+                if not self.recorder.is_storing:
+                    return True
+                if self._leaving() and time.monotonic() - began > self.place.settings.last_storing_seconds:
+                    return False
+                time.sleep(_TURN_SECONDS)
+                self.lease.keep_or_lose()
+                continue
+            except StoreUnavailable as error:
+                self._unstored = str(error)
+                continue
             except DATABASE_OUTAGES as error:
                 _log.warning("The end of run %s is not recorded yet: %s", self.claim.run_id, error)
             except UnreadableEvents:
                 # A killed engine on a full disk can leave half a line in the middle; what counts is before it.
                 _log.exception("Run %s", self.claim.run_id)
-                return
+                return True
             self._wait_for_database()
+        return False
 
     def _close(self, ending: Ending) -> None:
         while True:
@@ -251,48 +269,32 @@ class Supervisor:
             self._wait_for_database()
 
     def _despite_outages(self, act: Callable[[], T]) -> T:
-        """What `act` returns, as soon as the database answers. Raises LeaseLost when that takes too long."""
+        """What `act` returns, as soon as database and store answer. Raises LeaseLost or StoreProblem when that takes too long."""
+        until = time.monotonic() + self.place.settings.store_patience_seconds
         while True:
             try:
                 return act()
             except DATABASE_OUTAGES as error:
                 _log.warning("The database did not answer, run %s waits: %s", self.claim.run_id, error)
+            except StoreProblem as error:
+                if time.monotonic() > until or self._leaving():
+                    raise
+                _log.warning("The store did not answer, run %s waits: %s", self.claim.run_id, error)
             self._wait_for_database()
 
     def _wait_for_database(self) -> None:
         time.sleep(1.0)
         self.lease.keep_or_lose()
 
-    @contextmanager
-    def _watchdog(self) -> Iterator[None]:
-        """Beside the block: end the engine before its lease does, even while this thread hangs in a database that is frozen."""
-        is_over = threading.Event()
-
-        def watch() -> None:
-            while not is_over.wait(_WATCHDOG_SECONDS):
-                if self.lease.is_nearly_over and self._engine is not None:
-                    self._was_fenced = True
-                    self._engine.kill()
-                    return
-
-        thread = threading.Thread(target=watch, name="watchdog", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            is_over.set()
-            thread.join()
+    def _fence(self) -> bool:
+        """End the engine because its lease is nearly over; False when there is none."""
+        if self._engine is None:
+            return False
+        self._was_fenced = True
+        self._engine.kill()
+        return True
 
     def _kill_engine(self) -> None:
         self._resources.end()
         if self._engine is not None:
             self._engine.kill()
-
-
-def _write_spec(path: Path, claim: Claim) -> None:
-    draft = path.with_suffix(".draft")
-    with draft.open("w") as file:
-        file.write(claim.spec.model_dump_json(indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)

@@ -1,25 +1,30 @@
 """Analyses: asked for, claimed, reported on and answered. Every write of a worker carries its fence.
 
-Questions of the playground go the same way, see backend/queries/playground.py for how they are asked and read.
+Questions of the playground and exports go the same way: how they are asked for and read is in playground.py and exports.py.
 """
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import ColumnElement, or_, select, update
+from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from backend.access import LOCAL, Principal
 from backend.analyses import Analysis
+from backend.asked import Asked, Found
 from backend.database import now_of
+from backend.exports import EXPORT
 from backend.ids import new_id
-from backend.playground import PLAYGROUND, Asked, Found
+from backend.playground import PLAYGROUND
+from backend.project_database import EVERY_PROJECT
 from backend.tables import Analysis as AnalysisRow
 from engine.analysis_spec import AnalysisProgress, AnalysisSpec
 from engine.findings import Finding
 
 LEASE_SECONDS = 60
 _MAX_ATTEMPTS = 3  # an analysis whose workers die again and again is given up
+_OTHER_KINDS = (PLAYGROUND, EXPORT)
+_IS_ANALYSIS = AnalysisRow.kind.not_in(_OTHER_KINDS)
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,18 @@ def create_analysis(session: Session, spec: AnalysisSpec, *, owner: Principal = 
     return _record(queued(session, spec, spec.analysis.kind, owner))
 
 
-def queued(session: Session, spec: Asked, kind: str, owner: Principal) -> AnalysisRow:
-    """A new row in the queue."""
+def queued(
+    session: Session,
+    spec: Asked,
+    kind: str,
+    owner: Principal,
+    *,
+    id: str | None = None,
+    checkpoint_id: str | None = None,
+) -> AnalysisRow:
+    """A new row in the queue, under an id of its own unless it has one already."""
     row = AnalysisRow(
-        id=new_id(),
+        id=id or new_id(),
         project_id=owner.home_project,
         created_by=owner.id,
         created_at=now_of(session),
@@ -49,6 +62,7 @@ def queued(session: Session, spec: Asked, kind: str, owner: Principal) -> Analys
         findings=[],
         detail="",
         done=0.0,
+        checkpoint_id=checkpoint_id,
     )
     session.add(row)
     session.flush()
@@ -58,18 +72,18 @@ def queued(session: Session, spec: Asked, kind: str, owner: Principal) -> Analys
 def analysis(session: Session, id: str) -> Analysis | None:
     """One analysis with its result, if there is one."""
     row = session.get(AnalysisRow, id)
-    return None if row is None or row.kind == PLAYGROUND else _record(row)
+    return None if row is None or row.kind in _OTHER_KINDS else _record(row)
 
 
 def analyses(session: Session, *, limit: int) -> list[Analysis]:
     """The last analyses, newest first."""
-    query = select(AnalysisRow).where(AnalysisRow.kind != PLAYGROUND).order_by(AnalysisRow.id.desc()).limit(limit)
+    query = select(AnalysisRow).where(_IS_ANALYSIS).order_by(AnalysisRow.id.desc()).limit(limit)
     return [_record(row) for row in session.scalars(query)]
 
 
 def cancel_analysis(session: Session, id: str) -> None:
     """End an analysis that waits or is at work; its worker notices at its next report."""
-    cancel(session, id, AnalysisRow.kind != PLAYGROUND)
+    cancel(session, id, _IS_ANALYSIS)
 
 
 def cancel(session: Session, id: str, is_asked: ColumnElement[bool]) -> None:
@@ -125,13 +139,13 @@ def report_progress(session: Session, claim: AnalysisClaim, progress: AnalysisPr
 
 def end_analysis(
     session: Session, claim: AnalysisClaim, answer: Found | list[Finding], traces: bytes | None = None
-) -> None:
-    """Store the result, or the findings that say why there is none, unless the claim was lost meanwhile."""
+) -> bool:
+    """Store the result, or the findings that say why there is none; False when the claim was lost meanwhile."""
     if isinstance(answer, list):
         values: dict[str, object] = {"state": "failed", "findings": [one.model_dump(mode="json") for one in answer]}
     else:
         values = {"state": "succeeded", "result": answer, "traces": traces, "done": 1.0, "detail": "done"}
-    _write(session, claim, finished_at=now_of(session), **values, **_NO_LEASE)
+    return _write(session, claim, finished_at=now_of(session), **values, **_NO_LEASE)
 
 
 def give_back_analysis(session: Session, claim: AnalysisClaim) -> None:
@@ -199,6 +213,14 @@ def eta_seconds(row: AnalysisRow) -> float | None:
     if row.state != "running" or row.started_at is None or not row.done > 0:
         return None
     return max(0.0, (datetime.now(UTC) - row.started_at).total_seconds() / row.done * (1 - row.done))
+
+
+def queue_position(session: Session, row: AnalysisRow) -> int | None:
+    """Its place among all that waits, 1 is the next; None unless it is queued."""
+    if row.state != "queued":
+        return None
+    before = select(func.count()).select_from(AnalysisRow).where(AnalysisRow.state == "queued", AnalysisRow.id < row.id)
+    return 1 + (session.scalar(before, execution_options=EVERY_PROJECT) or 0)
 
 
 def _record(row: AnalysisRow) -> Analysis:

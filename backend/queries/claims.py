@@ -65,6 +65,8 @@ class Ending:
     counts: bool = True
     """Whether an attempt that returns to the queue counts against max_attempts, waits before the next one and fails the run
     when it was the last; a planned shutdown does not."""
+    has_unrecorded: bool = False
+    """Whether its record is not complete: what its disk has of it is recorded before the next attempt begins."""
 
 
 def claim_run(
@@ -159,7 +161,7 @@ def end_attempt(session: Session, claim: Claim, ending: Ending, *, retry_seconds
         )
     except TransitionRejected as rejected:
         raise LeaseLost(str(rejected)) from None
-    outcome = "requeued" if ending.state == "queued" else ending.state
+    outcome = "lost" if ending.has_unrecorded else "requeued" if ending.state == "queued" else ending.state
     _close_attempt(session, claim.run_id, claim.fence, outcome, ending.exit_code)
 
 

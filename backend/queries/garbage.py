@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.orm import Session
 
 from backend.database import now_of
@@ -40,14 +40,7 @@ def run_folders(session: Session, run_id: str, *, min_age_seconds: float) -> Run
     of_run = select(Attempt.fence, Attempt.outcome, Attempt.event_offset).where(Attempt.run_id == run_id)
     attempts = session.execute(of_run).all()
     newest_recorded = max((fence for fence, _, offset in attempts if offset), default=0)
-    kept = select(Checkpoint.fence, Checkpoint.path).where(
-        Checkpoint.run_id == run_id,
-        or_(
-            Checkpoint.removed_at.is_(None),
-            Checkpoint.pinned,
-            Checkpoint.removed_at > now_of(session) - timedelta(seconds=min_age_seconds),
-        ),
-    )
+    kept = select(Checkpoint.fence, Checkpoint.path).where(*_is_kept(session, run_id, min_age_seconds))
     traced = select(Rollout.fence).where(Rollout.run_id == run_id).distinct()
     return RunFolders(
         fence=run.fence,
@@ -57,6 +50,25 @@ def run_folders(session: Session, run_id: str, *, min_age_seconds: float) -> Run
         ),
         checkpoints=frozenset((fence, path) for fence, path in session.execute(kept)),
         traced=frozenset(session.scalars(traced)),
+    )
+
+
+def stored_names(session: Session, run_id: str, *, min_age_seconds: float) -> frozenset[str]:
+    """The names in a bucket that records of one run speak of: the folders of its checkpoints, each with the beginning of its manifest's
+    sha256, and its files of traces; see S3Store.key."""
+    columns = (Checkpoint.fence, Checkpoint.path, Checkpoint.manifest_sha256)
+    kept = session.execute(select(*columns).where(*_is_kept(session, run_id, min_age_seconds)))
+    traces = session.execute(select(Rollout.fence, Rollout.path).where(Rollout.run_id == run_id).distinct())
+    return frozenset(f"{run_id}/attempts/{fence}/{path}/{sha256[:16]}" for fence, path, sha256 in kept) | frozenset(
+        f"{run_id}/attempts/{fence}/{path}" for fence, path in traces
+    )
+
+
+def _is_kept(session: Session, run_id: str, min_age_seconds: float) -> tuple[ColumnElement[bool], ...]:
+    """Checkpoints that are in the list, pinned, or were taken out of it only lately."""
+    lately = now_of(session) - timedelta(seconds=min_age_seconds)
+    return Checkpoint.run_id == run_id, or_(
+        Checkpoint.removed_at.is_(None), Checkpoint.pinned, Checkpoint.removed_at > lately
     )
 
 

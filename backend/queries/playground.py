@@ -16,8 +16,7 @@ from backend.playground import (
     QueuedQuestion,
 )
 from backend.problems import Refusal
-from backend.project_database import EVERY_PROJECT
-from backend.queries.analyses import cancel, eta_seconds, queued
+from backend.queries.analyses import cancel, eta_seconds, queue_position, queued
 from backend.queries.rollouts import p99_reverse_kl
 from backend.queries.runs import hold_queue_of
 from backend.records import Rollout
@@ -131,13 +130,6 @@ def _forget_oldest(session: Session, project_id: str, kept: int) -> None:
     session.execute(removed.execution_options(synchronize_session=False))
 
 
-def _queue_position(session: Session, row: Row) -> int | None:
-    if row.state != "queued":
-        return None
-    before = select(func.count()).select_from(Row).where(Row.state == "queued", Row.id < row.id)
-    return 1 + (session.scalar(before, execution_options=EVERY_PROJECT) or 0)
-
-
 def _record(session: Session, row: Row) -> PlaygroundQuestion:
     derived = {"asked", "run_name", "speakers", "queue_position", "eta_seconds"}
     values = {name: getattr(row, name) for name in PlaygroundQuestion.model_fields if name not in derived}
@@ -147,7 +139,7 @@ def _record(session: Session, row: Row) -> PlaygroundQuestion:
             "asked": _asked(row).asked,
             "run_name": _asked(row).run_name,
             "speakers": _labels(row),
-            "queue_position": _queue_position(session, row),
+            "queue_position": queue_position(session, row),
             "eta_seconds": eta_seconds(row),
         }
     )

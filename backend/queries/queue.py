@@ -122,7 +122,7 @@ def _statements(dialect: str, key: str) -> _Statements:
 
 def _key(session: Session, worker: WorkerCapabilities) -> tuple[str, str]:
     """The kind of database, and what of a worker matters here and does not change from minute to minute."""
-    told = worker.model_dump_json(exclude={"memory_available_bytes", "cores", "versions"})
+    told = worker.model_dump_json(exclude={"memory_available_bytes", "versions"})
     return session.get_bind().dialect.name, told
 
 
@@ -134,6 +134,8 @@ def _values(session: Session, beside: Collection[str]) -> dict[str, Any]:
 def fits(worker: WorkerCapabilities) -> ColumnElement[bool]:
     """`can_take` of backend/needs.py as a condition of a statement."""
     on_cpu = _at_most(Run.cpu_memory_bytes, worker.memory_total_bytes)
+    if worker.cores is not None:
+        on_cpu = and_(on_cpu, Run.num_processes <= worker.cores)
     if worker.device == "cuda":
         on_gpu = and_(Run.num_gpus <= worker.num_gpus, _at_most(Run.gpu_memory_bytes, worker.gpu_memory_total_bytes))
         has_room = or_(and_(Run.device == "cpu", on_cpu), and_(Run.device != "cpu", on_gpu))

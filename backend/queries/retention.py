@@ -20,6 +20,7 @@ class DroppedCheckpoint(Kept):
     id: str
     path: str
     """Relative to its attempt's folder."""
+    manifest_sha256: str
 
 
 def set_pinned(session: Session, checkpoint_id: str, *, pinned: bool) -> bool:
@@ -63,6 +64,7 @@ def drop_checkpoints(session: Session, claim: Claim) -> list[DroppedCheckpoint]:
         DroppedCheckpoint(
             id=row.id,
             path=row.path,
+            manifest_sha256=row.manifest_sha256,
             step=row.step,
             attempt=row.fence,
             score=scores.get(row.step),

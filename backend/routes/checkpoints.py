@@ -8,11 +8,13 @@ from fastapi import Depends, Path, Query, Request
 from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
+from backend.artifact_store import ArtifactStore
 from backend.cursors import from_cursor
 from backend.dependencies import (
     ERRORS,
     ID_PATTERN,
     TEXT_PATTERN,
+    Artifacts,
     Config,
     Cursor,
     Id,
@@ -23,7 +25,7 @@ from backend.dependencies import (
     page_size,
 )
 from backend.download_places import DownloadPlaces
-from backend.downloads import StoredCheckpoint
+from backend.downloads import StoredFolder, stored_checkpoint
 from backend.locked_route import locked_router
 from backend.problems import not_found
 from backend.queries import checkpoints as queries
@@ -48,13 +50,14 @@ def _places(request: Request) -> DownloadPlaces:
 
 
 Places = Annotated[DownloadPlaces, Depends(_places)]
-_FILE: Responses = {
+FILE: Responses = {
     200: {"content": {"application/octet-stream": {}}, "description": "The file."},
     206: {"content": {"application/octet-stream": {}}, "description": "The part that Range asks for."},
+    302: {"description": "It is in a bucket, whose server sends it from the address in Location, for five minutes."},
     304: {"description": "The file is still the one with this ETag, its sha256."},
     416: ERRORS[416],
 }
-_ARCHIVE: Responses = {200: {"content": {"application/x-tar": {}}, "description": "The folder as an uncompressed tar."}}
+ARCHIVE: Responses = {200: {"content": {"application/x-tar": {}}, "description": "The folder as an uncompressed tar."}}
 
 
 @router.get("", operation_id="list_checkpoints", responses=errors())
@@ -81,30 +84,30 @@ def get_checkpoint(checkpoint_id: Id, session: Reading) -> Checkpoint:
     "/{checkpoint_id}/files/{name:path}",
     operation_id="get_checkpoint_file",
     response_class=Response,
-    responses={**_FILE, **errors(404, 410)},
+    responses={**FILE, **errors(404, 410)},
 )
 def get_checkpoint_file(
-    checkpoint_id: Id, name: FileName, session: Reading, settings: Config, places: Places, request: Request
+    checkpoint_id: Id, name: FileName, session: Reading, store: Artifacts, places: Places, request: Request
 ) -> Response:
     """A file of a checkpoint, with Range; its ETag is its sha256."""
-    return places.sent(_stored(checkpoint_id, session, settings).file(name, request.headers))
+    return places.sent(_stored(checkpoint_id, session, store).file(name, request.headers))
 
 
 @router.get(
     "/{checkpoint_id}/archive",
     operation_id="get_checkpoint_archive",
     response_class=Response,
-    responses={**_ARCHIVE, **errors(404, 410)},
+    responses={**ARCHIVE, **errors(404, 410)},
 )
-def get_checkpoint_archive(checkpoint_id: Id, session: Reading, settings: Config, places: Places) -> Response:
+def get_checkpoint_archive(checkpoint_id: Id, session: Reading, store: Artifacts, places: Places) -> Response:
     """A checkpoint's folder as one uncompressed tar."""
-    return places.sent(_stored(checkpoint_id, session, settings).archive())
+    return places.sent(_stored(checkpoint_id, session, store).archive())
 
 
 @router.post("/{checkpoint_id}/link", operation_id="create_checkpoint_link", responses=errors(403, 404, 413, 415))
-def create_checkpoint_link(checkpoint_id: Id, session: Reading, settings: Config) -> Link:
+def create_checkpoint_link(checkpoint_id: Id, session: Reading, settings: Config, store: Artifacts) -> Link:
     """Addresses for a browser, which work without credentials for 15 minutes."""
-    stored = _stored(checkpoint_id, session, settings)
+    stored = _stored(checkpoint_id, session, store)
     expires = int(time.time()) + VALID_SECONDS
     secret = settings.signing_secret()
     return Link(
@@ -118,7 +121,7 @@ def create_checkpoint_link(checkpoint_id: Id, session: Reading, settings: Config
     "/{checkpoint_id}/files/{name:path}",
     operation_id="download_checkpoint_file",
     response_class=Response,
-    responses={**_FILE, **errors(403, 404, 410)},
+    responses={**FILE, **errors(403, 404, 410)},
 )
 def download_checkpoint_file(
     checkpoint_id: Id,
@@ -127,19 +130,20 @@ def download_checkpoint_file(
     signature: Signature,
     session: SignedReading,
     settings: Config,
+    store: Artifacts,
     places: Places,
     request: Request,
 ) -> Response:
     """A file of a checkpoint by a signed address."""
     require_signature(settings.signing_secret(), f"{checkpoint_id}/files/{name}", expires, signature)
-    return places.sent(_stored(checkpoint_id, session, settings).file(name, request.headers))
+    return places.sent(_stored(checkpoint_id, session, store).file(name, request.headers))
 
 
 @signed_router.get(
     "/{checkpoint_id}/archive",
     operation_id="download_checkpoint_archive",
     response_class=Response,
-    responses={**_ARCHIVE, **errors(403, 404, 410)},
+    responses={**ARCHIVE, **errors(403, 404, 410)},
 )
 def download_checkpoint_archive(
     checkpoint_id: Id,
@@ -147,15 +151,16 @@ def download_checkpoint_archive(
     signature: Signature,
     session: SignedReading,
     settings: Config,
+    store: Artifacts,
     places: Places,
 ) -> Response:
     """A checkpoint's folder as one uncompressed tar by a signed address."""
     require_signature(settings.signing_secret(), f"{checkpoint_id}/archive", expires, signature)
-    return places.sent(_stored(checkpoint_id, session, settings).archive())
+    return places.sent(_stored(checkpoint_id, session, store).archive())
 
 
-def _stored(checkpoint_id: str, session: Session, settings: Config) -> StoredCheckpoint:
+def _stored(checkpoint_id: str, session: Session, store: ArtifactStore) -> StoredFolder:
     found = queries.checkpoint(session, checkpoint_id)
     if found is None:
         raise not_found("checkpoint", checkpoint_id)
-    return StoredCheckpoint(*found, settings.run_dir)
+    return stored_checkpoint(*found, store)

@@ -21,9 +21,9 @@ def livez() -> Liveness:
 
 
 @open_router.get("/readyz", operation_id="readyz", responses={503: {"model": Health, "description": "No database."}})
-def readyz(database: WholeStore, doorbell: Bell, settings: Config, response: Response) -> Health:
-    """Database, broker and workers; 503 only without a database, since runs can be submitted without a broker."""
-    found = health(database, doorbell, settings)
+def readyz(request: Request, database: WholeStore, doorbell: Bell, settings: Config, response: Response) -> Health:
+    """Database, broker, store and workers; 503 only without a database, since runs can be submitted without a broker."""
+    found = health(database, doorbell, settings, request.app.state.store_watch.state)
     if found.database == "down":
         response.status_code = 503
     return found

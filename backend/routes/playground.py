@@ -7,7 +7,7 @@ from fastapi import Body, Path, Response
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from backend.dependencies import Bell, Caller, Config, Creation, Id, Reading, Store, errors, page_size
+from backend.dependencies import Artifacts, Bell, Caller, Config, Creation, Id, Reading, Store, errors, page_size
 from backend.locked_route import locked_router
 from backend.playground import AnswerDetail, PlaygroundQuestion, QuestionCreate, QuestionSummary
 from backend.problems import Refusal, findings_in, invalid, not_found
@@ -27,12 +27,14 @@ router = locked_router(prefix="/playground", tags=["playground"])
     response_model=PlaygroundQuestion,
     responses=errors(403, 409, 413, 415),
 )
-def create_question(body: QuestionCreate, once: Creation, caller: Caller, settings: Config, doorbell: Bell) -> Response:
+def create_question(
+    body: QuestionCreate, once: Creation, caller: Caller, settings: Config, store: Artifacts, doorbell: Bell
+) -> Response:
     """Have a worker ask up to four models the same and the teacher score what they say."""
     queued: list[str] = []
 
     def create(session: Session) -> tuple[PlaygroundQuestion, str]:
-        found = resolved(session, body, settings)
+        found = resolved(session, body, settings, store)
         if found.spec is None:
             raise invalid([one for one in found.findings if one.severity == "error"])
         created = queries.create_question(
@@ -50,11 +52,14 @@ def create_question(body: QuestionCreate, once: Creation, caller: Caller, settin
 
 @router.post("/validate", operation_id="validate_question", responses=errors(403, 413, 415))
 def validate_question(
-    session: Reading, settings: Config, body: Annotated[Any, Body(description="A question, valid or not.")] = None
+    session: Reading,
+    settings: Config,
+    store: Artifacts,
+    body: Annotated[Any, Body(description="A question, valid or not.")] = None,
 ) -> list[Finding]:
     """What can be said of a question before it is asked: errors forbid it, warnings do not; empty when nothing is wrong."""
     findings = findings_in(body, QuestionCreate)
-    return findings or resolved(session, QuestionCreate.model_validate(body), settings).findings
+    return findings or resolved(session, QuestionCreate.model_validate(body), settings, store).findings
 
 
 @router.get("/questions", operation_id="list_questions", responses=errors())

@@ -8,18 +8,21 @@ from fastapi import Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from backend.access import Principal
+from backend.artifact_store import ArtifactStore
+from backend.artifacts import upload_key
 from backend.cursors import from_cursor
-from backend.dependencies import Caller, Config, Cursor, Id, Reading, Store, errors, page_size
+from backend.dependencies import Artifacts, Caller, Config, Cursor, Id, Reading, Store, errors, page_size
 from backend.incoming import UploadPlaces, received
 from backend.limits import Limits
 from backend.locked_route import locked_router
-from backend.problems import invalid, not_found
+from backend.problems import Refusal, invalid, not_found
 from backend.project_database import ProjectDatabase
 from backend.prompt_files import SUFFIXES, NamedFile, PromptFile, PromptLook, PromptUpload
 from backend.prompt_intake import looked_at, written
 from backend.queries import prompt_files as queries
 from backend.request_bodies import FILE_TYPE
 from backend.settings import Settings
+from backend.store_problem import StoreProblem
 from engine.findings import Finding
 from engine.prompt_map import guessed_map
 from engine.uploaded_prompts import upload_folder, upload_path
@@ -59,6 +62,7 @@ async def upload_prompts(
     request: Request,
     response: Response,
     settings: Config,
+    store: Artifacts,
     database: Store,
     caller: Caller,
     asked: Annotated[PromptUpload, Query()],
@@ -67,7 +71,7 @@ async def upload_prompts(
     suffix = _suffix(asked.name)
     with _places(request).place():
         async with received(request, upload_folder(settings.home), suffix, settings.limits) as path:
-            stored, is_new = await run_in_threadpool(_store, path, asked, settings, database, caller)
+            stored, is_new = await run_in_threadpool(_store, path, asked, settings, store, database, caller)
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/api/v1/prompt-files/{stored.id}"
     return stored
@@ -101,7 +105,12 @@ def delete_prompt_file(prompt_file_id: Id, database: Store) -> PromptFile:
 
 
 def _store(
-    source: Path, asked: PromptUpload, settings: Settings, database: ProjectDatabase, caller: Principal
+    source: Path,
+    asked: PromptUpload,
+    settings: Settings,
+    store: ArtifactStore,
+    database: ProjectDatabase,
+    caller: Principal,
 ) -> tuple[PromptFile, bool]:
     target = source.with_suffix(".stored")
     limits: Limits = settings.limits
@@ -109,6 +118,9 @@ def _store(
         intake = written(source, target, asked, limits)
         # Whatever lies there has the same name and so the same content, or is damaged.
         os.replace(target, upload_path(settings.home, intake.sha256))
+        store.keep_file(upload_key(intake.sha256), upload_path(settings.home, intake.sha256))
+    except StoreProblem as problem:
+        raise Refusal(503, str(problem), headers={"Retry-After": "5"}) from None
     finally:
         target.unlink(missing_ok=True)
     with database.write() as session:

@@ -3,26 +3,30 @@
 import pyarrow
 from pydantic import ValidationError
 
-from backend.dependencies import Config, Id, Reading, errors
+from backend.artifacts import Artifact
+from backend.dependencies import Artifacts, Id, Reading, errors
 from backend.locked_route import locked_router
 from backend.problems import Refusal, not_found
 from backend.queries import rollouts as queries
 from backend.schemas import RolloutDetail
+from backend.store_problem import StoreProblem
 from engine.token_trace import read_trace
 
 router = locked_router(prefix="/rollouts", tags=["rollouts"])
 
 
 @router.get("/{rollout_id}", operation_id="get_rollout", responses=errors(404, 410))
-def get_rollout(rollout_id: Id, session: Reading, settings: Config) -> RolloutDetail:
+def get_rollout(rollout_id: Id, session: Reading, store: Artifacts) -> RolloutDetail:
     """One rollout with what both models thought of each of its tokens."""
     found = queries.rollout(session, rollout_id)
     if found is None:
         raise not_found("rollout", rollout_id)
     rollout, where = found
-    path = settings.run_dir / rollout.run_id / "attempts" / str(where.fence) / where.path
     try:
-        trace = read_trace(path, where.row)
+        with store.opened(Artifact(rollout.run_id, where.fence, where.path)) as file:
+            trace = read_trace(file, where.row)
+    except StoreProblem as problem:
+        raise Refusal(503, str(problem), headers={"Retry-After": "5"}) from None
     except (OSError, IndexError, pyarrow.ArrowException, ValidationError):
         raise Refusal(
             410, f"The trace file of rollout {rollout_id} is gone or damaged; look at another step."

@@ -8,6 +8,7 @@ import streamlit as st
 from backend.schemas import Checkpoint
 from dashboard import address, cached, notices, rights
 from dashboard.api_client import ApiClient
+from dashboard.export_panel import show_exports
 from dashboard.quantities import accuracy_text, age_text, bytes_text
 
 _NOT_HARMLESS = re.compile(r"[^A-Za-z0-9.]+")
@@ -138,4 +139,8 @@ with notices.problems_shown():
     address.keep("checkpoint", chosen)
     show_pin(client, by_id[chosen or ids[0]])
     show_comparison(checkpoints, by_id[chosen or ids[0]])
-    show_download(client, by_id[chosen or ids[0]])
+    as_it_is, made = st.tabs([":material/download: As it is", ":material/ios_share: Export"])
+    with as_it_is:
+        show_download(client, by_id[chosen or ids[0]])
+    with made:
+        show_exports(client, by_id[chosen or ids[0]])

@@ -65,6 +65,9 @@ def show(client: ApiClient) -> None:
     with st.container(horizontal=True):
         st.metric("API", health.status, border=True)
         st.metric("Queue", health.broker, border=True)
+        st.metric(
+            "Store", health.store, border=True, help="Where checkpoints are kept; down is a bucket that does not work."
+        )
         st.metric("Workers", health.workers, border=True)
         st.metric("At work", sum(one.run_id is not None for one in workers), border=True)
         st.metric("Waiting", sum(run.state == "queued" for run in runs), border=True)

@@ -43,6 +43,8 @@ class BackupManifest(Frozen):
     """Of each checkpoint that is whole in this backup the folder below `runs`, with the sha256 of its manifest."""
     lost_checkpoints: list[str]
     """Checkpoints of the database that were removed, or were damaged, when their files were copied."""
+    store_url: str = ""
+    """The bucket that had the checkpoints, of which none is in this backup; empty is that they lay in the home."""
     files: list[BackupFile]
 
     @property

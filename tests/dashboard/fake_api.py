@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 import fake_alerts
 import fake_analyses
 import fake_divergence
+import fake_exports
 import fake_playground
 import fake_records as records
 import fake_resources
@@ -353,6 +354,7 @@ def get_analysis(analysis_id: str) -> analyses.Analysis:
 
 
 busy.include_router(fake_playground.router)
+busy.include_router(fake_exports.router, prefix=_P)
 busy.include_router(fake_alerts.router, prefix=_P)
 empty.add_api_route(_P + "/alert-rules", fake_alerts.rules, methods=["GET"])
 for path, kind in [
@@ -365,6 +367,7 @@ for path, kind in [
     ("/runs", {"items": [], "next_cursor": None}),
     ("/workers", []),
     ("/checkpoints", []),
+    ("/exports", []),
 ]:
     empty.add_api_route(_P + path, lambda body=kind: body, methods=["GET"])
 

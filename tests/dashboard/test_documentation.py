@@ -27,3 +27,16 @@ def test_each_page_can_be_read_without_links_that_lead_nowhere() -> None:
         assert "```" not in prose
         assert [link for link in re.findall(r"\]\(([^)]*)\)", prose) if not link.startswith("https://")] == []
         assert re.findall(r"(?<!\\)\$", prose) == []  # it would begin a formula
+
+
+def test_the_form_quotes_the_study_of_the_prefixs_length() -> None:
+    quoted = doc_pages.verdicts("prefix-vs-full")
+    page = (doc_pages.FOLDER / "studies" / "prefix-vs-full.md").read_text()
+    assert len(quoted) == page.count("\n* **")
+    assert all(line.startswith(("**Confirmed:**", "**Refuted:**", "**Undecided:**")) for line in quoted)
+    assert doc_pages.verdicts("never-trained") == []
+    app = AppTest.from_file(str(Path(__file__).with_name("every_kind_page.py")), default_timeout=60)
+    app.session_state["turn"] = 0
+    app.run()
+    assert not app.exception
+    assert any(quoted[0] in one.value for one in app.markdown)

@@ -21,7 +21,7 @@ from backend.database import Database
 from backend.records import Checkpoint
 from dashboard.api_client import ApiClient
 from incipit.cli import app
-from incipit.download import CheckpointDownload, DownloadFailed, folder_name
+from incipit.download import DownloadFailed, checkpoint_download, folder_name
 from tests import api_process, databases
 from tests.access import TOKEN
 from tests.backend.checkpoints import FILES, attempt_folder, commit_checkpoint
@@ -191,8 +191,8 @@ def test_a_list_that_is_out_of_date_is_noticed_by_the_etag(served: Served, tmp_p
             session.execute(update(Checkpoint).values(files=files))
         out.mkdir()
         (out / f"{LARGE}.part").write_bytes(FILES[LARGE][:1000])
-        with pytest.raises(DownloadFailed, match=r"is not the file any more that the checkpoint lists \(ETag"):
-            CheckpointDownload(client, stale, out).run()
+        with pytest.raises(DownloadFailed, match=r"is not the file any more that was listed \(ETag"):
+            checkpoint_download(client, stale, out).run()
         assert (out / f"{LARGE}.part").read_bytes() == FILES[LARGE][:1000]
 
 
@@ -207,10 +207,11 @@ def test_a_folder_with_other_files_is_not_overwritten(served: Served, tmp_path: 
 def test_a_broken_connection_is_taken_up_again_and_a_dead_server_is_told(served: Served, tmp_path: Path) -> None:
     with ApiClient("http://127.0.0.1:9") as nowhere, ApiClient(served.url, token=TOKEN) as client:
         checkpoint = client.checkpoint(served.checkpoint_id)
-        fetching = CheckpointDownload(nowhere, checkpoint, tmp_path / "out", retry_seconds=0.0)
+        fetching = checkpoint_download(nowhere, checkpoint, tmp_path / "out")
+        fetching.retry_seconds = 0.0
         with pytest.raises(DownloadFailed, match="Start the same command again: it goes on at byte 0"):
             fetching.run()
-        fetching.client = client
+        fetching.opened = checkpoint_download(client, checkpoint, tmp_path / "out").opened
         fetching.run()
     assert contents(tmp_path / "out") == contents(served.folder)
 
@@ -228,7 +229,7 @@ def test_a_server_cannot_make_it_write_elsewhere(tmp_path: Path, name: str) -> N
     checkpoint = a_checkpoint(files=[{"name": name, "num_bytes": 1, "sha256": "0" * 64}])
     nowhere = ApiClient("http://127.0.0.1:9")
     with nowhere, pytest.raises(DownloadFailed, match="has no place in a folder; nothing was written"):
-        CheckpointDownload(nowhere, checkpoint, tmp_path / "out").run()
+        checkpoint_download(nowhere, checkpoint, tmp_path / "out").run()
     assert not (tmp_path / "out").exists()
 
 

@@ -26,7 +26,8 @@ from tests.access import SIGNED_IN, TOKEN
 from tests.worker.runs import claim, queue_runs, recorded_steps, run_row, set_columns, short_spec
 from worker.settings import WorkerSettings
 from worker.slots import Slot
-from worker.supervisor import Supervisor, Workplace
+from worker.supervisor import Supervisor
+from worker.workplace import Workplace
 
 _NUM_STEPS = 150
 

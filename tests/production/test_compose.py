@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from backend.settings import Settings
+from backend.store_settings import StoreSettings
 from incipit.commands.rollout_server import server_arguments
 from tests.production.compose_file import ROOT, ComposeService, services
 from worker.settings import WorkerSettings
@@ -26,7 +29,9 @@ def _said_by(*command: str) -> str:
     return f"{done.stdout}{done.stderr}" if done.returncode else ""
 
 
-@pytest.mark.parametrize("name", ["docker-compose.yml", "docker-compose.oidc.yml"])
+@pytest.mark.parametrize(
+    "name", ["docker-compose.yml", "docker-compose.oidc.yml", "docker-compose.s3.yml", "docker-compose.hub.yml"]
+)
 def test_the_compose_files_are_such_by_the_specification_s_schema(name: str) -> None:
     assert _said_by("check-jsonschema", "--builtin-schema", "vendor.compose-spec", name) == ""
 
@@ -120,7 +125,7 @@ def test_the_image_that_backs_up_has_the_programs_of_the_server_s_version() -> N
 def test_what_is_installed_is_pinned_and_torch_only_where_it_is_needed() -> None:
     installs = [rest for name, rest in _INSTRUCTIONS if name == "RUN" and "uv pip install" in rest]
     assert all("--constraint constraints.txt" in one for one in installs)
-    assert [re.findall(r"'\.\[(.+)\]'", one)[0] for one in installs] == ["api", "engine,worker", "dashboard"]
+    assert [re.findall(r"'\.\[(.+)\]'", one)[0] for one in installs] == ["api,s3", "engine,worker,s3", "dashboard"]
     uv = re.search(r"^UV_VERSION := (\S+)$", (ROOT / "Makefile").read_text(), flags=re.M)
     assert uv is not None
     assert f"uv=={uv[1]}" in _DOCKERFILE
@@ -152,3 +157,18 @@ def test_the_rollout_server_is_what_our_own_command_starts() -> None:
     assert vllm.command == ["python3", *expected]
     assert vllm.environment["VLLM_SERVER_DEV_MODE"] == "1"
     assert f"http://vllm:{8000}" in _ALL["worker-gpu"].environment["INCIPIT_ROLLOUT_SERVERS"]
+
+
+def test_the_services_that_touch_checkpoints_get_the_bucket_and_its_keys(tmp_path: Path, home: Path) -> None:
+    document = yaml.safe_load((ROOT / "docker-compose.s3.yml").read_text())
+    assert document["services"].keys() == {"api", "worker-control", "worker-cpu", "worker-gpu"}
+    for service in document["services"].values():
+        assert service["secrets"] == ["store_access_key", "store_secret_key"] == list(document["secrets"])
+        # Compose asks for the variables that have no default.
+        given = {name: re.sub(r"\$\{.*\}", "", value) for name, value in service["environment"].items()}
+        values = {name.removeprefix("INCIPIT_STORE__").lower(): value for name, value in given.items()}
+        for name in ("access_key_file", "secret_key_file"):
+            assert values[name].startswith("/run/secrets/")
+            values[name] = str(tmp_path / Path(values[name]).name)
+            Path(values[name]).write_text("key")
+        assert Settings(home=home, store=StoreSettings.model_validate(values | {"url": "s3://models/x"})).store.is_s3

@@ -13,8 +13,9 @@ from sqlalchemy.orm import undefer
 
 from backend.access import LOCAL
 from backend.analyses import Analysis
+from backend.asked import Asked
 from backend.database import Database
-from backend.playground import Asked, QuestionCreate, QueuedQuestion
+from backend.playground import QuestionCreate, QueuedQuestion
 from backend.queries import analyses as queries
 from backend.tables import Analysis as Row
 from engine.analysis_spec import AnalysisSpec, DivergenceByPosition, TeacherPrefix
@@ -36,7 +37,7 @@ from worker.analysis import work_on_analysis
 from worker.engine_server import EngineServer
 from worker.settings import WorkerSettings
 from worker.slots import Slot
-from worker.supervisor import Workplace
+from worker.workplace import Workplace
 
 _SLOT = Slot(0, None)
 

@@ -28,7 +28,7 @@ from tests.worker.runs import OWNER
 from worker.preflight import answer
 from worker.settings import WorkerSettings
 from worker.slots import Slot
-from worker.supervisor import Workplace
+from worker.workplace import Workplace
 
 Document = dict[str, Any]
 

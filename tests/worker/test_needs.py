@@ -26,10 +26,12 @@ _SIZES = st.none() | st.sampled_from([4 * _GB, 8 * _GB, 16 * _GB])
 _LABELS = st.lists(st.sampled_from(["a100", "lab", "eu"]), unique=True).map(sorted)
 _NEEDS = st.builds(
     RunNeeds, device=st.sampled_from(["auto", "cpu", "cuda"]), num_gpus=st.integers(0, 3), cpu_memory_bytes=_SIZES,
+    num_processes=st.integers(1, 4),
     gpu_memory_bytes=_SIZES, labels=_LABELS, spec_version=st.integers(1, 2), event_version=st.integers(0, 2),
 )  # fmt: skip
 _WORKERS = st.builds(
     WorkerCapabilities, device=st.sampled_from([None, "cpu", "cuda"]), num_gpus=st.integers(0, 3), memory_total_bytes=_SIZES,
+    cores=st.sampled_from([None, 1, 2, 4]),
     gpu_memory_total_bytes=_SIZES, labels=_LABELS, spec_version=st.none() | st.integers(1, 2), event_version=st.none() | st.integers(0, 2),
 )  # fmt: skip
 
@@ -120,6 +122,19 @@ def test_a_run_with_vllm_inside_waits_for_a_worker_that_has_it(database: Databas
     assert why(database, waiting) is None
     asked = needs_of([short_spec(rollouts={"kind": "vllm_colocated"})], Needs(labels=["lab"]))[0]
     assert asked.labels == ["lab", "vllm"]
+
+
+def test_a_run_of_more_processes_than_cores_waits_for_a_larger_machine(database: Database) -> None:
+    spec = short_spec(prompts_per_step=8, parallelism={"kind": "data_parallel", "num_processes": 8})
+    (waiting,) = queue(database, RunNeeds.stated(spec))
+    announce(database, device="cpu", memory_total_bytes=16 * _GB, cores=2)
+    said = why(database, waiting) or ""
+    assert (
+        "has 8 processes (parallelism.num_processes), but the connected workers that could take it have 2 cores at most"
+        in said
+    )
+    announce(database, "larger", device="cpu", memory_total_bytes=16 * _GB, cores=16)
+    assert why(database, waiting) is None
 
 
 def test_a_small_worker_leaves_a_large_run_and_takes_the_next(database: Database) -> None:

@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import func, select
 
 from backend.database import Database
+from backend.folder_store import FolderStore
 from backend.queries.claims import Claim, LeaseLost, reap
 from backend.records import Attempt, Checkpoint, Evaluation, Event, Metric, PositionCurve, Rollout, StepProfile
 from engine.events import (
@@ -232,7 +233,9 @@ def test_a_new_attempt_first_records_what_the_lost_one_left_unrecorded(
     again = _claimed_again(database, claimed)
     assert Recorder(database, again, run_folder).catch_up() == finished
     assert recorded_steps(database, claimed.run_id) == [1, 2]
-    assert resume_checkpoint(database, again, run_folder, lambda: None) == Path("attempts/1/checkpoints/step-2")
+    assert resume_checkpoint(database, again, FolderStore(run_folder.parent), lambda: None) == Path(
+        "attempts/1/checkpoints/step-2"
+    )
 
 
 def test_progress_resets_the_count_of_attempts(database: Database, claimed: Claim, run_folder: Path) -> None:
@@ -253,7 +256,7 @@ def test_a_checkpoint_that_was_dropped_before_it_was_recorded_is_not_offered(
     (run_folder / "attempts/1/checkpoints/step-2/manifest.json").unlink()
     write_events(run_folder, 1, [*start_events(1), gone, CheckpointRemoved(time=TIME, step=2, path=gone.path)])
     _record_all(Recorder(database, claimed, run_folder))
-    assert resume_checkpoint(database, claimed, run_folder, lambda: None) is None
+    assert resume_checkpoint(database, claimed, FolderStore(run_folder.parent), lambda: None) is None
 
 
 def test_text_of_a_model_with_a_nul_character_is_stored(database: Database, claimed: Claim, run_folder: Path) -> None:
@@ -289,7 +292,7 @@ def test_each_step_is_recorded_once_however_often_engine_and_worker_die(
         set_columns(database, claimed.run_id, attempt=1)
         claimed = _claimed_again(database, claimed)
         Recorder(database, claimed, run_folder).catch_up()
-        checkpoint = resume_checkpoint(database, claimed, run_folder, lambda: None)
+        checkpoint = resume_checkpoint(database, claimed, FolderStore(run_folder.parent), lambda: None)
         committed = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
     assert recorded_steps(database, claimed.run_id) == list(range(1, num_steps + 1))
     run = run_row(database, claimed.run_id)

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from backend.database import Database
+from backend.folder_store import FolderStore
 from backend.queries.claims import Claim
 from backend.records import Attempt, Checkpoint, Event
 from engine.events import CheckpointSaved
@@ -18,7 +19,8 @@ from worker.recorder import Recorder
 from worker.resume import NoCheckpointLeft, resume_checkpoint
 from worker.settings import WorkerSettings
 from worker.slots import Slot
-from worker.supervisor import Supervisor, Workplace
+from worker.supervisor import Supervisor
+from worker.workplace import Workplace
 
 WEIGHTS = "model.safetensors"
 SPEC = short_spec(checkpoints={"every_steps": 2, "keep_last": 9})
@@ -93,7 +95,9 @@ def test_a_damaged_checkpoint_is_marked_noted_and_passed_over(
 ) -> None:
     damage, words = DAMAGE[kind]
     damage(step_folder(run_folder, 6))
-    assert resume_checkpoint(database, claimed, run_folder, lambda: None) == Path("attempts/1/checkpoints/step-4")
+    assert resume_checkpoint(database, claimed, FolderStore(run_folder.parent), lambda: None) == Path(
+        "attempts/1/checkpoints/step-4"
+    )
     with database.read() as session:
         damaged = session.scalars(select(Checkpoint).where(Checkpoint.removed_at.is_not(None))).one()
         (warning,) = session.scalars(select(Event).where(Event.kind == "warning")).all()
@@ -110,12 +114,16 @@ def test_a_checkpoint_that_was_committed_for_another_spec_is_passed_over(databas
     claimed = claim(database)
     events = [checkpoint_event(run_folder, 1, 2, spec=SPEC), checkpoint_event(run_folder, 1, 4, spec=ANOTHER_SPEC)]
     commit(database, claimed, run_folder, *events)
-    assert resume_checkpoint(database, claimed, run_folder, lambda: None) == Path("attempts/1/checkpoints/step-2")
+    assert resume_checkpoint(database, claimed, FolderStore(run_folder.parent), lambda: None) == Path(
+        "attempts/1/checkpoints/step-2"
+    )
 
 
 def test_a_folder_without_a_row_is_no_checkpoint(database: Database, claimed: Claim, run_folder: Path) -> None:
     checkpoint_event(run_folder, 1, 8)
-    assert resume_checkpoint(database, claimed, run_folder, lambda: None) == Path("attempts/1/checkpoints/step-6")
+    assert resume_checkpoint(database, claimed, FolderStore(run_folder.parent), lambda: None) == Path(
+        "attempts/1/checkpoints/step-6"
+    )
 
 
 def test_when_none_is_left_that_is_said_also_to_the_attempt_behind_a_dead_one(
@@ -125,7 +133,7 @@ def test_when_none_is_left_that_is_said_also_to_the_attempt_behind_a_dead_one(
         truncate(step_folder(run_folder, step))
     for _ in range(2):  # the second finds them marked already
         with pytest.raises(NoCheckpointLeft, match="3 of 3 are damaged"):
-            resume_checkpoint(database, claimed, run_folder, lambda: None)
+            resume_checkpoint(database, claimed, FolderStore(run_folder.parent), lambda: None)
 
 
 def test_a_run_without_a_whole_checkpoint_fails_and_does_not_start_over(

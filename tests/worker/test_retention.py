@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import select, update
 
 from backend.database import Database
+from backend.folder_store import FolderStore
 from backend.queries.claims import Claim, LeaseLost, reap
 from backend.queries.retention import set_pinned
 from backend.records import Checkpoint, Event
@@ -101,7 +102,7 @@ def test_a_pinned_checkpoint_stays_until_it_is_unpinned(database: Database, clai
     assert steps(database) == folders(run_folder) == [(1, 1), (1, 3), (1, 4)]
     with database.write() as session:
         assert set_pinned(session, id, pinned=False)
-    drop_unkept(database, claimed, run_folder)
+    drop_unkept(database, claimed, FolderStore(run_folder.parent))
     assert steps(database) == folders(run_folder) == [(1, 3), (1, 4)]
     with database.write() as session:
         assert not set_pinned(session, id, pinned=True), "it is gone"
@@ -129,7 +130,7 @@ def test_a_pin_and_a_removal_at_the_same_time_never_lose_a_pinned_checkpoint(
 
     thread = threading.Thread(target=pin)
     thread.start()
-    drop_unkept(database, claimed, run_folder)
+    drop_unkept(database, claimed, FolderStore(run_folder.parent))
     thread.join()
     with database.read() as session:
         kept = session.scalars(select(Checkpoint.id).where(Checkpoint.removed_at.is_(None))).all()
@@ -146,7 +147,7 @@ def test_a_resumed_attempt_drops_what_earlier_ones_left(database: Database, clai
         reap(session, lambda owner: False)
     again = claim(database)
     with pytest.raises(LeaseLost):
-        drop_unkept(database, claimed, run_folder)
+        drop_unkept(database, claimed, FolderStore(run_folder.parent))
     events = [saved(run_folder, again.fence, step, best=best) for step in (3, 4)]
     write_events(run_folder, again.fence, [*start_events(again.fence, resumed_from_step=2), *events])
     record(database, again, run_folder)

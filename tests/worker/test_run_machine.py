@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 from sqlalchemy import delete, select, update
 
 from backend.database import Database
+from backend.folder_store import FolderStore
 from backend.queries.claims import Claim, Ending, LeaseLost, claim_run, end_attempt, reap, renew_lease
 from backend.queries.transitions import TransitionRejected, transition
 from backend.queries.wishes import (
@@ -144,7 +145,7 @@ class Runs(RuleBasedStateMachine):
             recorder = Recorder(self.database, claimed, folder)
             try:
                 recorder.catch_up()
-                start = resume_checkpoint(self.database, claimed, folder, lambda: None)
+                start = resume_checkpoint(self.database, claimed, FolderStore(folder.parent), lambda: None)
             except LeaseLost:
                 return
             self.recorders[attempt] = recorder

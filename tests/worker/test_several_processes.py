@@ -17,7 +17,8 @@ from tests import databases
 from tests.worker.runs import claim, once, queue_runs, recorded_steps, run_row, short_spec
 from worker.settings import WorkerSettings
 from worker.slots import Slot, slots_of_this_machine
-from worker.supervisor import Supervisor, Workplace
+from worker.supervisor import Supervisor
+from worker.workplace import Workplace
 
 TWO = {"kind": "data_parallel", "num_processes": 2}
 

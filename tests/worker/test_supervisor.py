@@ -31,7 +31,8 @@ from worker.engine_server import EngineServer
 from worker.preflight import answer
 from worker.settings import WorkerSettings
 from worker.slots import Slot
-from worker.supervisor import Supervisor, Workplace
+from worker.supervisor import Supervisor
+from worker.workplace import Workplace
 
 _EITHER_WAY = pytest.mark.parametrize("engines", ["forked", "alone"], indirect=True)
 _LONG = short_spec(num_steps=1000, checkpoints={"every_steps": 10})

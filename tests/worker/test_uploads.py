@@ -18,7 +18,8 @@ from tests.worker.runs import OWNER, run_row, short_spec
 from worker.preflight import answer
 from worker.settings import WorkerSettings
 from worker.slots import Slot
-from worker.supervisor import Supervisor, Workplace
+from worker.supervisor import Supervisor
+from worker.workplace import Workplace
 
 TYPE = {"Content-Type": "application/octet-stream"}
 
