@@ -14,6 +14,7 @@ from sqlalchemy.orm.util import LoaderCriteriaOption
 
 import backend.access_records
 import backend.alert_records
+import backend.prompt_file_records
 import backend.records  # noqa: F401  # their tables belong to the mapping that is searched
 from backend.access import ALL_PROJECTS
 from backend.database import Database

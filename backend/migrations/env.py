@@ -5,6 +5,7 @@ from sqlalchemy import Connection
 
 import backend.access_records
 import backend.alert_records
+import backend.prompt_file_records
 import backend.records  # noqa: F401  # their tables belong to the metadata
 from backend.migrate import migrating
 from backend.settings import Settings

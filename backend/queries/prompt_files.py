@@ -13,9 +13,10 @@ from backend.ids import new_id
 from backend.limits import Limits
 from backend.problems import Refusal, invalid
 from backend.project_database import EVERY_PROJECT
+from backend.prompt_file_records import PromptFile as Row
+from backend.prompt_file_records import PromptFileUse
 from backend.prompt_files import PromptFile, PromptUpload
-from backend.tables import Analysis, Preflight, PromptFileUse
-from backend.tables import PromptFile as Row
+from backend.tables import Analysis, Preflight
 from engine.findings import Finding
 from engine.prompt_intake import Intake
 from engine.prompt_reference import UploadedPrompts, parsed_reference

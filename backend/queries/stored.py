@@ -6,8 +6,8 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from backend.artifacts import Artifact, StoredFile
+from backend.prompt_file_records import PromptFile
 from backend.records import Checkpoint, Rollout
-from backend.tables import PromptFile
 
 
 class Stored(NamedTuple):

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 import backend.access_records
 import backend.alert_records
+import backend.prompt_file_records
 import backend.records  # noqa: F401  # their tables belong to the metadata
 from backend import migrate
 from backend.database import Database, now_of
