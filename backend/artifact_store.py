@@ -5,6 +5,8 @@ whoever needs it elsewhere fetches it to the same place below its own run_dir. A
 manifest, so that nothing that was ever recorded can be written over, least of all by an attempt that was given up.
 """
 
+from pathlib import Path
+
 from backend.folder_store import FolderStore
 from backend.s3_bucket import S3Bucket
 from backend.s3_store import S3Store
@@ -20,8 +22,6 @@ def artifact_store(settings: Settings) -> ArtifactStore:
     return FolderStore(settings.run_dir)
 
 
-def export_store(settings: Settings) -> ArtifactStore:
-    """Where the files of exports are: in the same bucket, or in their folder."""
-    if settings.store.is_s3:
-        return S3Store(S3Bucket(settings.store), settings.export_dir)
-    return FolderStore(settings.export_dir)
+def export_store(store: ArtifactStore, folder: Path) -> ArtifactStore:
+    """Where the files of exports are, beside what is in `store`: in the same bucket, or in their folder."""
+    return S3Store(store.bucket, folder) if isinstance(store, S3Store) else FolderStore(folder)

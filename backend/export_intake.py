@@ -1,10 +1,11 @@
 """What an export means to a worker: the checkpoint's folder, and what a model card says of its history."""
 
 import re
+from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from backend.artifact_store import artifact_store
+from backend.artifact_store import ArtifactStore
 from backend.downloads import stored_checkpoint
 from backend.exports import ExportCreate, QueuedExport
 from backend.ids import new_id
@@ -13,7 +14,6 @@ from backend.queries.checkpoints import checkpoint
 from backend.queries.history import evaluations
 from backend.queries.runs import run
 from backend.schemas import Evaluation
-from backend.settings import Settings
 from engine.export_spec import CardFacts, ExportSpec
 from engine.findings import Finding
 
@@ -21,7 +21,7 @@ _NOT_HARMLESS = re.compile(r"[^A-Za-z0-9]+")
 _MAX_NAME = 60  # characters of a run's name in a file's
 
 
-def resolved_export(session: Session, asked: ExportCreate, settings: Settings) -> QueuedExport:
+def resolved_export(session: Session, asked: ExportCreate, home: Path, store: ArtifactStore) -> QueuedExport:
     """The export for a worker; Refusal (422) when the checkpoint is not there, or its files are not."""
     found = checkpoint(session, asked.checkpoint_id)
     if found is None:
@@ -30,7 +30,7 @@ def resolved_export(session: Session, asked: ExportCreate, settings: Settings) -
         )
     record, _ = found
     try:
-        stored = stored_checkpoint(*found, artifact_store(settings))
+        stored = stored_checkpoint(*found, store)
         stored.check()
     except Refusal as refusal:
         raise _refused(f"checkpoint_id is that of {record.run_name} at step {record.step}: {refusal.detail}") from None
@@ -52,7 +52,7 @@ def resolved_export(session: Session, asked: ExportCreate, settings: Settings) -
     )
     spec = ExportSpec(
         id=new_id(),
-        folder=f"home:{stored.folder.relative_to(settings.home).as_posix()}",
+        folder=f"home:{stored.folder.relative_to(home).as_posix()}",
         manifest_sha256=record.manifest_sha256,
         title=f"{_NOT_HARMLESS.sub('-', record.run_name).strip('-')[:_MAX_NAME] or 'run'}-step-{record.step}",
         export=asked.export,

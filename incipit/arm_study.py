@@ -66,7 +66,7 @@ class ArmStudy(Frozen):
     """On what it was trained, in a sentence or two, with what that cannot show."""
     base: RunSpec
     needs: Needs = Needs()
-    seeds: Annotated[list[int], Field(min_length=2, max_length=64)]
+    seeds: Annotated[list[int], Field(min_length=2, max_length=16)]
     """In this order; each seed is trained for all arms before the next one."""
     arms: Annotated[list[Arm], Field(min_length=2, max_length=32)]
     """In the order of their importance."""

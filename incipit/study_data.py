@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from backend.schemas import Evaluation, Run
+from backend.schemas import Evaluation
 
 _FILE_FIELDS = ("commit", "machine", "dates")
 
@@ -60,9 +60,9 @@ class StudyData:
         )
 
 
-def figures_of(arm: str, seed: int, spec: str, run: Run, evaluations: Sequence[Evaluation]) -> list[Figure]:
-    """What a run that has succeeded has measured, one more than its evaluations tell: its own length."""
-    found = [
+def figures_of(arm: str, seed: int, spec: str, evaluations: Sequence[Evaluation]) -> list[Figure]:
+    """What a run that has succeeded has measured."""
+    return [
         Figure(
             arm,
             seed,
@@ -78,22 +78,6 @@ def figures_of(arm: str, seed: int, spec: str, run: Run, evaluations: Sequence[E
         for one in evaluations
         for key, value in one.metrics.items()
         if value is not None
-    ]
-    last = max(evaluations, key=lambda one: one.step)
-    return [
-        *found,
-        Figure(
-            arm,
-            seed,
-            spec,
-            "run",
-            "train",
-            run.step,
-            last.training_flops,
-            last.training_seconds,
-            "num_steps",
-            float(run.step),
-        ),
     ]
 
 

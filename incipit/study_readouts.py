@@ -13,7 +13,6 @@ from incipit.arm_study import Claim, Measure, Reading
 from incipit.study_data import Figure, StudyData
 
 Verdict = Literal["confirmed", "refuted", "undecided"]
-_MOST_SIGN_FLIPS = 16
 
 
 @dataclass(frozen=True)
@@ -82,17 +81,14 @@ def paired(data: StudyData, arm: str, against: str, key: str, reading: Reading, 
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
-    """Exact two-sided p-value of the paired sign-flip test of a mean of 0; at most 16 differences are all flipped, of more the first 16.
-
-    With n differences it is never below 2 / 2**n.
-    """
-    used = list(differences)[:_MOST_SIGN_FLIPS]
-    observed = abs(sum(used))
-    flips = itertools.product((1, -1), repeat=len(used))
+    """Exact two-sided p-value of the paired sign-flip test of a mean of 0; with n differences it is never below 2 / 2**n."""
+    observed = abs(sum(differences))
+    flips = itertools.product((1, -1), repeat=len(differences))
     as_large = sum(
-        abs(sum(sign * one for sign, one in zip(signs, used, strict=True))) >= observed * (1 - 1e-12) for signs in flips
+        abs(sum(sign * one for sign, one in zip(signs, differences, strict=True))) >= observed * (1 - 1e-12)
+        for signs in flips
     )
-    return float(as_large / 2 ** len(used))
+    return float(as_large / 2 ** len(differences))
 
 
 def verdict(claim: Claim, measure: Measure, found: Paired | None) -> Verdict:

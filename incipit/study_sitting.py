@@ -15,7 +15,7 @@ from dashboard.api_client import ApiClient
 from engine.spec import RunSpec
 from incipit.arm_study import ArmStudy, fingerprint
 from incipit.demo_experiment import find_or_submit, follow
-from incipit.study_data import StudyData, figures_of, read_data, write_data
+from incipit.study_data import figures_of, read_data, write_data
 
 
 class Sitting:
@@ -66,7 +66,7 @@ class Sitting:
             for run in runs
             if run.state == "succeeded"
             for figure in figures_of(
-                run.variant, seed, self._fingerprints[run.variant, seed], run, client.evaluations(run.id)
+                run.variant, seed, self._fingerprints[run.variant, seed], client.evaluations(run.id)
             )
         ]
         date = datetime.now(UTC).strftime("%Y-%m-%d")
@@ -78,11 +78,6 @@ class Sitting:
     def missing(self) -> int:
         """Runs that are still to be trained."""
         return sum(self._is_missing(arm, seed) for arm, seed in self._fingerprints)
-
-
-def study_data(study: ArmStudy, path: Path) -> StudyData:
-    """The figures that a study has so far, of its specs as they are now."""
-    return Sitting(study, path, commit="", say=lambda line: None).data
 
 
 def _machine() -> str:

@@ -28,13 +28,16 @@ class Slot:
         """Most processes of one run: each has a GPU of its own, or a core."""
         return 1 + len(self.further_gpus) if self.gpu is not None else os.cpu_count() or 1
 
-    def too_small_for(self, num_processes: int) -> str | None:
-        """Why a run of so many processes cannot be worked on here, in one sentence; None when it can."""
-        if num_processes <= self.max_processes:
+    def too_small_for(self, num_processes: int, device: str) -> str | None:
+        """Why a run of so many processes on that device of its spec cannot be worked on here, in one sentence; None when it can."""
+        is_on_cpu = self.gpu is None or device == "cpu"
+        num_cores = os.cpu_count() or 1
+        if num_processes <= (num_cores if is_on_cpu else self.max_processes):
             return None
         asked = f"parallelism.num_processes is {num_processes} but"
-        if self.gpu is None:
-            return f"{asked} this worker's machine has {self.max_processes} cores and no GPU; lower it, or use a larger machine."
+        if is_on_cpu:
+            without = " and no GPU" if self.gpu is None else ""
+            return f"{asked} this worker's machine has {num_cores} cores{without}; lower it, or use a larger machine."
         return (
             f"{asked} a slot of this worker has {self.max_processes} of its GPUs; lower it, or start the worker with "
             f"INCIPIT_GPUS_PER_SLOT={num_processes} on a machine that has so many."

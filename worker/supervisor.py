@@ -118,7 +118,7 @@ class Supervisor:
         return None if last_word.failure in RETRYABLE else failed(last_word)
 
     def _run_engine(self) -> Ending:
-        too_small = self.slot.too_small_for(self.claim.spec.num_processes)
+        too_small = self.slot.too_small_for(self.claim.spec.num_processes, self.claim.spec.device)
         if too_small is not None:
             return Ending("failed", too_small, None, "bad_spec", too_small)
         engine = self._start_engine()

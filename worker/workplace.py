@@ -5,12 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from backend.artifact_store import ArtifactStore
+from backend.artifact_store import ArtifactStore, export_store
 from backend.database import Database
 from backend.folder_store import FolderStore
 from backend.limits import Limits
 from backend.queries.claims import Claim
-from backend.s3_store import S3Store
 from backend.settings import export_dir
 from worker.engine_server import EngineServer
 from worker.settings import WorkerSettings
@@ -42,8 +41,7 @@ class Workplace:
     @property
     def exports(self) -> ArtifactStore:
         """Where the files of exports are kept."""
-        folder = export_dir(self.home)
-        return S3Store(self.store.bucket, folder) if isinstance(self.store, S3Store) else FolderStore(folder)
+        return export_store(self.artifacts, export_dir(self.home))
 
 
 def write_spec(path: Path, claim: Claim) -> None:

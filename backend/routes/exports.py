@@ -5,13 +5,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import Query, Request
+from fastapi import Depends, Query, Request
 from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
-from backend.artifact_store import export_store
+from backend.artifact_store import ArtifactStore, export_store
 from backend.dependencies import (
     ID_PATTERN,
+    Artifacts,
     Bell,
     Caller,
     Config,
@@ -36,6 +37,13 @@ from backend.signatures import PREFIX, VALID_SECONDS, require_signature, signed_
 
 _Page = Annotated[int, page_size(50)]
 router = locked_router(prefix="/exports", tags=["exports"])
+
+
+def _exported(store: Artifacts, settings: Config) -> ArtifactStore:
+    return export_store(store, settings.export_dir)
+
+
+Exported = Annotated[ArtifactStore, Depends(_exported)]
 # No credentials: the signature in the address is the right to it.
 signed_router = locked_router(prefix=f"{PREFIX.removeprefix('/api/v1')}/exports", tags=["exports"])
 
@@ -43,12 +51,14 @@ signed_router = locked_router(prefix=f"{PREFIX.removeprefix('/api/v1')}/exports"
 @router.post(
     "", operation_id="create_export", status_code=201, response_model=Export, responses=errors(403, 409, 413, 415)
 )
-def create_export(body: ExportCreate, once: Creation, caller: Caller, settings: Config, doorbell: Bell) -> Response:
+def create_export(
+    body: ExportCreate, once: Creation, caller: Caller, settings: Config, store: Artifacts, doorbell: Bell
+) -> Response:
     """Have a worker make a plain folder, a GGUF file or a repository of the hub of a checkpoint."""
     queued: list[str] = []
 
     def create(session: Session) -> tuple[Export, str]:
-        wanted = resolved_export(session, body, settings)
+        wanted = resolved_export(session, body, settings.home, store)
         created = queries.create_export(session, wanted, owner=caller, limits=settings.limits)
         queued.append(created.id)
         return created, f"/api/v1/exports/{created.id}"
@@ -93,10 +103,10 @@ def remove_export(export_id: Id, database: Store) -> Export:
     responses={**FILE, **errors(404, 410)},
 )
 def get_export_file(
-    export_id: Id, name: FileName, session: Reading, settings: Config, places: Places, request: Request
+    export_id: Id, name: FileName, session: Reading, exported: Exported, places: Places, request: Request
 ) -> Response:
     """A file of an export, with Range; its ETag is its sha256."""
-    return places.sent(_stored(export_id, session, settings).file(name, request.headers))
+    return places.sent(_stored(export_id, session, exported).file(name, request.headers))
 
 
 @router.get(
@@ -105,15 +115,15 @@ def get_export_file(
     response_class=Response,
     responses={**ARCHIVE, **errors(404, 410)},
 )
-def get_export_archive(export_id: Id, session: Reading, settings: Config, places: Places) -> Response:
+def get_export_archive(export_id: Id, session: Reading, exported: Exported, places: Places) -> Response:
     """All files of an export as one uncompressed tar."""
-    return places.sent(_stored(export_id, session, settings).archive())
+    return places.sent(_stored(export_id, session, exported).archive())
 
 
 @router.post("/{export_id}/link", operation_id="create_export_link", responses=errors(403, 404, 413, 415))
-def create_export_link(export_id: Id, session: Reading, settings: Config) -> Link:
+def create_export_link(export_id: Id, session: Reading, settings: Config, exported: Exported) -> Link:
     """Addresses for a browser, which work without credentials for 15 minutes."""
-    stored = _stored(export_id, session, settings)
+    stored = _stored(export_id, session, exported)
     expires = int(time.time()) + VALID_SECONDS
     secret, base = settings.signing_secret(), f"exports/{export_id}"
     return Link(
@@ -136,12 +146,13 @@ def download_export_file(
     signature: Signature,
     session: SignedReading,
     settings: Config,
+    exported: Exported,
     places: Places,
     request: Request,
 ) -> Response:
     """A file of an export by a signed address."""
     require_signature(settings.signing_secret(), f"exports/{export_id}/files/{name}", expires, signature)
-    return places.sent(_stored(export_id, session, settings).file(name, request.headers))
+    return places.sent(_stored(export_id, session, exported).file(name, request.headers))
 
 
 @signed_router.get(
@@ -151,11 +162,17 @@ def download_export_file(
     responses={**ARCHIVE, **errors(403, 404, 410)},
 )
 def download_export_archive(
-    export_id: Id, expires: Expires, signature: Signature, session: SignedReading, settings: Config, places: Places
+    export_id: Id,
+    expires: Expires,
+    signature: Signature,
+    session: SignedReading,
+    settings: Config,
+    exported: Exported,
+    places: Places,
 ) -> Response:
     """All files of an export as one uncompressed tar by a signed address."""
     require_signature(settings.signing_secret(), f"exports/{export_id}/archive", expires, signature)
-    return places.sent(_stored(export_id, session, settings).archive())
+    return places.sent(_stored(export_id, session, exported).archive())
 
 
 def _found(export: Export | None, id: str) -> Export:
@@ -171,12 +188,12 @@ def _changed(database: ProjectDatabase, id: str, change: Callable[[Session, str]
         return _found(queries.export(session, id), id)
 
 
-def _stored(export_id: str, session: Session, settings: Config) -> StoredFolder:
+def _stored(export_id: str, session: Session, exported: ArtifactStore) -> StoredFolder:
     found = queries.export_folder(session, export_id)
     if found is None:
         known = _found(queries.export(session, export_id), export_id)
         raise Refusal(404, f"The export {export_id} has no files here{_why(known)}")
-    return stored_export(*found, export_store(settings))
+    return stored_export(*found, exported)
 
 
 def _why(known: Export) -> str:

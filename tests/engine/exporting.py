@@ -57,6 +57,18 @@ def student_with_adapter(base: Path) -> Student:
     return Student(model, spec)
 
 
+def written_student(base: Path) -> Student:
+    """Its base is written into this folder."""
+    write_base(base)
+    return student_with_adapter(base)
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    """Every file of a checkpoint but its manifest."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
 def saved_checkpoint(student: Student, run_folder: Path) -> Path:
     folder = run_folder / "attempts" / "1" / "checkpoints" / "step-3"
     save_checkpoint(folder, student, STATE, attempt=1)

@@ -18,7 +18,7 @@ from engine.export_spec import ExportResult
 from engine.manifest import ManifestFile, hashed
 from engine.model_card import model_card
 from engine.student import Student
-from tests.engine.exporting import TOKENS, asked, saved_checkpoint, student_with_adapter, write_base
+from tests.engine.exporting import TOKENS, asked, saved_checkpoint, written_student
 from tests.engine.models import tiny_model, tiny_spec
 
 
@@ -36,9 +36,7 @@ class Told:
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
-    base = tmp_path_factory.mktemp("base")
-    write_base(base)
-    return student_with_adapter(base)
+    return written_student(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")

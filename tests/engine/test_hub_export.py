@@ -11,7 +11,7 @@ from engine.errors import RunError
 from engine.export import export
 from engine.export_spec import ExportResult
 from engine.student import Student
-from tests.engine.exporting import asked, saved_checkpoint, student_with_adapter, write_base
+from tests.engine.exporting import asked, saved_checkpoint, written_student
 from tests.engine.loopback_hub import TOKEN, LoopbackHub, Repository, running_hub
 
 # huggingface_hub 2.4 sends files in a way that httpx2 has deprecated: lfs.py, `data=` of http_backoff.
@@ -20,9 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
-    base = tmp_path_factory.mktemp("base")
-    write_base(base)
-    return student_with_adapter(base)
+    return written_student(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")

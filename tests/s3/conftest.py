@@ -10,6 +10,7 @@ from backend.s3_bucket import S3Bucket
 from backend.s3_store import S3Store
 from backend.settings import Settings
 from backend.store_settings import StoreSettings
+from tests import databases
 from tests.s3.object_store import make_bucket, object_store, store_settings
 from tests.worker.conftest import engine_server, engines
 
@@ -21,6 +22,12 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of the server."""
     with object_store(tmp_path_factory.mktemp("object-store")) as address:
         yield address
+
+
+@pytest.fixture
+def database_url(home: Path) -> str:
+    """SQLite alone: what differs here is where files are, and the queries behind it are tested on both beside their own code."""
+    return databases.sqlite_copy(home)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Runs with the real engine whose files go into a bucket: begun on one machine's disk, ended on another's."""
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,32 +8,20 @@ from sqlalchemy import select
 
 from backend.artifacts import Artifact
 from backend.database import Database
-from backend.queries.claims import Claim
 from backend.records import Attempt, Checkpoint
 from backend.s3_bucket import S3Bucket
 from backend.s3_store import S3Store
 from engine.playground_spec import CheckpointSpeaker, PlaygroundSpec
-from engine.spec import RunSpec
-from tests import databases
 from tests.s3.object_store import make_bucket
-from tests.worker.runs import claim, once, queue_runs, recorded_steps, run_row, short_spec
+from tests.worker.runs import once, recorded_steps, run_row, short_spec
+from tests.worker.supervising import supervise
 from worker.engine_server import EngineServer
 from worker.named_files import fetch_named
 from worker.settings import WorkerSettings
-from worker.slots import Slot
-from worker.supervisor import Supervisor
 from worker.workplace import Workplace
 
 SPEC = short_spec(num_steps=12, checkpoints={"every_steps": 3})
 LONGER = short_spec(num_steps=60, checkpoints={"every_steps": 4})
-
-
-@pytest.fixture
-def database(home: Path) -> Iterator[Database]:
-    """SQLite alone: what differs here is the disk."""
-    opened = Database(databases.sqlite_copy(home))
-    yield opened
-    opened.close()
 
 
 def machine(
@@ -45,14 +32,6 @@ def machine(
     settings = WorkerSettings(stop_seconds=30, retry_seconds=0, store_patience_seconds=1)
     store = None if bucket is None else S3Store(bucket, home / "runs")
     return Workplace(database, home, home / "runs", settings, shutdown.is_set, engine_server=engines, store=store)
-
-
-def supervise(place: Workplace, spec: RunSpec | None = None) -> Claim:
-    if spec is not None:
-        queue_runs(place.database, spec)
-    claimed = claim(place.database)
-    Supervisor(claimed, Slot(0, None), place).work()
-    return claimed
 
 
 def last_weights(database: Database, run_id: str) -> tuple[int, str]:

@@ -14,10 +14,9 @@ from backend.queries import analyses as queries
 from backend.s3_bucket import S3Bucket
 from backend.s3_store import S3Store
 from backend.settings import Settings
-from tests import databases
 from tests.access import SIGNED_IN
 from tests.backend.checkpoints import commit_checkpoint
-from tests.engine.exporting import saved_checkpoint, student_with_adapter, write_base
+from tests.engine.exporting import contents_of, saved_checkpoint, written_student
 from tests.s3.test_downloads import keep
 from tests.worker.runs import OWNER, queue_runs
 from worker.analysis import work_on_analysis
@@ -29,24 +28,12 @@ from worker.workplace import Workplace
 
 
 @pytest.fixture
-def database_url(home: Path) -> str:
-    return databases.sqlite_copy(home)
-
-
-@pytest.fixture
 def checkpoint_id(database: Database, s3_store: S3Store, tmp_path: Path) -> str:
     """One whose files are in the bucket and on no disk."""
-    base = tmp_path / "base"
-    write_base(base)
-    student = student_with_adapter(base)
+    student = written_student(tmp_path / "base")
     folder = saved_checkpoint(student, tmp_path)
-    contents = {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != "manifest.json"
-    }
     (run_id,) = queue_runs(database, student.spec)
-    checkpoint_id = commit_checkpoint(database, s3_store.run_dir, run_id, contents=contents)
+    checkpoint_id = commit_checkpoint(database, s3_store.run_dir, run_id, contents=contents_of(folder))
     keep(s3_store, database, checkpoint_id)
     shutil.rmtree(s3_store.run_dir)
     return checkpoint_id

@@ -3,7 +3,6 @@
 import hashlib
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,21 +15,12 @@ from backend.s3_bucket import S3Bucket
 from backend.store_settings import StoreSettings
 from incipit.cli import app
 from incipit.store_move import CannotMove, Moved, StoreMove
-from tests import databases
 from tests.backend.checkpoints import commit_checkpoint
 from tests.s3.object_store import SECRET_KEY, environment_of, make_bucket
 from tests.s3.test_recorder import keys
 from tests.worker.runs import claim, queue_runs, short_spec, write_events
 from tests.worker.sample_events import start_events, traces_event
 from worker.recorder import Recorder
-
-
-@pytest.fixture
-def database(home: Path) -> Iterator[Database]:
-    """SQLite alone: the one query is tested on both by the store's garbage."""
-    opened = Database(databases.sqlite_copy(home))
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import hashlib
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from backend.queries.claims import Claim, LeaseLost, reap
 from backend.records import Attempt, Checkpoint, Event, Rollout
 from backend.s3_bucket import S3Bucket
 from backend.s3_store import S3Store
-from tests import databases
 from tests.worker.runs import claim, queue_runs, set_columns, short_spec, write_events
 from tests.worker.sample_events import checkpoint_event, start_events, step_event, traces_event
 from worker.recorder import Recorder
@@ -23,14 +21,6 @@ from worker.uploads import StoreUnavailable
 
 SPEC = short_spec(checkpoints={"every_steps": 2, "keep_last": 2})
 ANOTHER = short_spec(checkpoints={"every_steps": 2, "keep_last": 2}, seed=1)
-
-
-@pytest.fixture
-def database(home: Path) -> Iterator[Database]:
-    """SQLite alone: what is recorded is tested on both in tests/worker/test_recording.py."""
-    opened = Database(databases.sqlite_copy(home))
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

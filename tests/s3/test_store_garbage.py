@@ -1,7 +1,6 @@
 """What no record speaks of leaves the bucket and the workers' disks when it is old; all else stays."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from backend.queries.claims import Claim
 from backend.records import Checkpoint
 from backend.s3_bucket import S3Bucket
 from backend.s3_store import S3Store
-from tests import databases
 from tests.s3.test_recorder import keys, record_all
 from tests.worker.runs import claim, queue_runs, set_columns, short_spec, write_events
 from tests.worker.sample_events import checkpoint_event, start_events, traces_event
@@ -21,14 +19,6 @@ from worker.recorder import Recorder
 from worker.store_garbage import LocalCopies, StoreGarbage
 
 SPEC = short_spec(checkpoints={"every_steps": 1, "keep_last": 9})
-
-
-@pytest.fixture
-def database(home: Path) -> Iterator[Database]:
-    """SQLite alone: its queries differ in nothing from those of tests/worker/test_garbage.py."""
-    opened = Database(databases.sqlite_copy(home))
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pytest
 from fastapi.testclient import TestClient
 
 from backend.app import create_app
@@ -12,18 +11,11 @@ from backend.s3_bucket import S3Bucket
 from backend.s3_store import S3Store
 from backend.settings import Settings
 from engine.uploaded_prompts import upload_path
-from tests import databases
 from tests.access import SIGNED_IN
 from tests.s3.test_recorder import keys
 from tests.worker.runs import short_spec
 from worker.named_files import fetch_named
 from worker.store_garbage import StoreGarbage
-
-
-@pytest.fixture
-def database_url(home: Path) -> str:
-    """SQLite alone: what is stored is tested on both in tests/backend/test_prompt_files.py."""
-    return databases.sqlite_copy(home)
 
 
 def test_uploaded_prompts_are_stored_and_fetched(

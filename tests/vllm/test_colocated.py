@@ -12,10 +12,10 @@ from backend.records import Attempt, Metric
 from engine.spec import RunSpec
 from tests import databases
 from tests.vllm.serving import PYTHON
-from tests.worker.runs import claim, once, queue_runs, recorded_steps, run_row, short_spec
+from tests.worker.runs import once, recorded_steps, run_row, short_spec
+from tests.worker.supervising import supervise
 from worker.settings import WorkerSettings
-from worker.slots import Slot
-from worker.supervisor import Supervisor, Workplace
+from worker.supervisor import Workplace
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 LARGE = {"learning_rate": 0.02, "warmup_steps": 1, "eps": 1e-4}
@@ -33,15 +33,6 @@ def colocated(models: Path, rollouts: dict[str, object] | None = None, **changes
     rollouts = {"kind": "vllm_colocated", "max_logprob_gap": 0.01} | (rollouts or {})
     pair = {name: {"path": str(models / name)} for name in ("student", "teacher")}
     return short_spec(rollouts=rollouts, optimizer=LARGE, **pair | changes)
-
-
-def supervise(place: Workplace, spec: RunSpec | None = None) -> Attempt:
-    if spec is not None:
-        queue_runs(place.database, spec)
-    claimed = claim(place.database)
-    Supervisor(claimed, Slot(0, None), place).work()
-    with place.database.read() as session:
-        return session.get_one(Attempt, (claimed.run_id, claimed.fence))
 
 
 def recorded(place: Workplace, attempt: Attempt, key: str) -> dict[int, float]:

@@ -22,7 +22,7 @@ from engine.student import Student
 from tests import databases
 from tests.access import SIGNED_IN
 from tests.backend.checkpoints import commit_checkpoint
-from tests.engine.exporting import TOKENS, saved_checkpoint, student_with_adapter, write_base
+from tests.engine.exporting import TOKENS, contents_of, saved_checkpoint, written_student
 from tests.engine.loopback_hub import TOKEN, running_hub
 from tests.worker.runs import OWNER, queue_runs
 from worker.analysis import work_on_analysis
@@ -44,21 +44,14 @@ def database_url(home: Path) -> str:
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
-    base = tmp_path_factory.mktemp("base")
-    write_base(base)
-    return student_with_adapter(base)
+    return written_student(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture
 def checkpoint_id(database: Database, settings: Settings, student: Student, tmp_path: Path) -> str:
     folder = saved_checkpoint(student, tmp_path)
-    contents = {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != "manifest.json"
-    }
     (run_id,) = queue_runs(database, student.spec)
-    return commit_checkpoint(database, settings.run_dir, run_id, contents=contents)
+    return commit_checkpoint(database, settings.run_dir, run_id, contents=contents_of(folder))
 
 
 @pytest.fixture

@@ -10,14 +10,12 @@ import pytest
 
 from backend.database import Database
 from backend.queries.wishes import ask_to_pause, ask_to_resume
-from backend.records import Attempt
 from engine.exit_codes import OF_FAILURE
-from engine.spec import RunSpec
 from tests import databases
-from tests.worker.runs import claim, once, queue_runs, recorded_steps, run_row, short_spec
+from tests.worker.runs import once, recorded_steps, run_row, short_spec
+from tests.worker.supervising import supervise
 from worker.settings import WorkerSettings
-from worker.slots import Slot, slots_of_this_machine
-from worker.supervisor import Supervisor
+from worker.slots import slots_of_this_machine
 from worker.workplace import Workplace
 
 TWO = {"kind": "data_parallel", "num_processes": 2}
@@ -29,16 +27,6 @@ def place(home: Path) -> Iterator[Workplace]:
     settings = WorkerSettings(stop_seconds=30, retry_seconds=0)
     yield Workplace(opened, home, home / "runs", settings, lambda: False)
     opened.close()
-
-
-def supervise(place: Workplace, spec: RunSpec | None = None) -> Attempt:
-    """Queue a run, or take the one that is queued, work on it with two cores, and return its last attempt."""
-    if spec is not None:
-        queue_runs(place.database, spec)
-    claimed = claim(place.database)
-    Supervisor(claimed, Slot(0, None), place).work()
-    with place.database.read() as session:
-        return session.get_one(Attempt, (claimed.run_id, claimed.fence))
 
 
 def trainers(run_id: str) -> list[psutil.Process]:
@@ -119,8 +107,12 @@ def test_slots_take_as_many_gpus_as_they_are_told_to(monkeypatch: pytest.MonkeyP
     assert [slot.max_processes for slot in pairs] == [2, 2]
     (all_of_them,) = slots_of_this_machine(None, gpus_per_slot=8)
     assert all_of_them.max_processes == 5
-    assert all_of_them.too_small_for(5) is None
-    assert all_of_them.too_small_for(8) == (
+    assert all_of_them.too_small_for(5, "auto") is None
+    # What a run needs where it runs on the CPU is cores, whatever the worker's GPUs.
+    cores = os.cpu_count() or 1
+    assert pairs[0].too_small_for(cores, "cpu") is None
+    assert f"has {cores} cores; lower it" in (pairs[0].too_small_for(cores + 1, "cpu") or "")
+    assert all_of_them.too_small_for(8, "auto") == (
         "parallelism.num_processes is 8 but a slot of this worker has 5 of its GPUs; lower it, or start the worker with "
         "INCIPIT_GPUS_PER_SLOT=8 on a machine that has so many."
     )
