@@ -4,6 +4,7 @@ import itertools
 import re
 from pathlib import Path
 from textwrap import dedent
+from urllib.parse import quote
 
 import streamlit as st
 
@@ -22,6 +23,11 @@ def pages() -> dict[str, str]:
     listed = _LISTED.findall((FOLDER / "index.md").read_text())
     studies = sorted(f"studies/{path.name}" for path in (FOLDER / "studies").glob("*.md"))
     return {name: _title(name) for name in dict.fromkeys([*listed, *studies])}
+
+
+def address(name: str) -> str:
+    """Of a page, from another page of the dashboard: Help's list keeps what it shows in its address."""
+    return f"help?page={quote(_title(name))}"
 
 
 def show(name: str) -> None:

@@ -105,7 +105,7 @@ def draw_form(
         if title == _QUOTED and (found := doc_pages.verdicts(_STUDY)):
             with st.expander("What our study of the prefix's length found", icon=":material/science:"):
                 st.markdown("\n".join(f"* {line}" for line in found))
-                st.markdown(f"[The whole study](help?page=studies%2F{_STUDY}.md)")
+                st.markdown(f"[The whole study]({doc_pages.address(f'studies/{_STUDY}.md')})")
         _draw_columns(form, [leaf for leaf in leaves if leaf.path in _FIRST], seed, revision)
         later = [leaf for leaf in leaves if leaf.path not in _FIRST]
         if later:

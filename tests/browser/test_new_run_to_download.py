@@ -24,6 +24,7 @@ def test_from_a_new_run_to_a_checkpoint_that_transformers_opens(page: Page, site
     page.goto(site.dashboard_url)
     expect(page.get_by_role("heading", name="Incipit").or_(page.get_by_text("first few tokens")).first).to_be_visible()
     page.get_by_role("link", name="New run").first.click()
+    _the_study_is_quoted_and_leads_to_its_page(page)
     _import_spec(page, spec)
     _a_wrong_value_is_named_at_its_field(page)
     page.get_by_role("button", name="Start", exact=False).last.click()
@@ -38,6 +39,14 @@ def test_from_a_new_run_to_a_checkpoint_that_transformers_opens(page: Page, site
     archive = tmp_path / "checkpoint.tar"
     download.value.save_as(archive)
     _transformers_opens(archive, tmp_path / "checkpoint")
+
+
+def _the_study_is_quoted_and_leads_to_its_page(page: Page) -> None:
+    page.get_by_text("What our study of the prefix's length found").click()
+    with page.context.expect_page() as opened:
+        page.get_by_role("link", name="The whole study").click()
+    expect(opened.value.get_by_text("Data of the plot")).to_be_visible()
+    opened.value.close()
 
 
 def _import_spec(page: Page, spec: Path) -> None:
