@@ -197,20 +197,20 @@ def test_an_engine_that_does_nothing_any_more_is_ended_and_its_run_can_be_retrie
 @_EITHER_WAY
 def test_a_killed_engine_is_resumed_from_its_checkpoint_and_no_step_is_recorded_twice(place: Workplace) -> None:
     with once(place.database, _has_steps(place, 12), _kill_engine(place)):
-        first = _supervise(place, short_spec(num_steps=40, checkpoints={"every_steps": 5}))
+        first = _supervise(place, short_spec(num_steps=300, checkpoints={"every_steps": 5}))
     run = run_row(place.database, first.run_id)
     assert (run.state, run.attempt) == ("queued", 1)
     assert _attempt(place.database, first).exit_code == -signal.SIGKILL
     second = _supervise(place)
     run = run_row(place.database, first.run_id)
-    assert (run.state, run.last_step) == ("succeeded", 40)
+    assert (run.state, run.last_step) == ("succeeded", 300)
     assert _attempt(place.database, second).resumed_from_step >= 10
-    assert recorded_steps(place.database, first.run_id) == list(range(1, 41))
+    assert recorded_steps(place.database, first.run_id) == list(range(1, 301))
 
 
 def test_a_run_goes_on_from_an_older_checkpoint_when_the_newest_is_damaged(place: Workplace) -> None:
     with once(place.database, _has_steps(place, 12), _kill_engine(place)):
-        first = _supervise(place, short_spec(num_steps=40, checkpoints={"every_steps": 5, "keep_last": 9}))
+        first = _supervise(place, short_spec(num_steps=300, checkpoints={"every_steps": 5, "keep_last": 9}))
     with place.database.read() as session:
         newest = session.scalars(select(Checkpoint).order_by(Checkpoint.step.desc())).first()
     assert newest is not None
@@ -222,7 +222,7 @@ def test_a_run_goes_on_from_an_older_checkpoint_when_the_newest_is_damaged(place
     second = _supervise(place)
     assert run_row(place.database, first.run_id).state == "succeeded"
     assert _attempt(place.database, second).resumed_from_step == newest.step - 5
-    assert recorded_steps(place.database, first.run_id) == list(range(1, 41))
+    assert recorded_steps(place.database, first.run_id) == list(range(1, 301))
 
 
 def test_a_checkpoint_that_is_pinned_while_the_run_works_is_there_at_its_end(place: Workplace) -> None:
@@ -239,7 +239,7 @@ def test_a_checkpoint_that_is_pinned_while_the_run_works_is_there_at_its_end(pla
             assert set_pinned(session, oldest.id, pinned=True)
         pinned.append(oldest)
 
-    spec = short_spec(num_steps=60, checkpoints={"every_steps": 5, "keep_last": 1})
+    spec = short_spec(num_steps=150, checkpoints={"every_steps": 5, "keep_last": 1})
     with once(place.database, _has_steps(place, 12), pin):
         claimed = _supervise(place, spec)
     assert run_row(place.database, claimed.run_id).state == "succeeded"
@@ -247,7 +247,7 @@ def test_a_checkpoint_that_is_pinned_while_the_run_works_is_there_at_its_end(pla
         left = session.scalars(select(Checkpoint.step).where(Checkpoint.removed_at.is_(None))).all()
     folders = (place.run_dir / claimed.run_id / "attempts" / "1" / "checkpoints").iterdir()
     assert {f"step-{step}" for step in left} == {path.name for path in folders}
-    assert {pinned[0].step, 60} <= set(left)
+    assert {pinned[0].step, 150} <= set(left)
     assert len(left) <= 3, "the pinned one, the newest and the best"
     folder = place.run_dir / claimed.run_id / "attempts" / "1" / pinned[0].path
     assert damage_of(folder, Expected(manifest_sha256=pinned[0].manifest_sha256)) is None
