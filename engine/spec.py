@@ -166,8 +166,8 @@ class RunSpec(Frozen):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the engine runs; `auto` takes a GPU if there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the forward passes; `auto` is bfloat16 on a GPU, and on a CPU that computes it (AVX512_BF16, AMX) for a student
-    at least 512 wide, else float32. Trained weights stay float32."""
+    """Arithmetic of the forward passes; `auto` is bfloat16 on a GPU, and on a CPU that is measured to gain from it, as with AMX, for a
+    student at least 512 wide, else float32. Trained weights stay float32."""
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:

@@ -108,7 +108,7 @@ def _open_run(
     """Load everything, check that it fits together and say that training can begin."""
     began = time.monotonic()
     device = choose_device(spec, ranks.local_rank if ranks.size > 1 else None)
-    precision = choose_precision(spec, device)
+    precision: Precision = ranks.agreed(choose_precision(spec, device))
     saved = TrainerState(prefix=spec.prefix_state()) if resume is None else load_trainer_state(resume)
     state = without_lost_best(folder, saved)
     journal.emit(
