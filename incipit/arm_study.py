@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic_core import to_jsonable_python
 
 from backend.expansion import planned_runs
 from backend.needs import Needs
@@ -54,6 +55,8 @@ class Claim(Frozen):
     at: Reading
     says: Literal["as good", "better", "worse"]
     """As good: not worse by the margin or more."""
+    measure: Measure | None = None
+    """What it speaks of where that is not the study's measure, such as the EOS rate."""
 
 
 class ArmStudy(Frozen):
@@ -114,9 +117,22 @@ class ArmStudy(Frozen):
 
 
 def fingerprint(spec: RunSpec) -> str:
-    """What tells a run's figures from those of another spec: of all that the run does, not of its name."""
-    document = spec.model_dump(mode="json", exclude={"name"})
+    """What tells a run's figures from those of another spec: of all that the run does, not of its name.
+
+    Defaults are left out: a field that a later version adds does not make figures those of another run.
+    """
+    document = _chosen(spec.model_copy(update={"name": ""}))
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _chosen(part: BaseModel) -> dict[str, Any]:
+    """What differs from the defaults, and which kind each part is."""
+    chosen: dict[str, Any] = {}
+    for name, field in type(part).model_fields.items():
+        value = getattr(part, name)
+        if name == "kind" or value != field.get_default(call_default_factory=True, validated_data={}):
+            chosen[name] = _chosen(value) if isinstance(value, BaseModel) else to_jsonable_python(value)
+    return chosen
 
 
 def read_arm_study(document: Any, where: str) -> ArmStudy:

@@ -11,7 +11,7 @@ from engine.seed_statistics import mean_interval
 from incipit.arm_study import Arm, ArmStudy, Claim, Reading
 from incipit.study_data import Figure, StudyData
 from incipit.study_plot import draw
-from incipit.study_readouts import Paired, Point, curve, paired, verdict
+from incipit.study_readouts import Paired, Point, curve, decided, paired
 
 _READINGS: tuple[tuple[Reading, str], ...] = (
     ("steps", "equal steps"),
@@ -65,10 +65,8 @@ def write_page(study: ArmStudy, data: StudyData, page: Path, *, command: str, so
 def _verdicts(study: ArmStudy, data: StudyData) -> list[str]:
     said = []
     for claim in study.claims:
-        found = paired(data, claim.arm, claim.against, study.measure.key, claim.at, study.seeds)
-        said.append(
-            f"* **{verdict(claim, study.measure, found).capitalize()}:** {claim.statement} {_evidence(study, claim, found)}"
-        )
+        said_of_it, found = decided(study, data, claim)
+        said.append(f"* **{said_of_it.capitalize()}:** {claim.statement} {_evidence(study, claim, found)}")
     return said
 
 
@@ -76,9 +74,10 @@ def _evidence(study: ArmStudy, claim: Claim, found: Paired | None) -> str:
     reading = dict(_READINGS)[claim.at]
     if found is None:
         return f"(No seed of both {claim.arm} and {claim.against} has been trained yet.)"
+    name = (claim.measure or study.measure).name
     return (
-        f"({study.measure.name} of {claim.arm} less that of {claim.against} at {reading}: {_signed(found)}, {len(found.seeds)} "
-        f"seeds, p = {found.p_value:.3f}.)"
+        f"({name} of {claim.arm} less that of {claim.against} at {reading}: {_signed(found)}, {len(found.seeds)} seeds, "
+        f"p = {found.p_value:.3f}.)"
     )
 
 
@@ -123,7 +122,7 @@ def _differences(study: ArmStudy, data: StudyData) -> list[str]:
     return [
         f"{study.measure.name.capitalize()} of each arm less that of {study.reference} ({better} is better), seed by seed, as far as "
         "the one that got less far went, on the dev prompts; between two evaluations on a line. Brackets are 95 % over seeds "
-        "(Student's t), p is exact (sign flips).",
+        "(Student's t; those of a share may pass 1), p is exact (sign flips).",
         "",
         *_table(["arm", *(words for _, words in _READINGS)], rows),
     ]

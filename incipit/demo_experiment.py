@@ -67,6 +67,16 @@ def fixed_horizon_flops(spec: RunSpec) -> float:
 
 def find_or_submit(client: ApiClient, create: ExperimentCreate, say: Callable[[str], None]) -> Experiment:
     """An earlier experiment with the same specs whose runs are at work or done, else a new one."""
+    found = find(client, create)
+    if found is not None:
+        say(f"Found this comparison from {found.created_at:%Y-%m-%d %H:%M}; its runs are used as they are.")
+        return found
+    say(f"Submitting {len(planned_runs(create))} runs.")
+    return client.create_experiment(create.model_dump(mode="json"))
+
+
+def find(client: ApiClient, create: ExperimentCreate) -> Experiment | None:
+    """An earlier experiment with the same specs whose runs are at work or done."""
     wanted = [planned.spec for planned in planned_runs(create)]
     for experiment in client.experiments():
         if experiment.name != create.name or experiment.num_runs != len(wanted):
@@ -75,10 +85,8 @@ def find_or_submit(client: ApiClient, create: ExperimentCreate, say: Callable[[s
         if all(run.state not in ("failed", "cancelled") for run in runs) and sorted(
             client.run(run.id).spec.model_dump_json() for run in runs
         ) == sorted(spec.model_dump_json() for spec in wanted):
-            say(f"Found this comparison from {experiment.created_at:%Y-%m-%d %H:%M}; its runs are used as they are.")
             return experiment
-    say(f"Submitting {len(wanted)} runs.")
-    return client.create_experiment(create.model_dump(mode="json"))
+    return None
 
 
 def all_runs(client: ApiClient, experiment: Experiment) -> list[RunSummary]:
@@ -87,8 +95,17 @@ def all_runs(client: ApiClient, experiment: Experiment) -> list[RunSummary]:
     return sorted(page.items, key=lambda run: (run.created_at, run.id))
 
 
-def follow(client: ApiClient, experiment: Experiment, console: Console, is_alive: Callable[[], None]) -> list[Run]:
-    """Show the runs' progress until all have ended; the runs in full. `is_alive` may raise when a service died."""
+def follow(
+    client: ApiClient,
+    experiment: Experiment,
+    console: Console,
+    is_alive: Callable[[], None],
+    on_end: Callable[[Run], None] = lambda run: None,
+) -> list[Run]:
+    """Show the runs' progress until all have ended; the runs in full.
+
+    `is_alive` may raise when a service died; `on_end` gets each run as it ends.
+    """
     bars = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -112,6 +129,7 @@ def follow(client: ApiClient, experiment: Experiment, console: Console, is_alive
                     bars.stop_task(tasks[run.id])
                     if not console.is_terminal:
                         console.print(f"{run.name}: {_status(run, None)}", markup=False)
+                    on_end(client.run(run.id))
             if len(ended) == len(runs):
                 return [client.run(run.id) for run in runs]
             time.sleep(_POLL_SECONDS)

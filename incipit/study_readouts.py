@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Literal
 
 from engine.seed_statistics import mean_interval
-from incipit.arm_study import Claim, Measure, Reading
+from incipit.arm_study import ArmStudy, Claim, Measure, Reading
 from incipit.study_data import Figure, StudyData
 
 Verdict = Literal["confirmed", "refuted", "undecided"]
@@ -89,6 +89,13 @@ def sign_flip_p(differences: Sequence[float]) -> float:
         for signs in flips
     )
     return float(as_large / 2 ** len(differences))
+
+
+def decided(study: ArmStudy, data: StudyData, claim: Claim) -> tuple[Verdict, Paired | None]:
+    """What the figures say of a claim, and the difference of its arms in what it speaks of."""
+    measure = claim.measure or study.measure
+    found = paired(data, claim.arm, claim.against, measure.key, claim.at, study.seeds)
+    return verdict(claim, measure, found), found
 
 
 def verdict(claim: Claim, measure: Measure, found: Paired | None) -> Verdict:

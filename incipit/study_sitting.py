@@ -14,12 +14,12 @@ from backend.schemas import Run
 from dashboard.api_client import ApiClient
 from engine.spec import RunSpec
 from incipit.arm_study import ArmStudy, fingerprint
-from incipit.demo_experiment import find_or_submit, follow
+from incipit.demo_experiment import find, find_or_submit, follow
 from incipit.study_data import figures_of, read_data, write_data
 
 
 class Sitting:
-    """The missing seeds of a study, in their order; figures are kept behind each, so that an interrupted one loses a seed at most."""
+    """The missing seeds of a study, in their order; figures are kept behind each run, so that an interrupted one loses those at work."""
 
     def __init__(self, study: ArmStudy, path: Path, *, commit: str, say: Callable[[str], None]) -> None:
         self.study = study
@@ -59,19 +59,20 @@ class Sitting:
         whole = self.study.experiment(seed)
         wanted = [variant for variant in whole.variants if self._is_missing(variant.name, seed)]
         self._say(f"Seed {seed}: {len(wanted)} of {len(specs)} arms to train.")
-        experiment = find_or_submit(client, whole.model_copy(update={"variants": wanted}), self._say)
-        runs = follow(client, experiment, console, is_alive)
-        figures = [
-            figure
-            for run in runs
-            if run.state == "succeeded"
-            for figure in figures_of(
-                run.variant, seed, self._fingerprints[run.variant, seed], client.evaluations(run.id)
-            )
-        ]
-        date = datetime.now(UTC).strftime("%Y-%m-%d")
-        self.data = self.data.with_runs(figures, commit=self.commit, machine=_machine(), date=date)
-        write_data(self.path, self.data)
+        # An interrupted sitting's runs go on with the stack: those that are kept already are no reason to train the others twice.
+        experiment = find(client, whole) or find_or_submit(
+            client, whole.model_copy(update={"variants": wanted}), self._say
+        )
+
+        def keep(run: Run) -> None:
+            if run.state == "succeeded":
+                spec = self._fingerprints[run.variant, seed]
+                figures = figures_of(run.variant, seed, spec, client.evaluations(run.id))
+                date = datetime.now(UTC).strftime("%Y-%m-%d")
+                self.data = self.data.with_runs(figures, commit=self.commit, machine=_machine(), date=date)
+                write_data(self.path, self.data)
+
+        runs = follow(client, experiment, console, is_alive, keep)
         return [run for run in runs if run.state != "succeeded"]
 
     @property

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from engine.spec import RunSpec
 from incipit.arm_study import Claim, Measure, fingerprint, is_arm_study, read_arm_study
 from incipit.arm_study_page import write_page
 from incipit.cli import app
@@ -177,6 +179,39 @@ def test_a_changed_spec_is_another_run_and_a_name_is_not() -> None:
     renamed = specs["full"].model_copy(update={"name": "another"})
     assert fingerprint(renamed) == fingerprint(specs["full"])
     assert fingerprint(study.specs(1)["full"]) != fingerprint(specs["full"])
+
+
+def test_a_fingerprint_leaves_defaults_out_and_keeps_kinds_apart() -> None:
+    base = read_arm_study(study_document(), "here").base.model_dump()
+    lengths = {"start_tokens": 8, "increment_tokens": 16}
+    prints = {
+        fingerprint(RunSpec.model_validate(base | {"prefix": {"kind": kind, **lengths}}))
+        for kind in ("linear", "staircase")
+    }
+    assert len(prints) == 2
+    told = RunSpec.model_validate(
+        base | {"prefix": {"kind": "staircase", **lengths, "every_steps": 20, "cap_tokens": None}}
+    )
+    assert fingerprint(told) in prints, "a default that is written out is no other run"
+    other = RunSpec.model_validate(base | {"prefix": {"kind": "staircase", **lengths, "every_steps": 21}})
+    assert fingerprint(other) not in prints
+
+
+def test_a_claim_may_speak_of_another_measure(tmp_path: Path) -> None:
+    ends = {"key": "eos_rate", "name": "EOS rate", "is_better_when": "higher", "margin": 0.1}
+    claim = {"statement": "It ends less.", "arm": "prefix 8", "against": "full", "at": "steps", "says": "worse"}
+    study = read_arm_study(study_document(claims=[claim | {"measure": ends}, claim]), "here")
+    figures_of_it = [
+        replace(one, key=key, value=value)
+        for seed in (0, 1, 2)
+        for arm, key, values in (("full", "eos_rate", (0.9, 0.9)), ("prefix 8", "eos_rate", (0.9, 0.1 + 0.01 * seed)),
+                                 ("full", "accuracy", (0.4, 0.6)), ("prefix 8", "accuracy", (0.4, 0.9)))
+        for one, value in zip(figures(arm, seed, [0.0, 0.0], 1.0), values, strict=True)
+    ]  # fmt: skip
+    page = tmp_path / "x.md"
+    write_page(study, StudyData(figures_of_it, ["c"], ["m"], ["2026-01-01"]), page, command="c", source="x.parquet")
+    assert "* **Confirmed:** It ends less. (EOS rate of prefix 8 less that of full" in page.read_text()
+    assert "* **Refuted:** It ends less. (exact match of prefix 8 less that of full" in page.read_text()
 
 
 @pytest.mark.parametrize("path", _STUDIES, ids=lambda path: path.stem)
