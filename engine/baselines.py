@@ -12,7 +12,7 @@ from importlib.metadata import version
 
 import torch
 
-from engine.evaluate import Evaluation, Evaluator
+from engine.evaluate import PAIR_METRICS, Evaluation, Evaluator
 from engine.flops import FlopLedger
 from engine.frozen import Frozen
 from engine.json_cache import JsonCache
@@ -41,6 +41,7 @@ class BaselineCache:
             "device": student.device.type,
             "precision": str(student.autocast_dtype),
             "models": [weights_digest(model) for model in (student, teacher)],
+            "metrics": PAIR_METRICS,
             "seed": spec.seed,
             "temperature": spec.sampling.temperature,
             "max_completion_tokens": spec.max_completion_tokens,

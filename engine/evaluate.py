@@ -102,7 +102,7 @@ class Evaluator:
             self.spec.evaluation.samples_per_prompt,
         )
         if model is teacher:
-            metrics |= dict.fromkeys([*_DIVERGENCE_METRICS, *CALIBRATION_METRICS, _TEXTS_METRIC])
+            metrics |= dict.fromkeys(PAIR_METRICS)
             return Evaluation(
                 metrics, [], [], [], [], [], FlopLedger(evaluation=flops), self._executed_ledger, verdicts
             )
@@ -120,7 +120,7 @@ class Evaluator:
             )
         metrics |= _divergence_metrics(columns, horizon, self.spec.loss_region)
         metrics |= calibration_metrics(columns)
-        metrics[_TEXTS_METRIC] = float(torch.cat([c.forward_kl for c in texts]).mean()) if texts else None
+        metrics |= text_divergence([c.forward_kl for c in texts], self.spec.max_completion_tokens)
         reverse = _by_position([c.reverse_kl for c in columns])
         return Evaluation(
             metrics=metrics,
@@ -203,11 +203,16 @@ def completion_text(model: LanguageModel, rollout: Rollout) -> str:
     return text
 
 
-_TEXTS_METRIC = "forward_kl_on_teacher_texts"
-_DIVERGENCE_METRICS = (
+_QUARTERS = 4
+TEXT_METRICS = (
+    "forward_kl_on_teacher_texts",
+    *(f"forward_kl_on_teacher_texts_quarter_{quarter}" for quarter in range(1, _QUARTERS + 1)),
+)
+PAIR_METRICS = (
     "reverse_kl", "forward_kl", "reverse_kl_inside", "reverse_kl_before", "reverse_kl_beyond", "share_inside",
-    "top1_agreement", "overlap_mass",
+    "top1_agreement", "overlap_mass", "sampled_student_entropy", "sampled_teacher_entropy", *CALIBRATION_METRICS, *TEXT_METRICS,
 )  # fmt: skip
+"""What a student is measured by against its teacher."""
 
 
 def _divergence_metrics(columns: list[TokenColumns], horizon: int, region: LossRegion) -> dict[str, float | None]:
@@ -230,7 +235,22 @@ def _divergence_metrics(columns: list[TokenColumns], horizon: int, region: LossR
         "share_inside": float(reverse[inside].sum()) / total if total > 0 else None,
         "top1_agreement": float(torch.cat([c.top1_agrees for c in columns]).float().mean()),
         "overlap_mass": float(torch.cat([c.overlap_mass for c in columns]).mean()),
+        "sampled_student_entropy": float(torch.cat([c.student_entropy for c in columns]).mean()),
+        "sampled_teacher_entropy": float(torch.cat([c.teacher_entropy for c in columns]).mean()),
     }
+
+
+def text_divergence(forward_kl: list[Tensor], max_tokens: int) -> dict[str, float | None]:
+    """Mean forward KL on the teacher's texts and on each quarter of the longest completion, nats: one [tokens] for each text.
+
+    The texts are the same for every student, so that the quarters show where in a text a student was repaired.
+    """
+    if not forward_kl:
+        return dict.fromkeys(TEXT_METRICS)
+    values = torch.cat(forward_kl)
+    quarters = torch.cat([torch.arange(len(text)) * _QUARTERS // max_tokens for text in forward_kl])
+    means = [_tensor_mean(values), *(_tensor_mean(values[quarters == quarter]) for quarter in range(_QUARTERS))]
+    return dict(zip(TEXT_METRICS, means, strict=True))
 
 
 def _tensor_mean(values: Tensor) -> float | None:

@@ -118,9 +118,11 @@ class Evaluated(EventBase):
     """accuracy, exact (share of completions equal to the reference text), mean_tokens, eos_rate, repetition (share of repeated 4-grams):
     greedy; sampled_mean_tokens, sampled_eos_rate, sampled_repetition, reverse_kl, forward_kl, reverse_kl_inside (where the loss applies),
     reverse_kl_before (sampled but left out by a window or suffix), reverse_kl_beyond (behind the horizon), share_inside, top1_agreement,
-    overlap_mass (mean over tokens of the sum over the vocabulary of min(student, teacher)): on full-length samples; calibration_error and
+    overlap_mass (mean over tokens of the sum over the vocabulary of min(student, teacher)), sampled_student_entropy and
+    sampled_teacher_entropy (nats per token): on full-length samples; calibration_error and
     overconfidence of the student's token probabilities against the teacher's, in [0, 1] and [-1, 1], on the same samples;
-    forward_kl_on_teacher_texts; avg_at_k with avg_at_k_low, avg_at_k_high (bootstrap over problems, 95 %) and avg_at_k_standard_error,
+    forward_kl_on_teacher_texts, and by quarter of max_completion_tokens with _quarter_1 to _quarter_4;
+    avg_at_k with avg_at_k_low, avg_at_k_high (bootstrap over problems, 95 %) and avg_at_k_standard_error,
     pass_at_1, pass_at_2, pass_at_4 up to k, maj_at_k, answer_calibration_error. None where it does not exist (no reference text, nothing
     beyond the horizon, the teacher against itself)."""
     position_reverse_kl: list[float] = []

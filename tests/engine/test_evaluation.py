@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from engine.answer_samples import answer_samples
 from engine.calibration import calibration_metrics
 from engine.errors import RunError
+from engine.evaluate import text_divergence
 from engine.evaluation_spec import EvaluationSpec
 from engine.events import Evaluated, RunEvent
 from engine.locations import resolve
@@ -111,7 +112,21 @@ def test_a_run_measures_samples_and_teacher_texts_once_and_again(tmp_path: Path)
         assert len(event.verdicts.samples_right) == len(event.verdicts.right) == 3
         assert event.metrics["pass_at_1"] == pytest.approx(event.metrics["avg_at_k"])
         assert event.metrics["forward_kl_on_teacher_texts"] is not None
+        assert event.metrics["sampled_student_entropy"] == pytest.approx(
+            event.metrics["sampled_teacher_entropy"], rel=0.5
+        )
     assert first[0].metrics["forward_kl_on_teacher_texts"] != first[1].metrics["forward_kl_on_teacher_texts"]
+
+
+def test_the_divergence_on_texts_is_told_by_quarter_of_the_longest_completion() -> None:
+    texts = [torch.arange(1.0, 8.0), torch.tensor([100.0, 200.0])]  # of at most 10 tokens: 0-2, 3-4, 5-7, 8-9
+    found = text_divergence(texts, 10)
+    name = "forward_kl_on_teacher_texts"
+    assert found == {
+        name: pytest.approx((28 + 300) / 9), f"{name}_quarter_1": pytest.approx((1 + 2 + 3 + 100 + 200) / 5),
+        f"{name}_quarter_2": 4.5, f"{name}_quarter_3": 6.5, f"{name}_quarter_4": None,
+    }  # fmt: skip
+    assert set(text_divergence([], 10).values()) == {None}
 
 
 def test_a_sample_more_does_not_change_what_was_measured_before(tmp_path: Path) -> None:
