@@ -153,11 +153,11 @@ def is_arm_study(document: Any) -> bool:
     return isinstance(document, dict) and "arms" in document
 
 
-def page_of(study: ArmStudy, folder: Path) -> Path:
-    """Where its page stands below the documentation's folder."""
-    return folder / "studies" / f"{study.name}.md"
+def page_of(name: str, folder: Path) -> Path:
+    """Where the page of the study of that name stands below the documentation's folder."""
+    return folder / "studies" / f"{name}.md"
 
 
-def data_of(study: ArmStudy, folder: Path) -> Path:
+def data_of(name: str, folder: Path) -> Path:
     """Where its figures are kept below the documentation's folder."""
-    return folder / "studies" / "data" / f"{study.name}.parquet"
+    return folder / "studies" / "data" / f"{name}.parquet"

@@ -108,7 +108,7 @@ def _arms(study: ArmStudy, data: StudyData) -> list[str]:
                 *(_over_seeds(study, data, arm, "dev", key) for key in measure.shown), arm.note,
             ]
         )  # fmt: skip
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _differences(study: ArmStudy, data: StudyData) -> list[str]:
@@ -120,11 +120,11 @@ def _differences(study: ArmStudy, data: StudyData) -> list[str]:
         found = [paired(data, arm.name, study.reference, study.measure.key, at, study.seeds) for at, _ in _READINGS]
         rows.append([arm.name, *("–" if one is None else f"{_signed(one)}, p = {one.p_value:.3f}" for one in found)])
     return [
-        f"{study.measure.name.capitalize()} of each arm less that of {study.reference} ({better} is better), seed by seed, as far as "
+        f"{begun(study.measure.name)} of each arm less that of {study.reference} ({better} is better), seed by seed, as far as "
         "the one that got less far went, on the dev prompts; between two evaluations on a line. Brackets are 95 % over seeds "
         "(Student's t; those of a share may pass 1), p is exact (sign flips).",
         "",
-        *_table(["arm", *(words for _, words in _READINGS)], rows),
+        *table(["arm", *(words for _, words in _READINGS)], rows),
     ]
 
 
@@ -150,7 +150,7 @@ def _curves(study: ArmStudy, data: StudyData) -> list[str]:
             values = [point.value for point in points]
             mean_flops = fmean(point.flops for point in points)
             rows.append([arm.name, str(step), si(mean_flops) + "FLOP", _interval_text(values), str(len(values))])
-    return _table(["arm", "step", "training FLOPs", f"{study.measure.name}, dev", "seeds"], rows)
+    return table(["arm", "step", "training FLOPs", f"{study.measure.name}, dev", "seeds"], rows)
 
 
 def _mean_cost(study: ArmStudy, data: StudyData, arm: str) -> float | None:
@@ -188,6 +188,11 @@ def _signed(found: Paired) -> str:
     return f"{found.mean:+.3f} [{found.interval[0]:+.3f}, {found.interval[1]:+.3f}]"
 
 
+def begun(words: str) -> str:
+    """As the beginning of a sentence; the rest stays as it is, as KL."""
+    return words[:1].upper() + words[1:]
+
+
 def _plain(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
@@ -196,7 +201,8 @@ def _span(dates: Sequence[str]) -> str:
     return dates[0] if len(dates) == 1 else f"{min(dates)} to {max(dates)}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table's lines in Markdown."""
     cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (head, *rows)]
     lines = [f"| {' | '.join(row)} |" for row in cells]
     return [lines[0], "|" + "---|" * len(head), *lines[1:]]

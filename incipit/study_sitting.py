@@ -69,7 +69,7 @@ class Sitting:
                 spec = self._fingerprints[run.variant, seed]
                 figures = figures_of(run.variant, seed, spec, client.evaluations(run.id))
                 date = datetime.now(UTC).strftime("%Y-%m-%d")
-                self.data = self.data.with_runs(figures, commit=self.commit, machine=_machine(), date=date)
+                self.data = self.data.with_runs(figures, commit=self.commit, machine=this_machine(), date=date)
                 write_data(self.path, self.data)
 
         runs = follow(client, experiment, console, is_alive, keep)
@@ -81,7 +81,7 @@ class Sitting:
         return sum(self._is_missing(arm, seed) for arm, seed in self._fingerprints)
 
 
-def _machine() -> str:
+def this_machine() -> str:
     """What the figures of time are of."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

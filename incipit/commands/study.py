@@ -19,11 +19,13 @@ def study(
     file: Annotated[Path, typer.Argument(help="The study: a JSON file.", show_default=False)],
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="The page to write; default docs/studies/NAME.md, or docs/NAME.md without seeds."),
+        typer.Option(
+            "--out", help="The page to write; default docs/studies/NAME.md, or docs/NAME.md for a list of choices."
+        ),
     ] = None,
     report: Annotated[
         bool,
-        typer.Option("--report", help="Write the page of a study with seeds from its recorded figures; train nothing."),
+        typer.Option("--report", help="Write the page from what was recorded before; train and ask nothing."),
     ] = False,
     home: Annotated[Path | None, typer.Option("--home", help="Where everything is kept; default INCIPIT_HOME.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the runs as JSON.")] = False,
@@ -36,16 +38,20 @@ def study(
     """
     from dashboard.api_errors import ApiError
     from incipit.arm_study import is_arm_study
+    from incipit.pair_study import is_pair_study
     from incipit.stack.errors import StackError
     from incipit.study import read_document
 
     console = Console(stderr=json, width=None if sys.stdout.isatty() else _LOG_WIDTH)
     try:
         document = read_document(file)
-        if is_arm_study(document):
+        failed = False
+        if is_pair_study(document):
+            _pair_study(document, file, out, report=report)
+        elif is_arm_study(document):
             failed = _arm_study(document, file, out, home or incipit_home(), console, json=json, report=report)
         elif report:
-            raise ValueError(f"{file} has no seeds, so that nothing of it is recorded for --report; leave that out.")
+            raise ValueError(f"{file} lists choices, of which nothing is recorded for --report; leave that out.")
         else:
             failed = _study(file, out, home or incipit_home(), console, json=json)
     except (StackError, ApiError, ValueError) as error:
@@ -87,7 +93,7 @@ def _study(file: Path, out: Path | None, home: Path, console: Console, *, json: 
 def _arm_study(
     document: Any, file: Path, out: Path | None, home: Path, console: Console, *, json: bool, report: bool
 ) -> bool:
-    from incipit.arm_study import data_of, page_of, read_arm_study
+    from incipit.arm_study import read_arm_study
     from incipit.arm_study_page import write_page
     from incipit.stack.services import services
     from incipit.study_sitting import Sitting
@@ -96,8 +102,7 @@ def _arm_study(
         console.print(line, markup=False, highlight=False)
 
     wanted = read_arm_study(document, str(file))
-    page = out or page_of(wanted, Path("docs"))
-    path = data_of(wanted, Path("docs")) if out is None else out.with_suffix(".parquet")
+    page, path = _places(wanted.name, out)
     sitting = Sitting(wanted, path, commit=_commit(file.parent), say=say)
     failures = []
     if not report and sitting.missing:
@@ -110,6 +115,39 @@ def _arm_study(
     if json:
         typer.echo(f'{{"missing": {sitting.missing}, "failed": {len(failures)}}}')
     return bool(failures)
+
+
+def _pair_study(document: Any, file: Path, out: Path | None, *, report: bool) -> None:
+    from datetime import UTC, datetime
+    from functools import partial
+
+    from engine.analyze import analyze
+    from incipit.engine_progress import with_progress
+    from incipit.pair_study import PairData, read_pair_data, read_pair_study, write_pair_data
+    from incipit.pair_study_page import write_pair_page
+    from incipit.study_sitting import this_machine
+
+    wanted = read_pair_study(document, str(file))
+    page, path = _places(wanted.name, out)
+    if not report:
+        results = {
+            (pair, kind): with_progress(f"{pair}: {kind}", partial(analyze, asked))
+            for (pair, kind), asked in wanted.asked().items()
+        }
+        today = datetime.now(UTC).strftime("%Y-%m-%d")
+        source = {"commit": _commit(file.parent), "machine": this_machine(), "date": today}
+        write_pair_data(path, PairData(results, source))
+    command = f"incipit study {file.as_posix()} --report"
+    write_pair_page(wanted, read_pair_data(path), page, command=command, source=path.as_posix())
+    typer.echo(f"The page is {page}.", err=True)
+
+
+def _places(name: str, out: Path | None) -> tuple[Path, Path]:
+    """Page and figures of a study that keeps figures."""
+    from incipit.arm_study import data_of, page_of
+
+    docs = Path("docs")
+    return (page_of(name, docs), data_of(name, docs)) if out is None else (out, out.with_suffix(".parquet"))
 
 
 def _commit(folder: Path) -> str:
