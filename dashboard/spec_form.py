@@ -42,7 +42,7 @@ _FIRST = frozenset(
 )  # fmt: skip
 _ELSEWHERE = frozenset({"seed"})  # asked for once, for all arms
 # Where the length is chosen stands what was found of it.
-_QUOTED, _STUDY = "Prefix and divergence", "prefix-vs-full"
+_QUOTED, _STUDY, _FINDINGS = "Prefix and divergence", "prefix-vs-full", "findings"
 _COLUMNS = 2
 
 
@@ -103,9 +103,12 @@ def draw_form(
             continue
         st.header(title, anchor=False)
         if title == _QUOTED and (found := doc_pages.verdicts(_STUDY)):
-            with st.expander("What our study of the prefix's length found", icon=":material/science:"):
-                st.markdown("\n".join(f"* {line}" for line in found))
-                st.markdown(f"[The whole study]({doc_pages.address(f'studies/{_STUDY}.md')})")
+            with st.expander("What our studies of the prefix's length found", icon=":material/science:"):
+                st.markdown("\n".join(f"* {line}" for line in [*found, *doc_pages.verdicts(_FINDINGS)]))
+                st.markdown(
+                    f"[The whole study]({doc_pages.address(f'studies/{_STUDY}.md')}) · "
+                    f"[all studies]({doc_pages.address(f'studies/{_FINDINGS}.md')})"
+                )
         _draw_columns(form, [leaf for leaf in leaves if leaf.path in _FIRST], seed, revision)
         later = [leaf for leaf in leaves if leaf.path not in _FIRST]
         if later:

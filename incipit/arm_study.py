@@ -57,6 +57,8 @@ class Claim(Frozen):
     """As good: not worse by the margin or more."""
     measure: Measure | None = None
     """What it speaks of where that is not the study's measure, such as the EOS rate."""
+    warns_of: str = ""
+    """For whom a prefix alone should not be used if it is confirmed, such as `students whose flaw is a repeated skill`."""
 
 
 class ArmStudy(Frozen):

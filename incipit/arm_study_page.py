@@ -32,7 +32,7 @@ def write_page(study: ArmStudy, data: StudyData, page: Path, *, command: str, so
     lines = [
         f"# {study.title}",
         "",
-        *_verdicts(study, data),
+        *claim_lines(study, data),
         "",
         study.question,
         "",
@@ -62,15 +62,17 @@ def write_page(study: ArmStudy, data: StudyData, page: Path, *, command: str, so
     page.write_text("\n".join(lines))
 
 
-def _verdicts(study: ArmStudy, data: StudyData) -> list[str]:
+def claim_lines(study: ArmStudy, data: StudyData) -> list[str]:
+    """What the figures say of each claim: a list in Markdown."""
     said = []
     for claim in study.claims:
         said_of_it, found = decided(study, data, claim)
-        said.append(f"* **{said_of_it.capitalize()}:** {claim.statement} {_evidence(study, claim, found)}")
+        said.append(f"* **{said_of_it.capitalize()}:** {claim.statement} {evidence(study, claim, found)}")
     return said
 
 
-def _evidence(study: ArmStudy, claim: Claim, found: Paired | None) -> str:
+def evidence(study: ArmStudy, claim: Claim, found: Paired | None) -> str:
+    """The difference that decides a claim, in brackets."""
     reading = dict(_READINGS)[claim.at]
     if found is None:
         return f"(No seed of both {claim.arm} and {claim.against} has been trained yet.)"

@@ -95,6 +95,7 @@ def _arm_study(
 ) -> bool:
     from incipit.arm_study import read_arm_study
     from incipit.arm_study_page import write_page
+    from incipit.findings_page import write_findings
     from incipit.stack.services import services
     from incipit.study_sitting import Sitting
 
@@ -109,6 +110,8 @@ def _arm_study(
         with services(home, say) as (client, _, check):
             failures = sitting.train(client, console, check)
     write_page(wanted, sitting.data, page, command=f"incipit study {file.as_posix()} --report", source=path.as_posix())
+    if out is None:
+        write_findings(file.parent, Path("docs"))
     for run in failures:
         say(f"{run.name} {run.state}: {run.failure_message or 'stopped'}")
     say(f"{sitting.missing} runs are missing; the page is {page}.")

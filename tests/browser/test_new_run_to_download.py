@@ -42,7 +42,7 @@ def test_from_a_new_run_to_a_checkpoint_that_transformers_opens(page: Page, site
 
 
 def _the_study_is_quoted_and_leads_to_its_page(page: Page) -> None:
-    page.get_by_text("What our study of the prefix's length found").click()
+    page.get_by_text("What our studies of the prefix's length found").click()
     with page.context.expect_page() as opened:
         page.get_by_role("link", name="The whole study").click()
     expect(opened.value.get_by_text("Data of the plot")).to_be_visible()

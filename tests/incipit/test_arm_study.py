@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shutil
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from engine.spec import RunSpec
 from incipit.arm_study import Claim, Measure, fingerprint, is_arm_study, read_arm_study
 from incipit.arm_study_page import write_page
 from incipit.cli import app
+from incipit.findings_page import write_findings
 from incipit.study import read_document
 from incipit.study_data import Figure, StudyData, read_data, write_data
 from incipit.study_readouts import Paired, curve, paired, sign_flip_p, value_at, verdict
@@ -100,7 +102,8 @@ def test_the_sign_flip_test_counts_all_signs(differences: list[float]) -> None:
         ("as good", (-0.01, 0.3), "confirmed"), ("as good", (-0.3, -0.03), "refuted"), ("as good", (-0.03, 0.3), "undecided"),
         ("better", (0.01, 0.3), "confirmed"), ("better", (-0.3, -0.01), "refuted"), ("better", (-0.1, 0.1), "undecided"),
         ("worse", (-0.3, -0.01), "confirmed"), ("worse", (0.01, 0.3), "refuted"), ("worse", (-0.1, 0.1), "undecided"),
-        ("better", None, "undecided"),
+        ("better", None, "undecided"), ("better", (-0.01, 0.019), "refuted"), ("worse", (-0.019, 0.3), "refuted"),
+        ("better", (0.001, 0.002), "confirmed"), ("worse", (-0.3, 0.1), "undecided"),
     ],
 )  # fmt: skip
 def test_a_claim_is_decided_by_the_interval(says: Any, interval: tuple[float, float] | None, expected: str) -> None:
@@ -237,3 +240,37 @@ def test_a_committed_page_is_what_its_figures_make(data: Path, tmp_path: Path, m
     kept = Sitting(study, data, commit="", say=print).data
     write_page(study, kept, made, command=f"incipit study {path.as_posix()} --report", source=source)
     assert made.read_text() == (_ROOT / "docs/studies" / made.name).read_text()
+
+
+def test_the_committed_findings_are_those_of_all_studies(tmp_path: Path) -> None:
+    (tmp_path / "studies").mkdir()
+    shutil.copytree(_ROOT / "docs/studies/data", tmp_path / "studies" / "data")
+    page = write_findings(_ROOT / "experiments/studies", tmp_path)
+    assert page is not None
+    assert page.read_text() == (_ROOT / "docs/studies/findings.md").read_text()
+
+
+def test_findings_warn_first_and_only_of_what_was_confirmed(tmp_path: Path) -> None:
+    claim = {"statement": "It is worse.", "arm": "prefix 8", "against": "full", "at": "steps", "says": "worse"}
+    document = study_document(
+        seeds=[0, 1, 2], claims=[claim | {"warns_of": "the weak"}, claim | {"says": "better", "warns_of": "the idle"}]
+    )
+    studies = tmp_path / "experiments"
+    studies.mkdir()
+    (studies / "prefix-vs-full.json").write_text(json.dumps(document))
+    (tmp_path / "studies").mkdir()
+    assert write_findings(studies, tmp_path) is None
+    study = read_arm_study(document, "here")
+    data = [
+        replace(one, spec=fingerprint(study.specs(seed)[arm]))
+        for seed in (0, 1, 2)
+        for arm, end in (("full", 0.9), ("prefix 8", 0.5 + seed / 100))
+        for one in figures(arm, seed, [0.4, end], 1.0)
+    ]
+    write_data(tmp_path / "studies/data/prefix-vs-full.parquet", StudyData(data, ["c"], ["m"], ["2026-01-01"]))
+    page = write_findings(studies, tmp_path)
+    assert page is not None
+    lines = page.read_text().splitlines()
+    assert lines[2].startswith("* **No prefix alone for the weak:** It is worse. (exact match of prefix 8")
+    assert "the idle" not in "\n".join(lines)
+    assert "Claims that were written down before the runs: 1 confirmed, 1 refuted, 0 undecided" in lines[4]

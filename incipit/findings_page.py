@@ -1,0 +1,57 @@
+"""The page that gathers what all studies of arms decided; made from their recorded figures alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from incipit.arm_study import ArmStudy, data_of, is_arm_study, page_of, read_arm_study
+from incipit.arm_study_page import claim_lines, evidence
+from incipit.study import read_document
+from incipit.study_data import StudyData
+from incipit.study_readouts import decided
+from incipit.study_sitting import Sitting
+
+_NAME = "findings"
+
+
+def write_findings(studies: Path, docs: Path) -> Path | None:
+    """Gather the studies whose files lie in `studies` and whose figures below `docs`; the page, or None where none has figures."""
+    known = [
+        (study, data) for study in _arm_studies(studies) if (data := _figures(study, data_of(study.name, docs))).figures
+    ]
+    if not known:
+        return None
+    page = page_of(_NAME, docs)
+    page.write_text("\n".join(_lines(known)))
+    return page
+
+
+def _arm_studies(folder: Path) -> list[ArmStudy]:
+    documents = [(path, read_document(path)) for path in sorted(folder.glob("*.json"))]
+    return [read_arm_study(document, str(path)) for path, document in documents if is_arm_study(document)]
+
+
+def _figures(study: ArmStudy, path: Path) -> StudyData:
+    return Sitting(study, path, commit="", say=lambda line: None).data
+
+
+def _lines(known: Sequence[tuple[ArmStudy, StudyData]]) -> list[str]:
+    verdicts = Counter(decided(study, data, claim)[0] for study, data in known for claim in study.claims)
+    counted = ", ".join(f"{verdicts[one]} {one}" for one in ("confirmed", "refuted", "undecided"))
+    lines = ["# What the studies found", ""]
+    for study, data in known:
+        for claim in study.claims:
+            said, found = decided(study, data, claim)
+            if claim.warns_of and said == "confirmed":
+                lines.append(
+                    f"* **No prefix alone for {claim.warns_of}:** {claim.statement} {evidence(study, claim, found)}"
+                )
+    if len(lines) > 2:
+        lines.append("")
+    lines += [f"Claims that were written down before the runs: {counted}. What each means stands in its study.", ""]
+    for study, data in known:
+        lines += [f"## [{study.title}]({study.name}.md)", "", *claim_lines(study, data), ""]
+    lines += ["Made by `incipit study FILE --report` from the figures of all studies; nobody types it.", ""]
+    return lines
