@@ -27,6 +27,7 @@ from benchmarks.table_rows import (
     fleet_rows,
     memory_rows,
     overlap_rows,
+    prefix_memory_rows,
     profile_rows,
     recorded_rows,
     rollout_rows,
@@ -46,6 +47,7 @@ _BENCHMARKS: dict[str, tuple[list[str], Callable[[dict[str, Any]], list[Row]]]] 
     "Training step": (["-m", "benchmarks.step_rate", "--json"], step_rate_rows),
     "Divergence memory": (["-m", "benchmarks.divergence_memory", "--json"], memory_rows),
     "Memory estimate": (["-m", "benchmarks.memory_estimate", "--json"], estimate_rows),
+    "Memory by prefix": (["-m", "benchmarks.prefix_memory", "--json"], prefix_memory_rows),
     "Run list": (["benchmarks/run_list.py"], run_list_rows),
     "Start-up": (["-m", "benchmarks.start_up"], start_rows),
 }

@@ -26,7 +26,7 @@ from engine.model_spec import ModelSpec
 from engine.spec import RunSpec
 
 _MIDDLE = {"student": (512, 8, 1408), "teacher": (768, 10, 2048)}
-_VOCABULARY = 32_000
+VOCABULARY = 32_000
 _EVALUATION = {
     "path": "builtin:tiny/data/dev.jsonl",
     "num_prompts": 1,
@@ -90,7 +90,7 @@ def write_models(folder: Path) -> None:
     for seed, (name, (hidden, layers, intermediate)) in enumerate(_MIDDLE.items()):
         torch.manual_seed(seed)
         config = LlamaConfig(
-            vocab_size=_VOCABULARY,
+            vocab_size=VOCABULARY,
             hidden_size=hidden,
             intermediate_size=intermediate,
             num_hidden_layers=layers,

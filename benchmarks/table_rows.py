@@ -51,6 +51,13 @@ def estimate_rows(result: dict[str, Any]) -> list[Row]:
     ]
 
 
+def prefix_memory_rows(result: dict[str, Any]) -> list[Row]:
+    names = (
+        "peak", "estimate", "held", "activations", "cache", "divergence", "loss_fused", "loss_whole", "peak_with_whole_logits",
+    )  # fmt: skip
+    return [[str(one["prefix"]), *(f"{one[f'{name}_bytes'] / 1e6:.0f}" for name in names)] for one in result["results"]]
+
+
 def recorded_rows(result: dict[str, Any]) -> list[Row]:
     return [
         [
