@@ -1,13 +1,13 @@
 """What a run will cost, computed before it starts: from two config.json files and the spec; no model is opened."""
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from backend.estimates import Estimate, PhaseSeconds
 from backend.problems import invalid
+from backend.step_costs import Batch, StepCosts, horizons
 from engine.adapter_shape import ADAPTABLE, AdapterShape
 from engine.adapter_spec import Adapter, Lora, NoAdapter
 from engine.findings import Finding
@@ -16,12 +16,9 @@ from engine.flops import (
     ModelShape,
     rollout_flops,
     rollout_ledger,
-    signal_flops,
     student_flops,
-    update_flops,
 )
 from engine.locations import resolve
-from engine.loss_region import LossRegion, WholeRegion
 from engine.memory import Model, longest_horizon, memory
 from engine.memory_choice import least
 from engine.memory_plan import NO_OFFLOAD_ON_A_CPU
@@ -47,15 +44,15 @@ def estimate(spec: RunSpec, rates: Sequence[float]) -> Estimate:
     student = model_of(spec.student, "student.path", spec.adapter)
     teacher = model_of(spec.teacher, "teacher.path", NoAdapter())
     prompt_tokens, assumptions = prompt_tokens_of(spec)
-    shortest, longest = _batches(spec)
-    of_step = _StepCosts(spec, student.shape, teacher.shape, prompt_tokens)
+    shortest, longest = horizons(spec)
+    of_step = StepCosts(spec, student.shape, teacher.shape, prompt_tokens)
     warmup = _warmup_flops(spec, student.shape, teacher.shape, prompt_tokens)
-    num_steps = _steps_within_budget(spec, shortest, of_step, warmup)
+    num_steps = of_step.steps_within_budget(shortest, warmup)
     num_updates = spec.warmup_phase.num_steps + num_steps
     rest = warmup + _evaluation_flops(spec, num_updates, student.shape, teacher.shape, prompt_tokens)
-    flops = _total(shortest[:num_steps], of_step) + rest
+    flops = of_step.total(shortest, num_steps) + rest
     is_adaptive = shortest != longest
-    full = _total([_Batch(spec.max_completion_tokens, spec.prompts_per_step)] * num_steps, of_step) + rest
+    full = of_step[Batch(spec.max_completion_tokens, spec.prompts_per_step)] * num_steps + rest
     horizon = longest_horizon(spec)
     used = memory(spec, student, teacher, prompt_tokens, horizon)
     fewest = memory(spec, student, teacher, prompt_tokens, horizon, least(spec))
@@ -65,7 +62,7 @@ def estimate(spec: RunSpec, rates: Sequence[float]) -> Estimate:
         flops=flops,
         is_most=_may_end_sooner(spec),
         full_length_flops=full,
-        flops_at_fastest_growth=_total(longest[:num_steps], of_step) + rest if is_adaptive else None,
+        flops_at_fastest_growth=of_step.total(longest, num_steps) + rest if is_adaptive else None,
         saving=full.training / flops.training,
         memory_bytes=used.parts,
         memory_total_bytes=used.total,
@@ -76,78 +73,6 @@ def estimate(spec: RunSpec, rates: Sequence[float]) -> Estimate:
         horizon_steps=[spec.warmup_phase.num_steps + step for step in shown],
         assumptions=assumptions + _assumptions(spec, num_updates, rates, is_adaptive=is_adaptive),
     )
-
-
-class _Batch(NamedTuple):
-    """What the cost of a step depends on."""
-
-    horizon: int
-    """Of the rollouts that are not anchored."""
-    num_anchored: int
-    """Prompts whose rollouts run to the full length."""
-
-
-class _StepCosts(dict[_Batch, FlopLedger]):
-    """FLOPs of one step, if no rollout ends before its horizon."""
-
-    def __init__(self, spec: RunSpec, student: ModelShape, teacher: ModelShape, prompt_tokens: int) -> None:
-        super().__init__()
-        self._spec, self._student, self._teacher, self._prompt_tokens = spec, student, teacher, prompt_tokens
-
-    def __missing__(self, batch: _Batch) -> FlopLedger:
-        spec, anchored = self._spec, batch.num_anchored
-        self[batch] = (
-            self._of_prompt(batch.horizon, spec.loss_region) * (spec.prompts_per_step - anchored)
-            + self._of_prompt(spec.max_completion_tokens, WholeRegion()) * anchored
-        )
-        return self[batch]
-
-    def _of_prompt(self, num_tokens: int, region: LossRegion) -> FlopLedger:
-        each = self._spec.rollouts_per_prompt
-        num_supervised = len(region.span(num_tokens))
-        sampling = self._spec.selection.expected_ledger(
-            self._spec.completions, (self._student, self._teacher), self._prompt_tokens, [num_tokens] * each
-        )
-        if not num_supervised:
-            return sampling
-        update = update_flops(
-            self._student,
-            self._teacher,
-            self._prompt_tokens,
-            num_tokens,
-            num_supervised=num_supervised,
-            recomputes_blocks=self._spec.recomputes_blocks,
-        )
-        if self._spec.projects_twice:
-            update += signal_flops(self._student, self._teacher, num_supervised)
-        return sampling + update * (self._spec.trained_rollouts_per_step / self._spec.prompts_per_step)
-
-
-def _total(batches: Sequence[_Batch], of_step: _StepCosts) -> FlopLedger:
-    return sum((of_step[batch] * count for batch, count in Counter(batches).items()), FlopLedger())
-
-
-def _batches(spec: RunSpec) -> tuple[list[_Batch], list[_Batch]]:
-    """Each step with the shortest and with the longest horizon that it may have."""
-    state, shortest, longest = spec.prefix_state(), [], []
-    for step in range(spec.num_distillation_steps):
-        anchored = spec.anchoring.num_anchored(step, spec.prompts_per_step)
-        shortest.append(_Batch(spec.prefix_horizon_at(step, state), anchored))
-        high = spec.prefix.longest_at(step, state, spec.evaluation.every_steps)
-        longest.append(_Batch(spec.loss_region.sampled_tokens(high), anchored))
-    return shortest, longest
-
-
-def _steps_within_budget(spec: RunSpec, batches: list[_Batch], of_step: _StepCosts, warmup: FlopLedger) -> int:
-    if spec.training_flops_budget is None:
-        return len(batches)
-    training = {batch: of_step[batch].training for batch in set(batches)}
-    spent = warmup.training
-    for step, batch in enumerate(batches, start=1):
-        spent += training[batch]
-        if spent >= spec.training_flops_budget:
-            return step
-    return len(batches)
 
 
 def _warmup_flops(spec: RunSpec, student: ModelShape, teacher: ModelShape, prompt_tokens: int) -> FlopLedger:

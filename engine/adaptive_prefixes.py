@@ -40,6 +40,10 @@ class _AdaptivePrefix(Frozen):
         """The shortest horizon of any step: the first."""
         return self.horizon_at(0, state)
 
+    def parts(self) -> list[int]:
+        """Steps from which on the horizon only rises: the first."""
+        return [0]
+
     def after(self, num_growths: int, state: PrefixState) -> int:
         """The horizon after so many growths."""
         return min(self.start_tokens + self.increment_tokens * num_growths, self.cap(state))

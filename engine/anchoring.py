@@ -27,6 +27,10 @@ class NoAnchoring(Frozen):
         """How many prompts of a step are anchored."""
         return 0
 
+    def counts(self, start: int, end: int, num_prompts: int) -> dict[int, int]:
+        """How many of the steps from `start` to `end`, that one left out, have how many anchored prompts: the latter to the former."""
+        return {0: end - start}
+
 
 class EveryNthStep(Frozen):
     """Every n-th step runs and trains to the full length, so that the tail of the completion is not forgotten (ours)."""
@@ -42,6 +46,11 @@ class EveryNthStep(Frozen):
     def num_anchored(self, step: int, num_prompts: int) -> int:
         """How many prompts of a step are anchored."""
         return num_prompts if (step + 1) % self.n == 0 else 0
+
+    def counts(self, start: int, end: int, num_prompts: int) -> dict[int, int]:
+        """How many of the steps from `start` to `end`, that one left out, have how many anchored prompts: the latter to the former."""
+        whole = end // self.n - start // self.n
+        return _positive({num_prompts: whole, 0: end - start - whole})
 
 
 class FractionOfBatch(Frozen):
@@ -64,9 +73,20 @@ class FractionOfBatch(Frozen):
         first = step * num_prompts
         return self._before(first + num_prompts) - self._before(first)
 
+    def counts(self, start: int, end: int, num_prompts: int) -> dict[int, int]:
+        """How many of the steps from `start` to `end`, that one left out, have how many anchored prompts: the latter to the former."""
+        fewest = math.floor(self.share * num_prompts)
+        anchored = self._before(end * num_prompts) - self._before(start * num_prompts)
+        one_more = anchored - fewest * (end - start)
+        return _positive({fewest: end - start - one_more, fewest + 1: one_more})
+
     def _before(self, draw: int) -> int:
         """Anchored prompts among the first `draw` of the run: as many as the share allows."""
         return math.floor(self.share * draw)
+
+
+def _positive(counts: dict[int, int]) -> dict[int, int]:
+    return {key: count for key, count in counts.items() if count}
 
 
 Anchoring = Annotated[NoAnchoring | EveryNthStep | FractionOfBatch, Field(discriminator="kind")]

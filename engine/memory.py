@@ -8,6 +8,7 @@ from engine.flops import ModelShape
 from engine.memory_plan import MemoryPlan
 from engine.rollout_backend_spec import ColocatedVllm
 from engine.spec import RunSpec
+from engine.stretches import stretches
 
 MEMORY_ERROR = 0.15
 """Of an estimate, as benchmarks/memory_estimate.py measures it."""
@@ -50,12 +51,13 @@ class Memory:
 
 def longest_horizon(spec: RunSpec) -> int:
     """The largest horizon that any training step may have, in tokens; the full length where there are anchors or a warm-up."""
-    steps = range(spec.num_distillation_steps)
-    if spec.warmup_phase.num_steps or any(spec.anchoring.num_anchored(step, spec.prompts_per_step) for step in steps):
+    num_steps = spec.num_distillation_steps
+    if spec.warmup_phase.num_steps or any(spec.anchoring.counts(0, num_steps, spec.prompts_per_step)):
         return spec.max_completion_tokens
-    state = spec.prefix_state()  # made once: there may be a million steps
-    longest = max(spec.prefix.longest_at(step, state, spec.evaluation.every_steps) for step in steps)
-    return spec.loss_region.sampled_tokens(longest)
+    state = spec.prefix_state()
+    every = spec.evaluation.every_steps
+    longest = stretches(lambda step: spec.prefix.longest_at(step, state, every), num_steps, spec.prefix.parts())
+    return spec.loss_region.sampled_tokens(max(one.value for one in longest))
 
 
 def memory(

@@ -39,6 +39,10 @@ class _FixedPrefix(Frozen):
         """The shortest horizon of any step: the first, where a schedule does not say otherwise."""
         return self.horizon_at(0, state)
 
+    def parts(self) -> list[int]:
+        """Steps from which on the horizon only rises, or only falls: the first, where a schedule does not say otherwise."""
+        return [0]
+
 
 class ConstantPrefix(_FixedPrefix):
     """Every step stops at the same length (the paper's fixed prefix, arXiv 2602.15260)."""
@@ -153,6 +157,10 @@ class StagesPrefix(_FixedPrefix):
         ends = list(accumulate(stage.steps for stage in self.stages))
         stage = self.stages[min(bisect_right(ends, step), len(self.stages) - 1)]
         return capped(stage.tokens, None, state)
+
+    def parts(self) -> list[int]:
+        """The first step of each stage."""
+        return [0, *accumulate(stage.steps for stage in self.stages[:-1])]
 
     def shortest(self, state: PrefixState) -> int:
         """The shortest stage."""
