@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 from engine.analysis_spec import AnalysisResult, AnalysisRow
 from incipit.arm_study_page import begun, table
@@ -66,8 +65,10 @@ def _section(study: PairStudy, kind: str, found: Mapping[str, AnalysisResult], p
             axes.plot(at, values, color=colour, linestyle=dashes, marker="" if is_by_position else "o", label=name)
             ends = [row.low for row in result.rows], [row.high for row in result.rows]
             axes.fill_between(at, *ends, color=colour, alpha=0.15, linewidth=0)
-        scale: Literal["log", "symlog"] = "log" if is_by_position else "symlog"
-        axes.set_xscale(scale)
+        # A logarithm shows the first tokens apart, which wider bins do not tell; there may be a prefix of none.
+        has_bins = any(row.end - row.start > 1 for row in any_result.rows)
+        axes.set_xscale("linear" if has_bins else "log" if is_by_position else "symlog")
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel(any_result.axis)
         axes.set_ylabel(any_result.measure)
     lines = [f"## {_TITLES[kind]}", ""]
