@@ -101,7 +101,7 @@ def decided(study: ArmStudy, data: StudyData, claim: Claim) -> tuple[Verdict, Pa
 def verdict(claim: Claim, measure: Measure, found: Paired | None) -> Verdict:
     """What the interval of the difference says of the claim; without an interval nothing is decided.
 
-    A difference that is refuted may exist: it is smaller than the margin.
+    A difference that is refuted may exist: all of its interval is smaller than the margin.
     """
     if found is None or found.interval is None:
         return "undecided"
@@ -112,6 +112,6 @@ def verdict(claim: Claim, measure: Measure, found: Paired | None) -> Verdict:
         case "as good":
             return "confirmed" if low > -measure.margin else "refuted" if high < -measure.margin else "undecided"
         case "better":
-            return "confirmed" if low > 0 else "refuted" if high < measure.margin else "undecided"
+            return "refuted" if high < measure.margin else "confirmed" if low > 0 else "undecided"
         case "worse":
-            return "confirmed" if high < 0 else "refuted" if low > -measure.margin else "undecided"
+            return "refuted" if low > -measure.margin else "confirmed" if high < 0 else "undecided"

@@ -103,7 +103,7 @@ def test_the_sign_flip_test_counts_all_signs(differences: list[float]) -> None:
         ("better", (0.01, 0.3), "confirmed"), ("better", (-0.3, -0.01), "refuted"), ("better", (-0.1, 0.1), "undecided"),
         ("worse", (-0.3, -0.01), "confirmed"), ("worse", (0.01, 0.3), "refuted"), ("worse", (-0.1, 0.1), "undecided"),
         ("better", None, "undecided"), ("better", (-0.01, 0.019), "refuted"), ("worse", (-0.019, 0.3), "refuted"),
-        ("better", (0.001, 0.002), "confirmed"), ("worse", (-0.3, 0.1), "undecided"),
+        ("better", (0.001, 0.002), "refuted"), ("worse", (-0.002, -0.001), "refuted"), ("worse", (-0.3, 0.1), "undecided"),
     ],
 )  # fmt: skip
 def test_a_claim_is_decided_by_the_interval(says: Any, interval: tuple[float, float] | None, expected: str) -> None:
