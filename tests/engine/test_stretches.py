@@ -5,7 +5,7 @@ from collections import Counter
 from typing import Any, get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backend.estimate import estimate
@@ -46,6 +46,7 @@ def test_every_kind_is_tried() -> None:
 
 
 @pytest.mark.parametrize("kind", _SCHEDULES)
+@settings(max_examples=30)
 @given(data=st.data(), num_steps=st.integers(1, 150))
 def test_stretches_hold_the_value_of_every_step(kind: str, data: st.DataObject, num_steps: int) -> None:
     spec = RunSpec.model_validate(
