@@ -190,7 +190,7 @@ def _assumptions(spec: RunSpec, num_steps: int, rates: Sequence[float], *, is_ad
     ]
     if spec.device == "auto" and spec.precision == "auto":
         stated.append(
-            "Memory is for float32. `auto` is bfloat16, which needs less, on a GPU and for wide students on CPUs that compute it."
+            "Memory is for float32. `auto` is bfloat16, which needs less, on a GPU and for wide students on CPUs that gain from it."
         )
     if spec.micro_batch_rollouts == "auto":
         stated.append(

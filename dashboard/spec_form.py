@@ -104,7 +104,7 @@ def draw_form(
         st.header(title, anchor=False)
         if title == _QUOTED and (found := doc_pages.verdicts(_STUDY)):
             with st.expander("What our studies of the prefix's length found", icon=":material/science:"):
-                st.markdown("\n".join(f"* {line}" for line in [*found, *doc_pages.verdicts(_FINDINGS)]))
+                st.markdown("\n".join(f"* {line}" for line in [*doc_pages.verdicts(_FINDINGS), *found]))
                 st.markdown(
                     f"[The whole study]({doc_pages.address(f'studies/{_STUDY}.md')}) · "
                     f"[all studies]({doc_pages.address(f'studies/{_FINDINGS}.md')})"
