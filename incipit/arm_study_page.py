@@ -78,7 +78,7 @@ def evidence(study: ArmStudy, claim: Claim, found: Paired | None) -> str:
         return f"(No seed of both {claim.arm} and {claim.against} has been trained yet.)"
     name = (claim.measure or study.measure).name
     return (
-        f"({name} of {claim.arm} less that of {claim.against} at {reading}: {_signed(found)}, {len(found.seeds)} seeds, "
+        f"({name} of {claim.arm} less that of {claim.against} at {reading}: {_signed(found)}, {len(found.seeds)} seed{'s' * (len(found.seeds) > 1)}, "
         f"p = {found.p_value:.3f}.)"
     )
 
