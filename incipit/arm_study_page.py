@@ -77,10 +77,8 @@ def evidence(study: ArmStudy, claim: Claim, found: Paired | None) -> str:
     if found is None:
         return f"(No seed of both {claim.arm} and {claim.against} has been trained yet.)"
     name = (claim.measure or study.measure).name
-    return (
-        f"({name} of {claim.arm} less that of {claim.against} at {reading}: {_signed(found)}, {len(found.seeds)} seed{'s' * (len(found.seeds) > 1)}, "
-        f"p = {found.p_value:.3f}.)"
-    )
+    seeds = f"{len(found.seeds)} seed{'s' if len(found.seeds) > 1 else ''}"
+    return f"({name} of {claim.arm} less that of {claim.against} at {reading}: {_signed(found)}, {seeds}, p = {found.p_value:.3f}.)"
 
 
 def _arms(study: ArmStudy, data: StudyData) -> list[str]:
