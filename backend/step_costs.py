@@ -82,18 +82,6 @@ class StepCosts(dict[Batch, FlopLedger]):
         return sampling + update * (self._spec.trained_rollouts_per_step / self._spec.prompts_per_step)
 
 
-def _horizons(spec: RunSpec) -> tuple[list[Stretch], list[Stretch]]:
-    """The shortest and the longest horizon that each step may have, anchored rollouts left out."""
-    state, num_steps, every = spec.prefix_state(), spec.num_distillation_steps, spec.evaluation.every_steps
-    shortest = stretches(lambda step: spec.prefix_horizon_at(step, state), num_steps, spec.prefix.parts())
-    longest = stretches(
-        lambda step: spec.loss_region.sampled_tokens(spec.prefix.longest_at(step, state, every)),
-        num_steps,
-        spec.prefix.parts(),
-    )
-    return list(shortest), list(longest)
-
-
 def horizons(spec: RunSpec) -> tuple[list[Stretch], list[Stretch]]:
     """The shortest and the longest horizon that each step may have, anchored rollouts left out."""
     state, num_steps, every = spec.prefix_state(), spec.num_distillation_steps, spec.evaluation.every_steps

@@ -8,8 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backend.estimate import estimate
+from backend.estimate import estimate, model_of
+from backend.step_costs import Batch, StepCosts, horizons
+from engine.adapter_spec import NoAdapter
 from engine.anchoring import Anchoring, EveryNthStep, FractionOfBatch, NoAnchoring
+from engine.flops import FlopLedger
 from engine.memory import longest_horizon
 from engine.prefix_state import PrefixState
 from engine.prefixes import PrefixSchedule
@@ -70,6 +73,37 @@ def test_anchored_steps_are_counted_like_one_by_one(anchoring: Any, start: int, 
     assert {
         key: count for key, count in anchoring.counts(start, start + length, num_prompts).items() if count
     } == counted
+
+
+@pytest.mark.parametrize("kind", _SCHEDULES)
+@settings(max_examples=15)
+@given(data=st.data(), num_steps=st.integers(3, 60), share=st.floats(0, 1.2), anchoring=_ANCHORINGS)
+def test_costs_and_budget_are_those_of_adding_up_step_by_step(
+    kind: str, data: st.DataObject, num_steps: int, share: float, anchoring: Any
+) -> None:
+    document = quick_document(
+        max_completion_tokens=100, num_steps=num_steps,
+        prefix={"kind": kind, **data.draw(_SCHEDULES[kind])},
+    )  # fmt: skip
+    spec = RunSpec.model_validate(document).model_copy(update={"anchoring": anchoring})
+    student, teacher = (
+        model_of(getattr(spec, name), f"{name}.path", NoAdapter()).shape for name in ("student", "teacher")
+    )
+    costs, state = StepCosts(spec, student, teacher, 9), spec.prefix_state()
+    each = [
+        costs[
+            Batch(spec.prefix_horizon_at(step, state), spec.anchoring.num_anchored(step, spec.prompts_per_step))
+        ].training
+        for step in range(num_steps)
+    ]
+    shortest, _ = horizons(spec)
+    assert costs.total(shortest, num_steps).training == pytest.approx(sum(each), rel=1e-12)
+    assert costs.total(shortest, num_steps // 2).training == pytest.approx(sum(each[: num_steps // 2]), rel=1e-12)
+    budget = max(share * sum(each), 1.0)
+    limited = StepCosts(spec.model_copy(update={"training_flops_budget": budget}), student, teacher, 9)
+    ended = limited.steps_within_budget(shortest, FlopLedger())
+    assert ended == num_steps or sum(each[:ended]) >= budget * (1 - 1e-12)
+    assert sum(each[: ended - 1]) < budget * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("kind", ["ratio", "linear", "plateau"])
