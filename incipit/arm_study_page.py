@@ -87,6 +87,7 @@ def _arms(study: ArmStudy, data: StudyData) -> list[str]:
     head = ["arm", "seeds", "steps", "training FLOPs", f"{study.reference} / this", "training s"]
     head += [f"{measure.name}, dev", f"{measure.name}, report", *measure.shown, "why"]
     reference = _mean_cost(study, data, study.reference)
+    timed_on, *others = data.machines
     rows = []
     for subject in ("base", "teacher"):
         values = [_last(data, None, None, subject, "dev", key) for key in shown]
@@ -97,18 +98,20 @@ def _arms(study: ArmStudy, data: StudyData) -> list[str]:
         ends = [curve(data, arm.name, seed, measure.key) for seed in study.seeds]
         ends = [points for points in ends if points]
         cost = _mean_cost(study, data, arm.name)
+        seconds = [points[-1].seconds for points in ends if points[-1].machine == timed_on]
         rows.append(
             [
                 arm.name, f"{len(ends)} of {len(study.seeds)}",
                 _plain(fmean(points[-1].step for points in ends) if ends else None, 0),
                 "–" if cost is None else si(cost) + "FLOP",
                 "–" if not cost or reference is None else f"{reference / cost:.1f}",
-                _plain(fmean(points[-1].seconds for points in ends) if ends else None, 1),
+                _plain(fmean(seconds) if seconds else None, 1),
                 *(_over_seeds(study, data, arm, split, measure.key) for split in ("dev", "report")),
                 *(_over_seeds(study, data, arm, "dev", key) for key in measure.shown), arm.note,
             ]
         )  # fmt: skip
-    return table(head, rows)
+    told = ["", f"Training s is of runs on {timed_on} alone, not of those on {'; '.join(others)}."] if others else []
+    return [*table(head, rows), *told]
 
 
 def _differences(study: ArmStudy, data: StudyData) -> list[str]:
@@ -121,8 +124,8 @@ def _differences(study: ArmStudy, data: StudyData) -> list[str]:
         rows.append([arm.name, *("–" if one is None else f"{_signed(one)}, p = {one.p_value:.3f}" for one in found)])
     return [
         f"{begun(study.measure.name)} of each arm less that of {study.reference} ({better} is better), seed by seed, as far as "
-        "the one that got less far went, on the dev prompts; between two evaluations on a line. Brackets are 95 % over seeds "
-        "(Student's t; those of a share may pass 1), p is exact (sign flips).",
+        "the one that got less far went, on the dev prompts; between two evaluations on a line; at equal time only pairs that one "
+        "machine trained. Brackets are 95 % over seeds (Student's t; those of a share may pass 1), p is exact (sign flips).",
         "",
         *table(["arm", *(words for _, words in _READINGS)], rows),
     ]

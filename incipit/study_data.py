@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 
 from backend.schemas import Evaluation
 
-_FILE_FIELDS = ("commit", "machine", "dates")
+_FILE_FIELDS = ("commit", "dates")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Figure:
     step: int
     training_flops: float
     training_seconds: float
+    machine: str
+    """What trained the run: seconds of different machines are not compared."""
     key: str
     value: float
 
@@ -38,8 +41,12 @@ class StudyData:
     figures: Sequence[Figure]
     commits: Sequence[str] = ()
     """Of the sittings, oldest first."""
-    machines: Sequence[str] = ()
     dates: Sequence[str] = ()
+
+    @property
+    def machines(self) -> list[str]:
+        """What trained the runs, that of the most figures first."""
+        return [machine for machine, _ in Counter(one.machine for one in self.figures).most_common()]
 
     def has(self, arm: str, seed: int, spec: str) -> bool:
         """Whether the run of that spec is there."""
@@ -48,20 +55,18 @@ class StudyData:
     def of(self, specs: Mapping[tuple[str, int], str]) -> StudyData:
         """The figures of these runs alone: those of a spec that was changed since are another study's."""
         kept = [one for one in self.figures if specs.get((one.arm, one.seed)) == one.spec]
-        return StudyData(kept, self.commits, self.machines, self.dates)
+        return StudyData(kept, self.commits, self.dates)
 
-    def with_runs(self, added: Iterable[Figure], *, commit: str, machine: str, date: str) -> StudyData:
+    def with_runs(self, added: Iterable[Figure], *, commit: str, date: str) -> StudyData:
         """With the figures of a sitting, which replace older ones of the same arm and seed."""
         new = list(added)
         replaced = {(one.arm, one.seed) for one in new}
         kept = [one for one in self.figures if (one.arm, one.seed) not in replaced]
-        return StudyData(
-            [*kept, *new], _once(self.commits, commit), _once(self.machines, machine), _once(self.dates, date)
-        )
+        return StudyData([*kept, *new], _once(self.commits, commit), _once(self.dates, date))
 
 
-def figures_of(arm: str, seed: int, spec: str, evaluations: Sequence[Evaluation]) -> list[Figure]:
-    """What a run that has succeeded has measured."""
+def figures_of(arm: str, seed: int, spec: str, machine: str, evaluations: Sequence[Evaluation]) -> list[Figure]:
+    """What a run that has succeeded on that machine has measured."""
     return [
         Figure(
             arm,
@@ -72,6 +77,7 @@ def figures_of(arm: str, seed: int, spec: str, evaluations: Sequence[Evaluation]
             one.step,
             one.training_flops,
             one.training_seconds,
+            machine,
             key,
             float(value),
         )
@@ -98,14 +104,14 @@ def read_data(path: Path) -> StudyData:
         for name in _FILE_FIELDS
     }
     figures = [Figure(*row) for row in zip(*columns, strict=True)]
-    return StudyData(figures, lists["commit"], lists["machine"], lists["dates"])
+    return StudyData(figures, lists["commit"], lists["dates"])
 
 
 def write_data(path: Path, data: StudyData) -> None:
     """Put the figures in place of what the file had."""
     rows = sorted(data.figures, key=lambda one: (one.arm, one.seed, one.subject, one.split, one.step, one.key))
     table = pa.table({field.name: [asdict(one)[field.name] for one in rows] for field in fields(Figure)})
-    lists = zip(_FILE_FIELDS, (data.commits, data.machines, data.dates), strict=True)
+    lists = zip(_FILE_FIELDS, (data.commits, data.dates), strict=True)
     table = table.replace_schema_metadata({name: "\n".join(values) for name, values in lists})
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_suffix(".new")

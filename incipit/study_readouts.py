@@ -22,6 +22,7 @@ class Point:
     step: int
     flops: float
     seconds: float
+    machine: str
     value: float
 
     def at(self, reading: Reading) -> float:
@@ -48,7 +49,10 @@ def curve(data: StudyData, arm: str, seed: int, key: str) -> list[Point]:
         is_mine = (one.arm, one.seed, one.key, one.split) == (arm, seed, key, "dev")
         if is_mine and one.subject in ("student", "base") and (one.subject == "student" or one.step not in found):
             found[one.step] = one
-    return [Point(step, one.training_flops, one.training_seconds, one.value) for step, one in sorted(found.items())]
+    return [
+        Point(step, one.training_flops, one.training_seconds, one.machine, one.value)
+        for step, one in sorted(found.items())
+    ]
 
 
 def value_at(points: Sequence[Point], reading: Reading, where: float) -> float | None:
@@ -64,11 +68,14 @@ def value_at(points: Sequence[Point], reading: Reading, where: float) -> float |
 
 
 def paired(data: StudyData, arm: str, against: str, key: str, reading: Reading, seeds: Sequence[int]) -> Paired | None:
-    """The arms compared seed by seed where the shorter one of the two ended; None without a seed that both have."""
+    """The arms compared seed by seed where the shorter one of the two ended; None without a seed that both have.
+
+    At equal time only seeds count whose two runs were trained on one machine.
+    """
     used, differences = [], []
     for seed in seeds:
         first, second = curve(data, arm, seed, key), curve(data, against, seed, key)
-        if not first or not second:
+        if not first or not second or (reading == "time" and first[-1].machine != second[-1].machine):
             continue
         where = min(first[-1].at(reading), second[-1].at(reading))
         mine, theirs = value_at(first, reading, where), value_at(second, reading, where)

@@ -67,9 +67,9 @@ class Sitting:
         def keep(run: Run) -> None:
             if run.state == "succeeded":
                 spec = self._fingerprints[run.variant, seed]
-                figures = figures_of(run.variant, seed, spec, client.evaluations(run.id))
+                figures = figures_of(run.variant, seed, spec, this_machine(), client.evaluations(run.id))
                 date = datetime.now(UTC).strftime("%Y-%m-%d")
-                self.data = self.data.with_runs(figures, commit=self.commit, machine=this_machine(), date=date)
+                self.data = self.data.with_runs(figures, commit=self.commit, date=date)
                 write_data(self.path, self.data)
 
         runs = follow(client, experiment, console, is_alive, keep)

@@ -33,7 +33,9 @@ HIGHER = Measure(key="accuracy", name="exact match", is_better_when="higher", ma
 _T_95 = {1: 12.706204736, 2: 4.302652730, 3: 3.182446305, 4: 2.776445105}  # two-sided, by degrees of freedom
 
 
-def figures(arm: str, seed: int, values: list[float], flops: float, split: str = "dev") -> list[Figure]:
+def figures(
+    arm: str, seed: int, values: list[float], flops: float, split: str = "dev", machine: str = "m"
+) -> list[Figure]:
     """Evaluations at steps 0, 10, 20, …, each step of so many FLOPs and two seconds."""
     return [
         Figure(
@@ -45,6 +47,7 @@ def figures(arm: str, seed: int, values: list[float], flops: float, split: str =
             10 * at,
             10 * at * flops,
             20.0 * at,
+            machine,
             "accuracy",
             value,
         )
@@ -78,6 +81,25 @@ def test_two_arms_are_compared_where_the_shorter_one_ended() -> None:
     assert at_time is not None
     assert at_time.differences == pytest.approx(at_steps.differences)
     assert paired(data, "short", "long", "accuracy", "steps", [2]) is None
+
+
+def test_seconds_of_two_machines_are_never_compared(tmp_path: Path) -> None:
+    study = read_arm_study(study_document(), "here")
+    data = StudyData(
+        [
+            *figures("full", 0, [0.4, 0.6], 4.0, machine="slow"), *figures("full", 1, [0.4, 0.7], 4.0, machine="quick"),
+            *figures("prefix 8", 0, [0.4, 0.9], 1.0, machine="quick"), *figures("prefix 8", 1, [0.4, 0.8], 1.0, machine="quick"),
+        ],
+        ["c"], ["2026-01-01"],
+    )  # fmt: skip
+    compared = {at: paired(data, "prefix 8", "full", "accuracy", at, [0, 1]) for at in ("steps", "flops", "time")}  # type: ignore[arg-type]
+    assert {at: found and found.seeds for at, found in compared.items()} == {
+        "steps": [0, 1],
+        "flops": [0, 1],
+        "time": [1],
+    }
+    write_page(study, data, tmp_path / "x.md", command="c", source="x.parquet")
+    assert "Training s is of runs on quick alone, not of those on slow." in (tmp_path / "x.md").read_text()
 
 
 @given(values=st.lists(st.floats(0, 1), min_size=2, max_size=6), share=st.floats(0, 1))
@@ -117,10 +139,10 @@ def test_a_claim_is_decided_by_the_interval(says: Any, interval: tuple[float, fl
 def test_figures_are_kept_and_replaced_by_those_of_the_same_run(tmp_path: Path) -> None:
     path = tmp_path / "data" / "x.parquet"
     assert read_data(path).figures == []
-    first = StudyData([]).with_runs(figures("a", 0, [0.1, 0.2], 1.0), commit="c1", machine="m", date="2026-01-01")
+    first = StudyData([]).with_runs(figures("a", 0, [0.1, 0.2], 1.0), commit="c1", date="2026-01-01")
     write_data(path, first)
     second = read_data(path).with_runs(
-        [*figures("a", 0, [0.1, 0.9], 1.0), *figures("b", 0, [0.1], 1.0)], commit="c2", machine="m", date="2026-01-02"
+        [*figures("a", 0, [0.1, 0.9], 1.0), *figures("b", 0, [0.1], 1.0)], commit="c2", date="2026-01-02"
     )
     write_data(path, second)
     again = read_data(path)
@@ -137,7 +159,7 @@ def test_figures_are_kept_and_replaced_by_those_of_the_same_run(tmp_path: Path) 
 def test_missing_seeds_are_shown_as_missing(tmp_path: Path) -> None:
     study = read_arm_study(study_document(), "here")
     data = StudyData(
-        [*figures("full", 0, [0.4, 0.6], 4.0), *figures("prefix 8", 0, [0.4, 0.9], 1.0)], ["c"], ["m"], ["2026-01-01"]
+        [*figures("full", 0, [0.4, 0.6], 4.0), *figures("prefix 8", 0, [0.4, 0.9], 1.0)], ["c"], ["2026-01-01"]
     )
     page = tmp_path / "x.md"
     write_page(study, data, page, command="incipit study", source="x.parquet")
@@ -212,7 +234,7 @@ def test_a_claim_may_speak_of_another_measure(tmp_path: Path) -> None:
         for one, value in zip(figures(arm, seed, [0.0, 0.0], 1.0), values, strict=True)
     ]  # fmt: skip
     page = tmp_path / "x.md"
-    write_page(study, StudyData(figures_of_it, ["c"], ["m"], ["2026-01-01"]), page, command="c", source="x.parquet")
+    write_page(study, StudyData(figures_of_it, ["c"], ["2026-01-01"]), page, command="c", source="x.parquet")
     assert "* **Confirmed:** It ends less. (EOS rate of prefix 8 less that of full" in page.read_text()
     assert "* **Refuted:** It ends less. (exact match of prefix 8 less that of full" in page.read_text()
 
@@ -267,7 +289,7 @@ def test_findings_warn_first_and_only_of_what_was_confirmed(tmp_path: Path) -> N
         for arm, end in (("full", 0.9), ("prefix 8", 0.5 + seed / 100))
         for one in figures(arm, seed, [0.4, end], 1.0)
     ]
-    write_data(tmp_path / "studies/data/prefix-vs-full.parquet", StudyData(data, ["c"], ["m"], ["2026-01-01"]))
+    write_data(tmp_path / "studies/data/prefix-vs-full.parquet", StudyData(data, ["c"], ["2026-01-01"]))
     page = write_findings(studies, tmp_path)
     assert page is not None
     lines = page.read_text().splitlines()
