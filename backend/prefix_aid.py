@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from backend.divergence import AidCurve, PrefixAid
 from engine.events import Subject
-from engine.trace_profile import MAX_BINS, TraceProfile, bin_width
+from engine.trace_profile import MAX_BINS, TraceProfile, bin_width, first_tokens
 
 _WINDOW_SHARE = 16  # the smoothing takes this part of all bins: 1 of 16
 _WEAK = 0.5
@@ -77,10 +77,10 @@ def _sentences(curves: Sequence[AidCurve], width: int, weak_from: int | None, le
     said = []
     if first.cumulative_share[-1] > 0:
         half, most = (_tokens_that_hold(first, share, width) for share in (0.5, 0.9))
-        begin = "" if half == most else f"half of it lies in the {_first(half)} and "
+        begin = "" if half == most else f"half of it lies in the {first_tokens(half)} and "
         said.append(
             f"At step {first.step} a rollout holds {first.nats_per_rollout:.3g} nats of reverse KL on average: {begin}90 % lies in the "
-            f"{_first(most)} of {length:,} that a completion may have ({first.num_rollouts} rollouts)."
+            f"{first_tokens(most)} of {length:,} that a completion may have ({first.num_rollouts} rollouts)."
         )
     if weak_from is not None:
         said.append(
@@ -93,10 +93,6 @@ def _sentences(curves: Sequence[AidCurve], width: int, weak_from: int | None, le
             f"{last.step}; the rest lies behind it and was not trained at that step."
         )
     return said
-
-
-def _first(number: int) -> str:
-    return "first token" if number == 1 else f"first {number:,} tokens"
 
 
 def _tokens_that_hold(curve: AidCurve, share: float, width: int) -> int:

@@ -145,3 +145,8 @@ _COLUMNS: dict[TraceMetric, Callable[[TokenTrace], list[float]]] = {
     "overlap_mass": _overlap_mass,
 }
 assert set(_COLUMNS) == set(get_args(TraceMetric))
+
+
+def first_tokens(number: int) -> str:
+    """A prefix of that length, in words."""
+    return "first token" if number == 1 else f"first {number:,} tokens"

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.depth_pruning import prune_layers
 from engine.staging import sync
 
 if TYPE_CHECKING:
@@ -85,21 +86,6 @@ def fetch_smollm2(home: Path, progress: Progress) -> FetchedPair:
     )
 
 
-def prune_layers(model: LlamaForCausalLM, dropped: tuple[int, ...]) -> LlamaForCausalLM:
-    """A copy of the model without the given decoder layers."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    kept = [layer for i, layer in enumerate(model.model.layers) if i not in dropped]
-    pruned = LlamaForCausalLM(LlamaConfig.from_dict(model.config.to_dict() | {"num_hidden_layers": len(kept)}))
-    pruned.model.embed_tokens.load_state_dict(model.model.embed_tokens.state_dict())
-    pruned.model.norm.load_state_dict(model.model.norm.state_dict())
-    pruned.lm_head.load_state_dict(model.lm_head.state_dict())
-    for layer, original in zip(pruned.model.layers, kept, strict=True):
-        layer.load_state_dict(original.state_dict())
-    pruned.generation_config = model.generation_config
-    return pruned
-
-
 def _require_packages() -> None:
     missing = [name for name in _NEEDED_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
@@ -154,11 +140,12 @@ def _build_models(staged: Path, progress: Progress) -> None:
         gguf = _unpack(_download(Path(scratch)))
         progress("Reading the quantized model")
         teacher, tokenizer = _read_gguf(gguf)
-    students = {"teacher": teacher, _STUDENT: prune_layers(teacher, DROPPED_LAYERS)}
-    for name, model in students.items():
-        progress(f"Writing {name} ({model.num_parameters() / 1e6:.1f} million parameters)")
-        model.save_pretrained(staged / name)
-        tokenizer.save_pretrained(staged / name)
+    progress(f"Writing teacher ({teacher.num_parameters() / 1e6:.1f} million parameters)")
+    teacher.save_pretrained(staged / "teacher")
+    tokenizer.save_pretrained(staged / "teacher")
+    progress(f"Writing {_STUDENT} (without layers {', '.join(map(str, DROPPED_LAYERS))})")
+    (staged / _STUDENT).mkdir()
+    prune_layers(str(staged / "teacher"), staged / _STUDENT, DROPPED_LAYERS)
     source = {"package": _REQUIREMENT, "gguf_sha256": _GGUF_SHA256, "student_lacks_layers": DROPPED_LAYERS}
     (staged / "source.json").write_text(json.dumps(source, indent=2) + "\n", "utf-8")
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from engine.analyses.setup import Subjects
 from engine.analysis_spec import AnalysisRow, DivergenceByPosition
 from engine.scoring import TokenColumns, score_rollouts
+from engine.trace_profile import first_tokens
 
 _Z95 = 1.959964
 _RESAMPLES = 1000
@@ -78,7 +79,7 @@ def _sentences(reverse: np.ndarray, seed: int) -> list[str]:
         lengths = [shortest_prefix(sums[draw], share) for draw in draws]
         low, high = np.percentile(lengths, [2.5, 97.5])
         found = shortest_prefix(reverse, share)
-        sentences.append(f"The first {found} tokens [{low:.0f}, {high:.0f}] hold {share:.0%} of the reverse KL.")
+        sentences.append(f"{share:.0%} of the reverse KL lies in the {first_tokens(found)} [{low:.0f}, {high:.0f}].")
     mean_length = float(np.mean(np.sum(~np.isnan(reverse), axis=1)))
     return [
         *sentences,

@@ -11,6 +11,7 @@ from engine.analyses.setup import Subjects
 from engine.analysis_spec import AnalysisRow, GradientByPosition
 from engine.rollout import Rollout
 from engine.student import Student
+from engine.trace_profile import first_tokens
 
 _HALVES = 2  # the spread between two halves of the prompts is the only interval a gradient norm has cheaply
 
@@ -76,7 +77,7 @@ def _sentences(rows: list[AnalysisRow]) -> list[str]:
     for row, share in zip(rows, shares, strict=True):
         running += share
         if running >= 0.8:
-            said.append(f"The first {row.end} tokens make up {running:.0%} of the whole completion's gradient.")
+            said.append(f"{running:.0%} of the whole completion's gradient is that of the {first_tokens(row.end)}.")
             break
     against = [row for row in rows if (row.details["cosine"] or 0.0) < 0]
     if against:

@@ -14,6 +14,7 @@ _COMMON: dict[str, Any] = {
     "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.3,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
+_NUM_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _GPT2_NAMES = {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 128}
 _EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _WINDOW = 8  # shorter than the texts of the tests
@@ -45,11 +46,14 @@ STATEFUL: dict[str, dict[str, Any]] = {"mamba": {"state_size": 4}, "rwkv": {}}
 """Architectures without a key/value cache."""
 
 
-def write_family(folder: Path, family: str, seed: int = 0) -> None:
+def write_family(folder: Path, family: str, seed: int = 0, num_layers: int = 2) -> None:
     """A model of this architecture as a Hugging Face folder."""
     torch.manual_seed(seed)
-    extra = FAMILIES.get(family) or STATEFUL.get(family, {})
-    config = AutoConfig.for_model(family, **(_COMMON | extra))
+    values = _COMMON | (FAMILIES.get(family) or STATEFUL.get(family, {}))
+    values |= {name: num_layers for name in _NUM_LAYERS if name in values}
+    if family == "gpt_neo":  # global and local in turn, as by default
+        values["attention_types"] = [[["global", "local"], num_layers // 2], [["global"], num_layers % 2]]
+    config = AutoConfig.for_model(family, **values)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(TINY / "models" / "teacher").save_pretrained(folder)
