@@ -9,6 +9,7 @@ from benchmarks.divergence_memory import measured
 VOCABULARY, TOKENS, FEWER = 151_936, 4096, 512
 
 
+@pytest.mark.full
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells and resets the peak of a process")
 def test_a_twentieth_of_whole_logits() -> None:
     """Whole logits grow with the tokens: they are measured at an eighth of them, since all need 15 GB."""

@@ -189,6 +189,7 @@ def test_engines_are_forks_of_a_server_that_is_replaced_when_it_is_killed(
     assert (home / "logs" / "engine-server.log").read_text() == ""
 
 
+@pytest.mark.full
 def test_without_the_server_engines_are_started_alone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INCIPIT_ENGINE_SERVER", "false")
     with LocalStack(home, with_dashboard=False):

@@ -14,6 +14,7 @@ from incipit.stack.state import running_stack
 _SECONDS = 150.0
 
 
+@pytest.mark.full
 @pytest.mark.timeout(240)
 @pytest.mark.usefixtures("home")
 def test_two_stacks_that_start_at_once_get_ports_of_their_own(tmp_path: Path) -> None:
