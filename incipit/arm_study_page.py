@@ -18,6 +18,7 @@ _READINGS: tuple[tuple[Reading, str], ...] = (
     ("flops", "equal training FLOPs"),
     ("time", "equal training time"),
 )
+_UNTRAINED = {"base": "untrained student", "teacher": "teacher"}
 
 
 def write_page(study: ArmStudy, data: StudyData, page: Path, *, command: str, source: str) -> None:
@@ -46,6 +47,7 @@ def write_page(study: ArmStudy, data: StudyData, page: Path, *, command: str, so
         "",
         *_arms(study, data),
         "",
+        *_further(study, data),
         f"## Against {study.reference}",
         "",
         *_differences(study, data),
@@ -83,17 +85,14 @@ def evidence(study: ArmStudy, claim: Claim, found: Paired | None) -> str:
 
 def _arms(study: ArmStudy, data: StudyData) -> list[str]:
     measure = study.measure
-    shown = [measure.key, *measure.shown]
     head = ["arm", "seeds", "steps", "training FLOPs", f"{study.reference} / this", "training s"]
-    head += [f"{measure.name}, dev", f"{measure.name}, report", *measure.shown, "why"]
+    head += [f"{measure.name}, dev", f"{measure.name}, report", "why"]
     reference = _mean_cost(study, data, study.reference)
     timed_on, *others = data.machines
     rows = []
-    for subject in ("base", "teacher"):
-        values = [_last(data, None, None, subject, "dev", key) for key in shown]
-        report = _last(data, None, None, subject, "report", measure.key)
-        name = "untrained student" if subject == "base" else "teacher"
-        rows.append([name, "", "", "", "", "", _plain(values[0]), _plain(report), *map(_plain, values[1:]), ""])
+    for subject, name in _UNTRAINED.items():
+        values = [_plain(_last(data, None, None, subject, split, measure.key)) for split in ("dev", "report")]
+        rows.append([name, "", "", "", "", "", *values, ""])
     for arm in study.arms:
         ends = [curve(data, arm.name, seed, measure.key) for seed in study.seeds]
         ends = [points for points in ends if points]
@@ -106,12 +105,36 @@ def _arms(study: ArmStudy, data: StudyData) -> list[str]:
                 "–" if cost is None else si(cost) + "FLOP",
                 "–" if not cost or reference is None else f"{reference / cost:.1f}",
                 _plain(fmean(seconds) if seconds else None, 1),
-                *(_over_seeds(study, data, arm, split, measure.key) for split in ("dev", "report")),
-                *(_over_seeds(study, data, arm, "dev", key) for key in measure.shown), arm.note,
+                *(_over_seeds(study, data, arm, split, measure.key) for split in ("dev", "report")), arm.note,
             ]
         )  # fmt: skip
     told = ["", f"Training s is of runs on {timed_on} alone, not of those on {'; '.join(others)}."] if others else []
     return [*table(head, rows), *told]
+
+
+def _further(study: ArmStudy, data: StudyData) -> list[str]:
+    """What else the last evaluations measured; no lines when the study names nothing."""
+    keys = study.measure.shown
+    if not keys:
+        return []
+    rows = [
+        [name, *(_plain(_last(data, None, None, subject, "dev", key)) for key in keys)]
+        for subject, name in _UNTRAINED.items()
+    ]
+    rows += [[arm.name, *(_over_seeds(study, data, arm, "dev", key) for key in keys)] for arm in study.arms]
+    return [
+        "## Further figures at the end",
+        "",
+        "Of the same evaluations, on the dev prompts; [concepts](../concepts.md) says what they are.",
+        "",
+        *table(["arm", *map(_in_words, keys)], rows),
+        "",
+    ]
+
+
+def _in_words(key: str) -> str:
+    """A metric's key as a heading."""
+    return " ".join({"kl": "KL", "eos": "EOS"}.get(word, word) for word in key.split("_"))
 
 
 def _differences(study: ArmStudy, data: StudyData) -> list[str]:
