@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -204,14 +205,24 @@ def _last(data: StudyData, arm: str | None, seed: int | None, subject: str, spli
 
 def _interval_text(values: Sequence[float]) -> str:
     interval = mean_interval(values)
-    mean = f"{fmean(values):.3f}"
-    return mean if interval is None else f"{mean} [{interval[0]:.3f}, {interval[1]:.3f}]"
+    mean = fmean(values)
+    if interval is None:
+        return f"{mean:.{_digits(mean)}f}"
+    digits = _digits(mean, *interval)
+    return f"{mean:.{digits}f} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
 
 
 def _signed(found: Paired) -> str:
     if found.interval is None:
-        return f"{found.mean:+.3f}"
-    return f"{found.mean:+.3f} [{found.interval[0]:+.3f}, {found.interval[1]:+.3f}]"
+        return f"{found.mean:+.{_digits(found.mean)}f}"
+    digits = _digits(found.mean, *found.interval)
+    return f"{found.mean:+.{digits}f} [{found.interval[0]:+.{digits}f}, {found.interval[1]:+.{digits}f}]"
+
+
+def _digits(*values: float) -> int:
+    """Behind the point: three, or as many as the largest needs to show two that are not 0."""
+    largest = max(map(abs, values))
+    return 3 if largest == 0 else max(3, min(6, 1 - math.floor(math.log10(largest))))
 
 
 def begun(words: str) -> str:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from engine.spec import RunSpec
 from incipit.arm_study import Claim, Measure, fingerprint, is_arm_study, read_arm_study
-from incipit.arm_study_page import write_page
+from incipit.arm_study_page import evidence, write_page
 from incipit.cli import app
 from incipit.findings_page import write_findings
 from incipit.study import read_document
@@ -237,6 +237,20 @@ def test_a_claim_may_speak_of_another_measure(tmp_path: Path) -> None:
     write_page(study, StudyData(figures_of_it, ["c"], ["2026-01-01"]), page, command="c", source="x.parquet")
     assert "* **Confirmed:** It ends less. (EOS rate of prefix 8 less that of full" in page.read_text()
     assert "* **Refuted:** It ends less. (exact match of prefix 8 less that of full" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("found", "shown"),
+    [
+        (Paired([0, 1], [], 0.25, (-0.1, 0.6), 1.0), "+0.250 [-0.100, +0.600]"),
+        (Paired([0, 1], [], -0.00021, (-0.00062, 0.0002), 1.0), "-0.00021 [-0.00062, +0.00020]"),
+        (Paired([0], [], 0.0046, None, 1.0), "+0.0046"),
+        (Paired([0, 1], [], 0.0, (0.0, 0.0), 1.0), "+0.000 [+0.000, +0.000]"),
+    ],
+)
+def test_a_small_difference_is_not_shown_as_none(found: Paired, shown: str) -> None:
+    study = read_arm_study(study_document(), "here")
+    assert f": {shown}, {len(found.seeds)} seed" in evidence(study, study.claims[0], found)
 
 
 @pytest.mark.parametrize("path", _STUDIES, ids=lambda path: path.stem)
