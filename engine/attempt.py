@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import transformers
+from pydantic import ValidationError
 
 from engine.checkpoint import newest_checkpoint
 from engine.control import PULSE, Control
@@ -25,6 +26,8 @@ from engine.staging import remove_leftovers
 from engine.train import failure_of, train
 
 _PR_SET_PDEATHSIG = 1
+# Between an attempt and the one that goes on from it: how far, on how many processes, and what is kept.
+_MAY_DIFFER = ("name", "num_steps", "parallelism", "checkpoints", "traces")
 _log = logging.getLogger("engine")
 
 
@@ -53,15 +56,15 @@ def run_attempt(spec: RunSpec, folder: Path, *, attempt: int | None, resume: str
             remove_leftovers(folder)
         start = ranks.first_does(lambda: _checkpoint(folder, resume))
         folder.mkdir(parents=True, exist_ok=True)
-        if ranks.is_first and not (folder / "spec.json").exists():
-            (folder / "spec.json").write_text(spec.model_dump_json(indent=1) + "\n")
+        if ranks.is_first:
+            _keep_spec(spec, folder / "spec.json", is_resumed=start is not None)
         progress = TerminalProgress(spec, enabled=sys.stderr.isatty() and not supervised and ranks.is_first)
         events = folder / "attempts" / str(attempt) / "events.jsonl" if ranks.is_first else Path(os.devnull)
         journal = Journal(events, progress.show)
     except OSError as error:
         print(f"The run folder {folder} cannot be written ({error.strerror}); choose another --out.", file=sys.stderr)
         return OF_FAILURE["disk_full"]
-    except RunError as error:  # of a rank that is gone already
+    except RunError as error:  # of another spec, or of a rank that is gone already
         print(error.message, file=sys.stderr)
         return OF_FAILURE[error.failure]
     checkpoint = None if start is None else Path(start)
@@ -94,6 +97,34 @@ def _checkpoint(folder: Path, resume: str | None) -> str | None:
         return None
     found = newest_checkpoint(folder) if resume == "newest" else folder / resume
     return None if found is None else str(found)
+
+
+def _keep_spec(spec: RunSpec, path: Path, *, is_resumed: bool) -> None:
+    """Write the spec down; RunError("bad_spec") when a checkpoint of another one would be gone on from.
+
+    With more steps it is still the same: that is how a run is made longer.
+    """
+    begun = None
+    if is_resumed and path.exists():
+        try:
+            begun = RunSpec.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise RunError(
+                "bad_spec", f"{path} is no spec of this version ({error.error_count()} problems); choose another --out."
+            ) from None
+        differing = [
+            name
+            for name in RunSpec.model_fields
+            if name not in _MAY_DIFFER and getattr(spec, name) != getattr(begun, name)
+        ]
+        if differing:
+            raise RunError(
+                "bad_spec",
+                f"The spec differs from {path}, with which this run was begun, in {', '.join(differing)}; resume with that file, or "
+                f"begin a new run with the checkpoint as its student.path. Only {', '.join(_MAY_DIFFER)} may change.",
+            )
+    if spec != begun and (begun is not None or not path.exists()):
+        path.write_text(spec.model_dump_json(indent=1) + "\n")
 
 
 def _emit_failure(journal: Journal, failure: RunError) -> None:

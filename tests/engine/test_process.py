@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from engine.checkpoint import newest_checkpoint, verify_checkpoint
 from engine.events import CheckpointSaved, Evaluated, Failed, Finished, RunEvent, Started, Stopped
 from engine.exit_codes import DONE, OF_FAILURE, STOPPED
+from engine.spec import RunSpec
 from tests.engine.models import TINY
 from tests.engine.running import EngineProcess, events_of, quick_document, steps_of
 
@@ -164,8 +165,16 @@ def test_sigterm_stops_with_a_checkpoint_that_a_resume_starts_from(tmp_path: Pat
     assert isinstance(stopped, Stopped)
     assert stopped.checkpointed
     again = quick_document(num_steps=stopped.step + 1)
+    other = again | {"prompts_per_step": 1, "prefix": {"kind": "full"}}
+    refused = EngineProcess(tmp_path / "run", other, "--attempt", "2", "--resume", "newest")
+    assert refused.exit_code() == OF_FAILURE["bad_spec"]
+    assert "with which this run was begun, in prefix, prompts_per_step; resume with that file" in refused.log.replace(
+        "\n", " "
+    )
     assert EngineProcess(tmp_path / "run", again, "--attempt", "2", "--resume", "newest").exit_code() == DONE
     assert steps_of(events_of(tmp_path / "run", 2)) == [stopped.step + 1]
+    kept = RunSpec.model_validate_json((tmp_path / "run" / "spec.json").read_bytes())
+    assert kept.num_steps == stopped.step + 1, "the file says what the run has become"
 
 
 def test_a_stop_before_the_first_step_leaves_no_checkpoint(tmp_path: Path) -> None:
