@@ -73,16 +73,16 @@ def _reasoning_gym(request: Mapping[str, Any]) -> dict[str, object]:
     answer = request["completion"].strip() if answer is None else answer
     if request["task"] in ARITHMETIC_TASKS and not _ARITHMETIC.fullmatch(answer):
         return {"is_right": False, "found": answer[:_MAX_FOUND] or None}
-    tasks = _tasks(request["task"], place["seed"], place["size"])
+    tasks = _tasks(request["task"], place["seed"], place["size"], tuple(place.get("settings", {}).items()))
     score = float(tasks.score_answer(answer, tasks[place["index"]]))
     return {"is_right": score >= request["least_score"], "found": answer[:_MAX_FOUND] or None}
 
 
 @lru_cache(maxsize=4)
-def _tasks(name: str, seed: int, size: int) -> Any:
+def _tasks(name: str, seed: int, size: int, settings: tuple[tuple[str, int | bool], ...]) -> Any:
     import reasoning_gym
 
-    return reasoning_gym.create_dataset(name, seed=seed, size=size)
+    return reasoning_gym.create_dataset(name, seed=seed, size=size, **dict(settings))
 
 
 if __name__ == "__main__":

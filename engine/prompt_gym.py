@@ -1,4 +1,4 @@
-"""Prompts that reasoning-gym makes: the tasks of a name, a size and a seed are the same on every machine."""
+"""Prompts that reasoning-gym makes: the tasks of a name, a size, a seed and settings are the same on every machine."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ def gym_rows(tasks: GymTasks, prompt_column: str, answer_column: str) -> Iterato
     import reasoning_gym
 
     try:
-        made = reasoning_gym.create_dataset(tasks.task, size=tasks.size, seed=tasks.seed)
-    except Exception as error:  # of any task's own code: unknown name, options that it must be given
-        raise UnreadableFile(f"reasoning-gym cannot make ({str(error)[:200]}); name another task") from error
+        made = reasoning_gym.create_dataset(tasks.task, size=tasks.size, seed=tasks.seed, **dict(tasks.settings))
+    except Exception as error:  # of any task's own code: unknown name, or settings that it has not or needs
+        raise UnreadableFile(f"reasoning-gym cannot make ({str(error)[:200]}); name another task or setting") from error
     for index in range(tasks.size):
         item = made[index]
         entry = {"task": tasks.task, "seed": tasks.seed, "size": tasks.size, "index": index}
+        if tasks.settings:
+            entry["settings"] = dict(tasks.settings)
         # A task without one answer, such as a puzzle with many solutions, is for its own scorer.
         answer = "" if item["answer"] is None else str(item["answer"])
         yield FileRow(

@@ -1,7 +1,7 @@
 """What a reference to prompts stands for: a file, an upload, a data set of the hub, or tasks of reasoning-gym. Light."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +14,7 @@ T = TypeVar("T")
 
 _MAX_GENERATED = 1_000_000
 _MAX_SEED = 2**32 - 1
+_MAX_SETTING = 10_000
 _REPOSITORY = re.compile(r"(?P<name>[\w.-]{1,96}/[\w.-]{1,96})(@(?P<revision>[\w./-]{1,128}))?")
 _TASK = re.compile(r"[a-z0-9_]{1,64}")
 _WORD = re.compile(r"[\w.+-]{1,64}")
@@ -52,11 +53,13 @@ class HubDataset:
 
 @dataclass(frozen=True)
 class GymTasks:
-    """Tasks of reasoning-gym: the same name, size and seed make the same tasks."""
+    """Tasks of reasoning-gym: the same name, size, seed and settings make the same tasks."""
 
     task: str
     size: int = 1000
     seed: int = 0
+    settings: tuple[tuple[str, int | bool], ...] = ()
+    """How hard they are, by the task's own names, such as max_digits; sorted."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,8 @@ def parsed_reference(reference: str) -> PromptFile | UploadedPrompts | HubDatase
     """What `reference` stands for; ValueError with the second half of a sentence when it cannot be understood.
 
     `hf:org/name@revision?split=test&subset=main`, `reasoning_gym:chain_sum?size=500&seed=1` and
-    `task:math500?folder=data/math500`, all behind the name optional; `upload:` and a sha256; everything else is a path.
+    `task:math500?folder=data/math500`, all behind the name optional; `upload:` and a sha256; everything else is a path. All other
+    options of reasoning_gym are the task's own settings: `reasoning_gym:chain_sum?max_terms=2&max_digits=1`.
     """
     scheme, _, rest = reference.partition(":")
     if scheme == SCHEME:
@@ -96,7 +100,7 @@ def parsed_reference(reference: str) -> PromptFile | UploadedPrompts | HubDatase
     name, _, query = rest.partition("?")
     if scheme == "task":
         return _task(name, query)
-    options = _options(query, ("split", "subset") if scheme == "hf" else ("size", "seed"))
+    options = _options(query, ("split", "subset") if scheme == "hf" else None)
     if scheme == "hf":
         found = _REPOSITORY.fullmatch(name)
         if not found or ".." in name:
@@ -109,7 +113,15 @@ def parsed_reference(reference: str) -> PromptFile | UploadedPrompts | HubDatase
     if not _TASK.fullmatch(name):
         raise ValueError(f"{name!r} is no task's name; write one such as reasoning_gym:chain_sum?size=500&seed=1.")
     size = _option(options, "size", lambda text: _whole(text, 1, _MAX_GENERATED), 1000)
-    return GymTasks(name, size, _option(options, "seed", lambda text: _whole(text, 0, _MAX_SEED), 0))
+    seed = _option(options, "seed", lambda text: _whole(text, 0, _MAX_SEED), 0)
+    return GymTasks(name, size, seed, tuple(_settings(options)))
+
+
+def _settings(options: dict[str, str]) -> Iterator[tuple[str, int | bool]]:
+    for name in sorted(options.keys() - {"size", "seed"}):
+        if not _TASK.fullmatch(name):
+            raise ValueError(f"{name[:80]!r} is no setting's name; write one such as max_digits=2.")
+        yield name, _option(options, name, _setting, 0)
 
 
 def _task(name: str, query: str) -> ReadyTask:
@@ -127,11 +139,12 @@ def _revision(text: str) -> str:
     return text
 
 
-def _options(query: str, known: tuple[str, str]) -> dict[str, str]:
+def _options(query: str, known: tuple[str, str] | None) -> dict[str, str]:
+    """By name; None knows all."""
     pairs = parse_qsl(query, keep_blank_values=True)
     options = dict(pairs)
-    strange = [name for name in options if name not in known]
-    if strange:
+    strange = [name for name in options if known is not None and name not in known]
+    if known is not None and strange:
         raise ValueError(f"{strange[0]!r} is no option of it; the options are {known[0]} and {known[1]}.")
     if len(options) != len(pairs):
         raise ValueError("an option is given twice; name each once.")
@@ -150,6 +163,16 @@ def _option(options: dict[str, str], name: str, read: Callable[[str], T], defaul
 def _whole(text: str, least: int, most: int) -> int:
     if not re.fullmatch(r"[0-9]{1,10}", text) or not least <= int(text) <= most:
         raise ValueError(f"and must be a whole number from {least} to {most}; correct it.")
+    return int(text)
+
+
+def _setting(text: str) -> int | bool:
+    if text in ("true", "false"):
+        return text == "true"
+    if not re.fullmatch(r"-?[0-9]{1,5}", text) or abs(int(text)) > _MAX_SETTING:
+        raise ValueError(
+            f"and must be true, false or a whole number from -{_MAX_SETTING} to {_MAX_SETTING}; correct it."
+        )
     return int(text)
 
 

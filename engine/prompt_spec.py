@@ -40,7 +40,7 @@ class PromptSpec(PromptColumns):
 
     path: PromptReference
     """JSON lines, `.csv` or `.parquet`; `upload:` and a sha256; `hf:org/name@revision?split=train&subset=main`;
-    `reasoning_gym:chain_sum?size=1000&seed=0`."""
+    `reasoning_gym:chain_sum?size=1000&seed=0`, behind which the task's own settings may follow, such as `&max_digits=2`."""
     template: Literal["plain", "chat"] = "plain"
     """`plain` sends the prompt as it is; `chat` wraps it as a user message in the student's chat template."""
     system_message: Annotated[str, Field(min_length=1, max_length=20_000)] | None = None

@@ -26,7 +26,7 @@ def bench(
 
     Example: incipit bench --pairs random --batches 4 --tokens 32 --rounds 1
 
-    Needs a clone of the repository, `pip install -e '.[peer]'` for TRL, and `incipit models fetch smollm2`. All other options
+    Needs a clone of the repository, its extra `peer` for TRL, and `incipit models fetch smollm2`. All other options
     go to the benchmark: --pairs, --batches, --tokens, --dtypes, --rounds, --json.
     """
     import importlib.util

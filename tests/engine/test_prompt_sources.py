@@ -1,6 +1,7 @@
 """Prompts from tables, from the hub's cache and from reasoning-gym: what is read, and what is refused in which words."""
 
 import json
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from engine.findings import findings_of
 from engine.prompt_reference import GymTasks, HubDataset, PromptFile, parsed_reference
 from engine.prompt_spec import PromptColumns
 from engine.prompts import PromptRow, pinned, read_prompts
+from engine.scorers import ReasoningGym
 from engine.spec import RunSpec
 from tests.engine.models import tiny_document
 
@@ -48,6 +50,8 @@ def test_a_reference_says_where_prompts_come_from() -> None:
     dataset = parsed_reference("hf:openai/gsm8k@refs/convert/parquet?split=test&subset=main")
     assert dataset == HubDataset("openai/gsm8k", "refs/convert/parquet", "test", "main")
     assert parsed_reference("reasoning_gym:chain_sum?size=5&seed=2") == GymTasks("chain_sum", 5, 2)
+    easy = parsed_reference("reasoning_gym:chain_sum?max_terms=2&size=5&allow_negation=false")
+    assert easy == GymTasks("chain_sum", 5, 0, (("allow_negation", False), ("max_terms", 2)))
 
 
 @pytest.mark.parametrize(
@@ -61,6 +65,9 @@ def test_a_reference_says_where_prompts_come_from() -> None:
         ("reasoning_gym:gcd?size=0", "size is '0' and must be a whole number from 1 to 1000000; correct it."),
         ("reasoning_gym:gcd?seed=-1", "seed is '-1' and must be a whole number from 0 to 4294967295; correct it."),
         ("reasoning_gym:gcd?size=1&size=2", "an option is given twice; name each once."),
+        ("reasoning_gym:gcd?max_value=x", "max_value is 'x' and must be true, false or a whole number from -10000 to 10000; correct it."),
+        ("reasoning_gym:gcd?n=10001", "n is '10001' and must be true, false or a whole number from -10000 to 10000; correct it."),
+        ("reasoning_gym:gcd?Max=1", "'Max' is no setting's name; write one such as max_digits=2."),
     ],
 )  # fmt: skip
 def test_a_reference_that_cannot_be_understood_is_refused_in_a_sentence(reference: str, problem: str) -> None:
@@ -184,11 +191,21 @@ def test_the_scorer_of_a_task_finds_it_again_by_its_entry() -> None:
     assert tasks.score_answer(row.answer, tasks[place["index"]]) == 1.0
 
 
+def test_settings_make_tasks_easier_and_the_scorer_makes_the_same() -> None:
+    reference = "reasoning_gym:chain_sum?size=20&seed=1&min_terms=2&max_terms=2&min_digits=1&max_digits=1"
+    rows = read_prompts(reference, "evaluation.path")
+    assert all(re.fullmatch(r".*: \d [+-] \d =", row.prompt) for row in rows)
+    scorer = ReasoningGym(task="chain_sum")
+    assert [scorer.mark(row.answer or "", "", row.entry).is_right for row in rows] == [True] * 20
+    assert not scorer.mark("100", "", rows[0].entry).is_right
+
+
 def test_an_unknown_task_is_refused_in_a_sentence() -> None:
     assert refusal("reasoning_gym:no_such_task").message == (
         "prompts.path is 'reasoning_gym:no_such_task', which reasoning-gym cannot make "
-        "(Dataset 'no_such_task' not registered); name another task."
+        "(Dataset 'no_such_task' not registered); name another task or setting."
     )
+    assert "unexpected keyword argument 'max_digits'" in refusal("reasoning_gym:gcd?max_digits=1").message
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
