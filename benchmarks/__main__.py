@@ -1,6 +1,6 @@
 """`make bench` and `make load`: run benchmarks and add dated rows, with the commit, to the tables of docs/performance.md.
 
-    python -m benchmarks [--print] [load|dashboard|peer|vllm]     (--print shows the rows and writes nothing)
+    python -m benchmarks [--print] [load|dashboard|peer|vllm|shapes|gpu]     (--print shows the rows and writes nothing)
 
 The tables are made by this command alone. Each row names the machine's load at its start, since a busy machine is slower.
 """
@@ -21,10 +21,12 @@ from benchmarks.peer_step import row as peer_row
 from benchmarks.table_rows import (
     Row,
     api_rows,
+    counted_shape_rows,
     dashboard_rows,
     decode_rows,
     estimate_rows,
     fleet_rows,
+    measured_shape_rows,
     memory_rows,
     overlap_rows,
     prefix_memory_rows,
@@ -32,6 +34,7 @@ from benchmarks.table_rows import (
     recorded_rows,
     rollout_rows,
     run_list_rows,
+    shape_memory_rows,
     start_rows,
     step_rate_rows,
     sync_rows,
@@ -76,7 +79,23 @@ _VLLM: dict[str, tuple[list[str], Callable[[dict[str, Any]], list[Row]]]] = {
     "Against vLLM": (["-m", "benchmarks.vllm_rate", "--json"], vllm_rows),
     "Rollouts on a server": (["-m", "benchmarks.rollout_sync", "--json"], sync_rows),
 }
-_SUITES = {"vllm": _VLLM, "peer": _PEER, "speed": _BENCHMARKS, "load": _LOAD, "dashboard": _DASHBOARD}
+# By formula: nothing is trained.
+_SHAPES: dict[str, tuple[list[str], Callable[[dict[str, Any]], list[Row]]]] = {
+    "The paper's shapes, counted": (["-m", "benchmarks.paper_shapes", "--json"], counted_shape_rows),
+    "Memory at published shapes": (["-m", "benchmarks.memory_at_shapes", "--json"], shape_memory_rows),
+}
+_GPU: dict[str, tuple[list[str], Callable[[dict[str, Any]], list[Row]]]] = {
+    "The paper's shapes, measured": (["-m", "benchmarks.paper_shapes", "--measure", "--json"], measured_shape_rows),
+}
+_SUITES = {
+    "shapes": _SHAPES,
+    "gpu": _GPU,
+    "vllm": _VLLM,
+    "peer": _PEER,
+    "speed": _BENCHMARKS,
+    "load": _LOAD,
+    "dashboard": _DASHBOARD,
+}
 
 
 def main() -> int:

@@ -58,6 +58,51 @@ def prefix_memory_rows(result: dict[str, Any]) -> list[Row]:
     return [[str(one["prefix"]), *(f"{one[f'{name}_bytes'] / 1e6:.0f}" for name in names)] for one in result["results"]]
 
 
+def counted_shape_rows(result: dict[str, Any]) -> list[Row]:
+    full = max(one["training_flops"] for one in result["results"])
+    phases = ("rollout", "teacher", "student_forward", "student_backward", "recompute")
+    return [
+        [
+            f"{result['student']} ← {result['teacher']}",
+            str(one["prefix"]),
+            f"{one['training_flops'] / 1e12:.0f}",
+            f"{full / one['training_flops']:.1f}",
+            *(f"{100 * one['shares'][phase]:.0f} %" for phase in phases),
+            f"{one['memory_bytes'] / 1e9:.0f}",
+        ]
+        for one in result["results"]
+    ]
+
+
+def measured_shape_rows(result: dict[str, Any]) -> list[Row]:
+    longest = max(result["results"], key=lambda one: one["prefix"])
+    return [
+        [
+            f"{result['student']} ← {result['teacher']}",
+            str(one["prefix"]),
+            f"{one['training_flops'] / 1e12:.0f}",
+            f"{longest['training_flops'] / one['training_flops']:.1f}",
+            f"{one['rollout_seconds']:.1f}",
+            f"{one['update_seconds']:.1f}",
+            f"{longest['seconds'] / one['seconds']:.1f}",
+            f"{one['peak_bytes'] / 1e9:.0f}",
+        ]
+        for one in result["results"]
+    ]
+
+
+def shape_memory_rows(result: dict[str, Any]) -> list[Row]:
+    return [
+        [
+            f"{one['student']} ← {one['teacher']}",
+            one["trained"],
+            f"{one['usual_bytes'] / 1e9:.0f}",
+            f"{one['least_bytes'] / 1e9:.0f}",
+        ]
+        for one in result["results"]
+    ]
+
+
 def recorded_rows(result: dict[str, Any]) -> list[Row]:
     return [
         [
