@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.__main__ import _PEER, _VLLM
+from benchmarks.__main__ import _GPU, _PEER, _SHAPES, _VLLM
 from benchmarks.pairs import opened_pair
+from benchmarks.paper_shapes import counted, measured
 from incipit.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,3 +63,21 @@ def test_each_table_has_a_column_for_every_cell() -> None:
         titles = page.split(f"## {heading}\n")[1].split("\n| ")[1].splitlines()[0]
         (row,) = rows_of({"results": [one | ratios | rates | phases | synced]})
         assert len(row) + 3 == titles.count("|"), heading
+
+
+def test_a_step_at_the_papers_shapes_is_counted_and_measured_alike() -> None:
+    (told,) = counted("tiny", "tiny", [8])
+    (found,) = measured("tiny", "tiny", [8], "cpu")
+    # A tiny vocabulary ends some texts by chance.
+    assert found["training_flops"] == pytest.approx(told["training_flops"], rel=0.03)
+    assert found["seconds"] > 0
+    assert found["peak_bytes"] > told["memory_bytes"] > 0
+    assert sum(told["shares"].values()) == pytest.approx(1)
+    longer = counted("Qwen3-1.7B", "Qwen3-8B", [512, 8192])
+    assert longer[1]["training_flops"] > 16 * longer[0]["training_flops"], "attention grows with the square"
+    page = (ROOT / "docs" / "performance.md").read_text("utf-8")
+    for heading, (_, rows_of) in {**_SHAPES, **_GPU}.items():
+        one = told | found | {"student": "a", "teacher": "b", "trained": "c", "usual_bytes": 1, "least_bytes": 1}
+        (row,) = rows_of({"student": "a", "teacher": "b", "results": [one]})
+        head = page.split(f"## {heading}\n")[1].split("\n| date |")[1].splitlines()[0]
+        assert head.count("|") == len(row) + 2, heading  # beside commit and load
