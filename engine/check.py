@@ -11,7 +11,7 @@ from engine.frozen import Frozen
 from engine.language_model import LanguageModel
 from engine.memory_plan import NO_OFFLOAD_ON_A_CPU
 from engine.objective_check import check_objective
-from engine.pairing import pair_findings, shared_vocabulary, thinking_findings
+from engine.pairing import frame_findings, pair_findings, shared_vocabulary
 from engine.prompt_preview import NUM_SHOWN, PromptPreview, prompt_previews
 from engine.rollout_backend_spec import ColocatedVllm, VllmRollouts
 from engine.server_pool import ServerPool
@@ -107,7 +107,7 @@ def _check_pair(
     """What shows only when both models are open, down to some updates when nothing stands in their way."""
     found.findings.extend(pair_findings(student, teacher))
     found.attempt(lambda: check_objective(spec, student, teacher))
-    found.findings.extend(thinking_findings(spec.prompts, student.tokenizer))
+    found.findings.extend(frame_findings(spec.prompts, student.tokenizer))
     if data is None:
         return
     rows = [prompt.row for prompt in data.train[:NUM_SHOWN]]

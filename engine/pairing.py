@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
-from engine.chat_template import knows_thinking
+from engine.chat_template import chat_template, knows_thinking
 from engine.findings import Finding
 from engine.prompt_spec import PromptSpec
 from engine.vocabularies import differing_ids
@@ -74,8 +74,14 @@ def _token(tokens: dict[int, str], token_id: int) -> str:
     return repr(tokens[token_id][:20]) if token_id in tokens else "nothing"
 
 
-def thinking_findings(spec: PromptSpec, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
-    """A warning when the spec tells a template about thinking that does not listen."""
+def frame_findings(spec: PromptSpec, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
+    """Warnings when the student's chat template is left unused, or is told about thinking and does not listen."""
+    if spec.template == "plain" and chat_template(tokenizer) is not None:
+        message = (
+            "prompts.template is 'plain' but the student has a chat template: a model that was trained on chats would see raw text; "
+            "set it to chat, or leave it for a base model."
+        )
+        return [Finding(field="prompts.template", message=message, severity="warning")]
     if spec.enable_thinking is None or knows_thinking(tokenizer):
         return []
     message = (

@@ -22,7 +22,7 @@ from engine.measuring import evaluate_student, measure_baselines, report
 from engine.memory import Model, longest_horizon
 from engine.memory_choice import Pair, choose
 from engine.memory_plan import NO_OFFLOAD_ON_A_CPU, MemoryPlan
-from engine.pairing import pair_findings, thinking_findings
+from engine.pairing import frame_findings, pair_findings
 from engine.parallelism_spec import FullySharded, OneProcess
 from engine.peak_memory import room_bytes
 from engine.ranks import ALONE, Ranks, lost, speaks_of_ranks
@@ -135,7 +135,7 @@ def _open_run(
         teacher.servers.check(max((prompt.token_ids for prompt in data.train), key=len))
     for field, overlong in data.overlong.items():
         journal.emit(Warned, code="overlong_prompts", message=f"{field}: {overlong.in_words}")
-    noted = pair_findings(student_model, teacher) + thinking_findings(spec.prompts, student_model.tokenizer)
+    noted = pair_findings(student_model, teacher) + frame_findings(spec.prompts, student_model.tokenizer)
     for finding in noted:
         journal.emit(Warned, code="model_pair", message=finding.message)
     if not student_model.is_llama_shaped:

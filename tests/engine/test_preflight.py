@@ -145,6 +145,13 @@ def test_a_teacher_whose_template_fails_does_not_stop_the_check(tmp_path: Path) 
     assert "trial_first_loss" in result.facts
 
 
+def test_a_chat_template_that_is_left_unused_is_a_warning(tmp_path: Path) -> None:
+    result = chat_check(tmp_path, FRAME, FRAME, template="plain")
+    assert [(one.field, one.severity) for one in result.findings] == [("prompts.template", "warning")]
+    assert "'plain' but the student has a chat template" in result.findings[0].message
+    assert result.facts["trial_rollouts"] == 4, "it is tried all the same"
+
+
 def test_thinking_that_a_template_does_not_know_is_a_warning_in_preflight_and_run(tmp_path: Path) -> None:
     message = (
         "prompts.enable_thinking is false but the student's chat template does not look at it, so that it changes nothing; "
