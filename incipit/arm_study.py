@@ -55,6 +55,8 @@ class Claim(Frozen):
     at: Reading
     says: Literal["as good", "better", "worse"]
     """As good: not worse by the margin or more."""
+    on: Literal["dev", "report"] = "dev"
+    """Of which prompts; those of the report are asked once, of each run's best checkpoint, so that `at` is steps."""
     measure: Measure | None = None
     """What it speaks of where that is not the study's measure, such as the EOS rate."""
     warns_of: str = ""
@@ -81,6 +83,17 @@ class ArmStudy(Frozen):
     claims: list[Claim] = []
     hours: Annotated[float, Field(gt=0, le=4)] = 4.0
     """CPU-hours that a sitting may take; a seed that would not fit is left for the next one."""
+
+    @model_validator(mode="after")
+    def _reports_are_read_once(self) -> Self:
+        for i, claim in enumerate(self.claims):
+            if claim.on == "report" and claim.at != "steps":
+                raise ValueError(
+                    f"claims.{i}.at is {claim.at!r}, but a report is made once, at the end; set it to steps"
+                )
+            if claim.on == "report" and self.base.evaluation.report_path is None:
+                raise ValueError(f"claims.{i}.on is 'report', but base.evaluation has no report_path; name one")
+        return self
 
     @model_validator(mode="after")
     def _names_are_those_of_arms(self) -> Self:

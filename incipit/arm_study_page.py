@@ -76,7 +76,7 @@ def claim_lines(study: ArmStudy, data: StudyData) -> list[str]:
 
 def evidence(study: ArmStudy, claim: Claim, found: Paired | None) -> str:
     """The difference that decides a claim, in brackets."""
-    reading = dict(_READINGS)[claim.at]
+    reading = "the best checkpoint, report prompts" if claim.on == "report" else dict(_READINGS)[claim.at]
     if found is None:
         return f"(No seed of both {claim.arm} and {claim.against} has been trained yet.)"
     name = (claim.measure or study.measure).name

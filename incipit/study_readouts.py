@@ -82,9 +82,24 @@ def paired(data: StudyData, arm: str, against: str, key: str, reading: Reading, 
         if mine is not None and theirs is not None:
             used.append(seed)
             differences.append(mine - theirs)
-    if not used:
+    return _over(used, differences)
+
+
+def paired_reports(data: StudyData, arm: str, against: str, key: str, seeds: Sequence[int]) -> Paired | None:
+    """The reports of the arms' best checkpoints compared seed by seed; None without a seed that both have."""
+    found = {
+        (one.arm, one.seed): one.value
+        for one in data.figures
+        if (one.subject, one.split, one.key) == ("student", "report", key)
+    }
+    used = [seed for seed in seeds if (arm, seed) in found and (against, seed) in found]
+    return _over(used, [found[arm, seed] - found[against, seed] for seed in used])
+
+
+def _over(seeds: list[int], differences: list[float]) -> Paired | None:
+    if not seeds:
         return None
-    return Paired(used, differences, fmean(differences), mean_interval(differences), sign_flip_p(differences))
+    return Paired(seeds, differences, fmean(differences), mean_interval(differences), sign_flip_p(differences))
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
@@ -101,7 +116,10 @@ def sign_flip_p(differences: Sequence[float]) -> float:
 def decided(study: ArmStudy, data: StudyData, claim: Claim) -> tuple[Verdict, Paired | None]:
     """What the figures say of a claim, and the difference of its arms in what it speaks of."""
     measure = claim.measure or study.measure
-    found = paired(data, claim.arm, claim.against, measure.key, claim.at, study.seeds)
+    if claim.on == "report":
+        found = paired_reports(data, claim.arm, claim.against, measure.key, study.seeds)
+    else:
+        found = paired(data, claim.arm, claim.against, measure.key, claim.at, study.seeds)
     return verdict(claim, measure, found), found
 
 

@@ -22,7 +22,7 @@ from incipit.cli import app
 from incipit.findings_page import write_findings
 from incipit.study import read_document
 from incipit.study_data import Figure, StudyData, read_data, write_data
-from incipit.study_readouts import Paired, curve, paired, sign_flip_p, value_at, verdict
+from incipit.study_readouts import Paired, curve, decided, paired, sign_flip_p, value_at, verdict
 from incipit.study_sitting import Sitting
 
 _ROOT = Path(__file__).parents[2]
@@ -237,6 +237,32 @@ def test_a_claim_may_speak_of_another_measure(tmp_path: Path) -> None:
     write_page(study, StudyData(figures_of_it, ["c"], ["2026-01-01"]), page, command="c", source="x.parquet")
     assert "* **Confirmed:** It ends less. (EOS rate of prefix 8 less that of full" in page.read_text()
     assert "* **Refuted:** It ends less. (exact match of prefix 8 less that of full" in page.read_text()
+
+
+def test_a_claim_may_speak_of_the_reports() -> None:
+    claim = {
+        "statement": "It is as good elsewhere.",
+        "arm": "prefix 8",
+        "against": "full",
+        "at": "steps",
+        "says": "as good",
+        "on": "report",
+    }
+    study = read_arm_study(study_document(claims=[claim]), "here")
+    reports = [
+        one
+        for seed in (0, 1, 2)
+        for arm, end in (("full", 0.5), ("prefix 8", 0.5 + seed / 100))
+        for split, values in (("dev", [0.4, 0.9 if arm == "full" else 0.1]), ("report", [0.3, end]))
+        for one in figures(arm, seed, values, 1.0, split)
+    ]
+    verdict_of_it, found = decided(study, StudyData(reports), study.claims[0])
+    assert found is not None
+    assert found.differences == pytest.approx([0.0, 0.01, 0.02])
+    assert verdict_of_it == "confirmed", "what dev says does not count"
+    assert "at the best checkpoint, report prompts: +0.010" in evidence(study, study.claims[0], found)
+    with pytest.raises(ValueError, match=r"claims\.0\.at is 'flops', but a report is made once"):
+        read_arm_study(study_document(claims=[claim | {"at": "flops"}]), "here")
 
 
 @pytest.mark.parametrize(
