@@ -87,12 +87,13 @@ def evidence(study: ArmStudy, claim: Claim, found: Paired | None) -> str:
 def _arms(study: ArmStudy, data: StudyData) -> list[str]:
     measure = study.measure
     head = ["arm", "seeds", "steps", "training FLOPs", f"{study.reference} / this", "training s"]
-    head += [f"{measure.name}, dev", f"{measure.name}, report", "why"]
+    splits = [split for split in ("dev", "report") if any(one.split == split for one in data.figures)]
+    head += [*(f"{measure.name}, {split}" for split in splits), "why"]
     reference = _mean_cost(study, data, study.reference)
     timed_on, *others = data.machines
     rows = []
     for subject, name in _UNTRAINED.items():
-        values = [_plain(_last(data, None, None, subject, split, measure.key)) for split in ("dev", "report")]
+        values = [_plain(_last(data, None, None, subject, split, measure.key)) for split in splits]
         rows.append([name, "", "", "", "", "", *values, ""])
     for arm in study.arms:
         ends = [curve(data, arm.name, seed, measure.key) for seed in study.seeds]
@@ -106,7 +107,7 @@ def _arms(study: ArmStudy, data: StudyData) -> list[str]:
                 "–" if cost is None else si(cost) + "FLOP",
                 "–" if not cost or reference is None else f"{reference / cost:.1f}",
                 _plain(fmean(seconds) if seconds else None, 1),
-                *(_over_seeds(study, data, arm, split, measure.key) for split in ("dev", "report")), arm.note,
+                *(_over_seeds(study, data, arm, split, measure.key) for split in splits), arm.note,
             ]
         )  # fmt: skip
     told = ["", f"Training s is of runs on {timed_on} alone, not of those on {'; '.join(others)}."] if others else []

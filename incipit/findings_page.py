@@ -38,8 +38,12 @@ def _figures(study: ArmStudy, path: Path) -> StudyData:
 
 
 def _lines(known: Sequence[tuple[ArmStudy, StudyData]]) -> list[str]:
-    verdicts = Counter(decided(study, data, claim)[0] for study, data in known for claim in study.claims)
+    found_of = [decided(study, data, claim) for study, data in known for claim in study.claims]
+    verdicts = Counter(said for said, _ in found_of)
     counted = ", ".join(f"{verdicts[one]} {one}" for one in ("confirmed", "refuted", "undecided"))
+    too_few = sum(found is None or found.interval is None for _, found in found_of)
+    if too_few:
+        counted += f" ({too_few} of them with fewer than two seeds so far)"
     lines = ["# What the studies found", ""]
     for study, data in known:
         for claim in study.claims:
@@ -50,7 +54,11 @@ def _lines(known: Sequence[tuple[ArmStudy, StudyData]]) -> list[str]:
                 )
     if len(lines) > 2:
         lines.append("")
-    lines += [f"Claims that were written down before the runs: {counted}. What each means stands in its study.", ""]
+    lines += [
+        f"Claims that were written down before the runs: {counted}. [Studies](index.md) says what decides a claim: the interval does; "
+        "p is exact and cannot be below 0.062 with five seeds.",
+        "",
+    ]
     for study, data in known:
         lines += [f"## [{study.title}]({study.name}.md)", "", *claim_lines(study, data), ""]
     lines += ["Made by `incipit study FILE --report` from the figures of all studies; nobody types it.", ""]
