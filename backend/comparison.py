@@ -12,7 +12,7 @@ from backend.schemas import Evaluation, Run
 from backend.seed_summary import SeedSummary, seed_sentences, summaries
 from engine.frozen import Frozen
 
-_TELLING_ACCURACY = 0.1  # a teacher below this cannot show by accuracy whether a student follows it
+TELLING_ACCURACY = 0.1  # a teacher below this cannot show by accuracy whether a student follows it
 _SIGNIFICANT = 0.05  # of the paired test, the counterpart of 95 % intervals
 _EOS_GAP = 0.1  # a difference in EOS rate that is worth a word
 
@@ -75,7 +75,7 @@ def _sentences(
 ) -> list[str]:
     baseline = next((arm for arm in arms if arm.is_baseline), None)
     said = [_about(arm, baseline, base.get(arm.student), teacher_eos) for arm in arms if not arm.is_baseline]
-    if teacher is not None and teacher < _TELLING_ACCURACY:
+    if teacher is not None and teacher < TELLING_ACCURACY:
         said.insert(
             0,
             f"Accuracy cannot tell these arms apart, the teacher itself scores {teacher:.2f}: "

@@ -5,6 +5,8 @@ from typing import Literal
 import altair as alt
 import pandas as pd
 
+from dashboard.measures import Measure
+
 Layers = alt.LayerChart | alt.FacetChart  # what alt.layer says that it returns
 _HEIGHT = 260
 _SMALL_HEIGHT = 150
@@ -50,14 +52,19 @@ def tail_line(frame: pd.DataFrame, teacher: pd.DataFrame) -> Layers:
     return alt.layer(*layers).properties(height=_SMALL_HEIGHT)
 
 
-def accuracy_chart(
-    frame: pd.DataFrame, seeds: pd.DataFrame, front: pd.DataFrame, references: pd.DataFrame, x: XAxis
+def measure_chart(
+    frame: pd.DataFrame,
+    seeds: pd.DataFrame,
+    front: pd.DataFrame,
+    references: pd.DataFrame,
+    x: XAxis,
+    measure: Measure,
 ) -> Layers:
-    """Accuracy of the student by what it cost, one line per run and one colour per arm.
+    """A figure of the student by what it cost, one line per run and one colour per arm.
 
-    Frame: arm, run, step, the costs, accuracy, is_best. Seeds: the same means per arm and step with
+    Frame: arm, run, step, the costs, value, is_best. Seeds: the same means per arm and step with
     low and high, drawn as a band, its runs paler; empty when each arm has one seed. Front: the rows of frame on the Pareto
-    front. References: label, accuracy. With FLOPs and tokens the axis is logarithmic, so points without training (step 0) stand at no
+    front. References: label, value. With FLOPs and tokens the axis is logarithmic, so points without training (step 0) stand at no
     place and are left out.
     """
     log = x in _LOG_AXES
@@ -69,7 +76,8 @@ def accuracy_chart(
         axis=axis,
         scale=alt.Scale(type="log", nice=False, padding=12) if log else alt.Undefined,
     )
-    y_channel = alt.Y("accuracy:Q", title="accuracy (dev, full length)", scale=alt.Scale(domain=[0, 1]))
+    scale = alt.Scale(domain=[0, 1]) if measure.is_share else alt.Scale(zero=False, nice=True)
+    y_channel = alt.Y("value:Q", title=measure.name, scale=scale)
     colour = alt.Color(
         "arm:N",
         title=None,
@@ -82,19 +90,22 @@ def accuracy_chart(
         "arm:N",
         "run:N",
         "step:Q",
-        alt.Tooltip("accuracy:Q", format=".3f"),
+        alt.Tooltip("value:Q", format=".3f", title=measure.name),
         alt.Tooltip("training_flops:Q", format=".3~s", title="training FLOPs"),
         alt.Tooltip("training_seconds:Q", format=".1f", title="training seconds"),
         alt.Tooltip("trained_tokens:Q", format=",.0f", title="trained tokens"),
         alt.Tooltip("sampled_tokens:Q", format=",.0f", title="sampled tokens"),
     ]
     base = alt.Chart(drawn).encode(x=x_channel, y=y_channel, color=colour, detail="run:N")
-    layers: list[alt.Chart | Layers] = [_reference_lines(references, "accuracy")]
-    layers.append(
-        alt.Chart(front)
-        .mark_line(interpolate="step-after", strokeWidth=7, opacity=0.25, color=_NEUTRAL)
-        .encode(x=x_channel, y=y_channel)
-    )
+    layers: list[alt.Chart | Layers] = []
+    if not references.empty:  # an empty layer would take the axis away
+        layers.append(_reference_lines(references, "value"))
+    if not front.empty:
+        layers.append(
+            alt.Chart(front)
+            .mark_line(interpolate="step-after", strokeWidth=7, opacity=0.25, color=_NEUTRAL)
+            .encode(x=x_channel, y=y_channel)
+        )
     if not means.empty:
         mean = alt.Chart(means).encode(x=x_channel, color=colour)
         layers.append(mean.mark_area(opacity=0.2).encode(y=alt.Y("low:Q", title=None), y2="high:Q"))

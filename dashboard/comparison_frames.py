@@ -19,41 +19,47 @@ _LABEL_GAP = 0.09  # of an axis's length: closer labels cover each other
 _NAMES = frozenset({"name", "seed", "spec_version"})  # differ between runs without being a difference in method
 
 
-def curve_points(runs: Pairs) -> pd.DataFrame:
-    """One row per dev evaluation of a student: arm, run, step, the costs (COSTS), accuracy, is_best."""
+def curve_points(runs: Pairs, metric: str = "accuracy") -> pd.DataFrame:
+    """One row per dev evaluation of a student that has the metric: arm, run, step, the costs (COSTS), value, is_best."""
     rows = [
         {
             "arm": run.variant or run.name,
             "run": run.name,
             "step": one.step,
             **{cost: getattr(one, cost) for cost in COSTS},
-            "accuracy": one.metrics.get("accuracy"),
+            "value": one.metrics.get(metric),
             "is_best": _is_last_best(one, evaluations),
         }
         for run, evaluations in runs
         for one in evaluations
         if one.subject == "student" and one.split == "dev"
     ]
-    return pd.DataFrame(rows).dropna(subset=["accuracy"]) if rows else pd.DataFrame()
+    return pd.DataFrame(rows).dropna(subset=["value"]) if rows else pd.DataFrame()
 
 
-def seed_curves(points: pd.DataFrame) -> pd.DataFrame:
-    """One row per arm and step that several seeds were evaluated at: mean accuracy, its 95 % interval over seeds, mean costs."""
-    columns = ["arm", "step", *COSTS, "accuracy", "low", "high", "seeds"]
+def seed_curves(points: pd.DataFrame, *, is_share: bool = True) -> pd.DataFrame:
+    """One row per arm and step that several seeds were evaluated at: mean value, its 95 % interval over seeds, mean costs.
+
+    The interval of a share is cut at 0 and 1.
+    """
+    columns = ["arm", "step", *COSTS, "value", "low", "high", "seeds"]
     rows = []
     for (arm, step), group in points.groupby(["arm", "step"], sort=False):
-        interval = mean_interval(group["accuracy"].tolist())
+        interval = mean_interval(group["value"].tolist())
         if interval is not None:
-            costs = group[[*COSTS, "accuracy"]].mean()
-            rows.append([arm, step, *costs, max(0.0, interval[0]), min(1.0, interval[1]), len(group)])
+            low, high = (min(max(end, 0.0), 1.0) if is_share else end for end in interval)
+            rows.append([arm, step, *group[[*COSTS, "value"]].mean(), low, high, len(group)])
     return pd.DataFrame(rows, columns=columns)
 
 
-def pareto_front(points: pd.DataFrame, cost: str) -> pd.DataFrame:
-    """The evaluations that no other one beats: less of `cost` for at least their accuracy. Cheapest first."""
-    ordered = points.dropna(subset=[cost]).sort_values([cost, "accuracy"], ascending=[True, False])
-    best_before = ordered["accuracy"].cummax().shift(fill_value=-1.0)
-    return ordered[ordered["accuracy"] > best_before]
+def pareto_front(points: pd.DataFrame, cost: str, *, falls: bool = False) -> pd.DataFrame:
+    """The evaluations that no other one beats: less of `cost` for a value at least as good. Cheapest first.
+
+    `falls` is whether smaller values are better.
+    """
+    ordered = points.dropna(subset=[cost]).sort_values([cost, "value"], ascending=[True, falls])
+    goodness = -ordered["value"] if falls else ordered["value"]
+    return ordered[goodness > goodness.cummax().shift(fill_value=-math.inf)]
 
 
 def seeds_table(comparison: Comparison) -> pd.DataFrame:
@@ -137,17 +143,17 @@ def _is_last_best(evaluation: Evaluation, evaluations: list[Evaluation]) -> bool
     return bool(best) and evaluation.step == max(best)
 
 
-def reference_lines(runs: Pairs) -> pd.DataFrame:
-    """label, accuracy of every student before training, and of the teacher, on the dev prompts."""
+def reference_lines(runs: Pairs, metric: str = "accuracy") -> pd.DataFrame:
+    """label, value of every student before training, and of the teacher where it has one, on the dev prompts."""
     students = {run.spec.student.path for run, _ in runs}
     lines: dict[str, float] = {}
     for run, evaluations in runs:
         base = f"base student ({run.spec.student.path.rpartition('/')[2]})" if len(students) > 1 else "base student"
         for one in evaluations:
-            accuracy = one.metrics.get("accuracy")
-            if one.split == "dev" and one.subject != "student" and accuracy is not None:
-                lines.setdefault(base if one.subject == "base" else "teacher", accuracy)
-    return pd.DataFrame({"label": list(lines), "accuracy": list(lines.values())})
+            value = one.metrics.get(metric)
+            if one.split == "dev" and one.subject != "student" and value is not None:
+                lines.setdefault(base if one.subject == "base" else "teacher", value)
+    return pd.DataFrame({"label": list(lines), "value": list(lines.values())})
 
 
 def arms_frame(comparison: Comparison) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from dashboard.api_client import ApiClient
 from dashboard.api_errors import ApiError, Conflict, Invalid
 from dashboard.quantities import age_text
 
-_KEPT = ("x", "target", "budget")
+_KEPT = ("measure", "x", "target", "budget")
 """What of Compare's address is kept beside the runs."""
 _EDITING = "edited-view"
 _FORM = "number-of-view-form"

@@ -1,4 +1,4 @@
-"""Compare: accuracy against what it cost, and whether a short prefix was enough."""
+"""Compare: accuracy or another figure against what it cost, and whether a short prefix was enough."""
 
 from typing import get_args
 
@@ -20,6 +20,7 @@ from dashboard.comparison_frames import (
     seed_curves,
     seeds_table,
 )
+from dashboard.measures import measured, telling
 from dashboard.quantities import flops_text
 
 _MAX_COMPARED = 10
@@ -65,8 +66,14 @@ def choose_runs(client: ApiClient) -> list[RunSummary]:
     return [by_id[one] for one in kept]
 
 
-def accuracy_section(runs: list[tuple[Run, list[Evaluation]]]) -> None:
-    st.header("Accuracy against cost", anchor=False)
+def cost_section(runs: list[tuple[Run, list[Evaluation]]]) -> None:
+    st.header("Result against cost", anchor=False)
+    known = {measure.key: measure for measure in measured(runs)}
+    chosen = st.selectbox(
+        "Result", list(known), index=telling(runs, list(known.values())), key="measure", bind="query-params",
+        format_func=lambda one: known[one].name, width=340,
+    )  # fmt: skip
+    measure = known[chosen]
     axes = list(get_args(charts.XAxis))
     x = st.segmented_control(
         "Cost",
@@ -78,24 +85,31 @@ def accuracy_section(runs: list[tuple[Run, list[Evaluation]]]) -> None:
         bind="query-params",
         label_visibility="collapsed",
     )
-    points = curve_points(runs)
+    points = curve_points(runs, measure.key)
     if points.empty:
         st.caption("No student has been evaluated yet.")
         return
     if points[x].isna().all():
         st.caption(f"These runs did not count {charts.X_TITLES[x].lower()}; choose another cost.")
         return
-    seeds, front = seed_curves(points), pareto_front(points, x)
+    seeds = seed_curves(points, is_share=measure.is_share)
+    # Of what should be as the teacher's nothing is better for less.
+    front = points.iloc[:0] if measure.falls is None else pareto_front(points, x, falls=measure.falls)
     st.altair_chart(
-        charts.accuracy_chart(points, seeds, front, reference_lines(runs), x), key="accuracy",
-        alt="Full-length accuracy of each run by its cost, with base student and teacher as lines; data in the table below",
+        charts.measure_chart(points, seeds, front, reference_lines(runs, measure.key), x, measure), key="accuracy",
+        alt=f"{measure.name} of each run at full length by its cost, with base student and teacher as lines; data in the table below",
     )  # fmt: skip
     over_seeds = "" if seeds.empty else " The thick line is the mean over seeds, its band 95 % of it (Student's t)."
+    better = {
+        None: "Good is what is near the teacher's.",
+        True: "Less is better; the broad grey line is the Pareto front: nothing measured is better for less.",
+        False: "The broad grey line is the Pareto front: nothing measured is better for less.",
+    }[measure.falls]
     st.caption(
-        "Every evaluation is at full length on the same dev prompts. A diamond marks the best checkpoint of a run; the broad "
-        f"grey line is the Pareto front: nothing measured is better for less.{over_seeds}"
+        "Every evaluation is at full length on the same dev prompts. A diamond marks the best checkpoint of a run. "
+        f"{better}{over_seeds}"
     )
-    notices.data_behind(points, "accuracy-by-cost")
+    notices.data_behind(points, f"{measure.key.replace('_', '-')}-by-cost")
 
 
 def table_section(comparison: Comparison) -> None:
@@ -213,7 +227,7 @@ with notices.problems_shown():
     saved_views.popover(client, [one.id for one in chosen])
     compared = [cached.run(client, one.id) for one in chosen]
     pairs = [(run, cached.evaluations(client, run)) for run in compared]
-    accuracy_section(pairs)
+    cost_section(pairs)
     with st.container(horizontal=True):
         target = st.number_input(
             "Compute to reach an accuracy of", 0.05, 1.0, 0.95, 0.01, key="target", bind="query-params", width=240

@@ -21,6 +21,7 @@ from dashboard.comparison_frames import (
     seed_curves,
     seeds_table,
 )
+from dashboard.measures import MEASURES, Measure, measured, telling
 from dashboard.token_lens.payload import METRICS, lens_payload
 from engine.flops import FlopLedger
 
@@ -84,9 +85,9 @@ def test_the_accuracy_chart_has_every_dev_evaluation_of_the_students(pairs: list
     assert len(points[points["arm"] == "prefix 8"]) == 6
     assert points.groupby("run")["is_best"].sum().max() == 1
     lines = reference_lines(pairs)  # type: ignore[arg-type]
-    assert dict(zip(lines["label"], lines["accuracy"], strict=True)) == {"base student": 0.43, "teacher": 1.0}
-    drawn = charts.accuracy_chart(
-        points, seed_curves(points), pareto_front(points, "training_flops"), lines, "training_flops"
+    assert dict(zip(lines["label"], lines["value"], strict=True)) == {"base student": 0.43, "teacher": 1.0}
+    drawn = charts.measure_chart(
+        points, seed_curves(points), pareto_front(points, "training_flops"), lines, "training_flops", MEASURES[0]
     ).to_dict()
     scales = [
         layer["encoding"]["x"].get("scale", {}).get("type")
@@ -183,7 +184,7 @@ def an_estimate(**changes: Any) -> Estimate:
 
 
 def _points(*rows: tuple[str, str, int, float, float]) -> pd.DataFrame:
-    columns = ["arm", "run", "step", "training_flops", "accuracy"]
+    columns = ["arm", "run", "step", "training_flops", "value"]
     return pd.DataFrame(rows, columns=columns).assign(
         training_seconds=1.0, trained_tokens=1.0, sampled_tokens=1.0, is_best=False
     )
@@ -195,7 +196,9 @@ def test_the_front_holds_what_nothing_measured_beats() -> None:
         ("c", "c", 1, 40.0, 0.9),
     )  # fmt: skip
     front = pareto_front(points, "training_flops")
-    assert front[["training_flops", "accuracy"]].to_numpy().tolist() == [[10.0, 0.6], [30.0, 0.9]]
+    assert front[["training_flops", "value"]].to_numpy().tolist() == [[10.0, 0.6], [30.0, 0.9]]
+    falling = pareto_front(points, "training_flops", falls=True)
+    assert falling[["training_flops", "value"]].to_numpy().tolist() == [[10.0, 0.5], [20.0, 0.4]]
 
 
 def test_only_arms_with_several_seeds_have_a_band() -> None:
@@ -207,6 +210,8 @@ def test_only_arms_with_several_seeds_have_a_band() -> None:
     assert band["training_flops"] == pytest.approx(12.0)
     assert (band["low"], band["high"]) == pytest.approx((0.652, 1.0), abs=1e-3)
     assert seed_curves(points[points["arm"] == "b"]).empty
+    (nats,) = seed_curves(points.assign(value=points["value"] * 10), is_share=False).to_dict("records")
+    assert nats["high"] == pytest.approx(11.48, abs=0.01), "nats have no upper end"
 
 
 def test_one_seed_is_stated_without_interval(pairs: Any) -> None:
@@ -228,11 +233,41 @@ def test_parallel_axes_are_what_differs_and_what_came_of_it(pairs: Any) -> None:
     assert charts.parallel_chart(frame).to_dict()
 
 
+@pytest.mark.parametrize("measure", MEASURES, ids=lambda one: one.key)
+def test_every_measure_is_drawn_with_its_own_name_and_scale(
+    pairs: list[tuple[object, object]], measure: Measure
+) -> None:
+    points = curve_points(pairs, "accuracy")  # type: ignore[arg-type]
+    none = points.iloc[:0]
+    spec = charts.measure_chart(points, seed_curves(points), none, reference_lines(pairs, "nothing"), "step", measure)  # type: ignore[arg-type]
+    y = spec.to_dict()["layer"][-1]["encoding"]["y"]
+    assert y["title"] == measure.name
+    assert (y["scale"].get("domain") == [0, 1]) == measure.is_share
+
+
+def test_the_first_measure_is_one_that_tells(pairs: Any) -> None:
+    assert [one.key for one in measured(pairs)][:1] == ["accuracy"]
+    assert "reverse_kl" in {one.key for one in measured(pairs)}
+    assert telling(pairs, measured(pairs)) == 0
+    unsolved = [
+        (
+            run,
+            [
+                one.model_copy(update={"metrics": one.metrics | {"accuracy": 0.0}}) if one.subject == "teacher" else one
+                for one in evaluations
+            ],
+        )
+        for run, evaluations in pairs
+    ]
+    found = measured(unsolved)
+    assert found[telling(unsolved, found)].falls, "a teacher that solves nothing is followed by divergence"
+
+
 @pytest.mark.parametrize("cost", ["trained_tokens", "sampled_tokens"])
 def test_tokens_are_a_cost_like_any_other(pairs: list[tuple[object, object]], cost: Any) -> None:
     points = curve_points(pairs)  # type: ignore[arg-type]
-    spec = charts.accuracy_chart(
-        points, seed_curves(points), pareto_front(points, cost), reference_lines(pairs), cost
+    spec = charts.measure_chart(
+        points, seed_curves(points), pareto_front(points, cost), reference_lines(pairs), cost, MEASURES[0]
     ).to_dict()  # type: ignore[arg-type]
     x = spec["layer"][1]["encoding"]["x"]
     assert (x["field"], x["scale"]["type"]) == (cost, "log")
