@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from engine.prompt_files import FileRow, UnreadableFile
 from engine.prompt_reference import GymTasks
@@ -16,12 +17,11 @@ def gym_rows(tasks: GymTasks, prompt_column: str, answer_column: str) -> Iterato
         raise UnreadableFile("needs the package reasoning-gym; install it with pip install 'incipit[real]'")
     import reasoning_gym
 
-    try:
-        made = reasoning_gym.create_dataset(tasks.task, size=tasks.size, seed=tasks.seed, **dict(tasks.settings))
-    except Exception as error:  # of any task's own code: unknown name, or settings that it has not or needs
-        raise UnreadableFile(f"reasoning-gym cannot make ({str(error)[:200]}); name another task or setting") from error
+    made = _by_its_code(
+        lambda: reasoning_gym.create_dataset(tasks.task, size=tasks.size, seed=tasks.seed, **dict(tasks.settings))
+    )
     for index in range(tasks.size):
-        item = made[index]
+        item = _by_its_code(lambda: made[index])  # noqa: B023  # called at once
         entry = {"task": tasks.task, "seed": tasks.seed, "size": tasks.size, "index": index}
         if tasks.settings:
             entry["settings"] = dict(tasks.settings)
@@ -30,3 +30,11 @@ def gym_rows(tasks: GymTasks, prompt_column: str, answer_column: str) -> Iterato
         yield FileRow(
             f"task {index + 1}", {prompt_column: item["question"], answer_column: answer, "entry": json.dumps(entry)}
         )
+
+
+def _by_its_code(make: Callable[[], Any]) -> Any:
+    """What a task's own code makes; UnreadableFile for an unknown name, or for settings that it has not, needs or fails with."""
+    try:
+        return make()
+    except Exception as error:
+        raise UnreadableFile(f"reasoning-gym cannot make ({str(error)[:200]}); name another task or setting") from error

@@ -206,6 +206,8 @@ def test_an_unknown_task_is_refused_in_a_sentence() -> None:
         "(Dataset 'no_such_task' not registered); name another task or setting."
     )
     assert "unexpected keyword argument 'max_digits'" in refusal("reasoning_gym:gcd?max_digits=1").message
+    no_word_is_as_long = refusal("reasoning_gym:spell_backward?min_word_len=60&max_word_len=90").message
+    assert "which reasoning-gym cannot make (Cannot choose from an empty sequence)" in no_word_is_as_long
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
