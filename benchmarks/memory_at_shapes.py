@@ -2,8 +2,8 @@
 
     python -m benchmarks.memory_at_shapes [--json]
 
-16 rollouts a step, a prefix of 512 tokens, evaluations of at most 2,048, prompts of 128, bfloat16. `as it is`: micro-batches of 16
-and no block recomputed; `at least`: all that is `auto` at its least. Estimated, not measured.
+16 rollouts a step, a prefix of 512 tokens, evaluations of at most 2,048, prompts of 128, bfloat16. `usual`: micro-batches of 16
+and no block recomputed; `least`: all that is `auto` at its least. Estimated, not measured.
 """
 
 from __future__ import annotations

@@ -59,14 +59,10 @@ def prefix_memory_rows(result: dict[str, Any]) -> list[Row]:
 
 
 def counted_shape_rows(result: dict[str, Any]) -> list[Row]:
-    full = max(one["training_flops"] for one in result["results"])
     phases = ("rollout", "teacher", "student_forward", "student_backward", "recompute")
     return [
         [
-            f"{result['student']} ← {result['teacher']}",
-            str(one["prefix"]),
-            f"{one['training_flops'] / 1e12:.0f}",
-            f"{full / one['training_flops']:.1f}",
+            *_shape_cells(result, one),
             *(f"{100 * one['shares'][phase]:.0f} %" for phase in phases),
             f"{one['memory_bytes'] / 1e9:.0f}",
         ]
@@ -75,19 +71,28 @@ def counted_shape_rows(result: dict[str, Any]) -> list[Row]:
 
 
 def measured_shape_rows(result: dict[str, Any]) -> list[Row]:
-    longest = max(result["results"], key=lambda one: one["prefix"])
+    longest = max(one["seconds"] for one in result["results"])
     return [
         [
-            f"{result['student']} ← {result['teacher']}",
-            str(one["prefix"]),
-            f"{one['training_flops'] / 1e12:.0f}",
-            f"{longest['training_flops'] / one['training_flops']:.1f}",
+            *_shape_cells(result, one),
             f"{one['rollout_seconds']:.1f}",
             f"{one['update_seconds']:.1f}",
-            f"{longest['seconds'] / one['seconds']:.1f}",
+            f"{longest / one['seconds']:.1f}",
             f"{one['peak_bytes'] / 1e9:.0f}",
         ]
         for one in result["results"]
+    ]
+
+
+def _shape_cells(result: dict[str, Any], one: dict[str, Any]) -> Row:
+    """Pair, prefix, TFLOP of a step, and how many times fewer that is than at the longest prefix."""
+    full = max(other["training_flops"] for other in result["results"])
+    flops = one["training_flops"]
+    return [
+        f"{result['student']} ← {result['teacher']}",
+        str(one["prefix"]),
+        f"{flops / 1e12:.0f}",
+        f"{full / flops:.1f}",
     ]
 
 

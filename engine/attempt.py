@@ -57,7 +57,7 @@ def run_attempt(spec: RunSpec, folder: Path, *, attempt: int | None, resume: str
         start = ranks.first_does(lambda: _checkpoint(folder, resume))
         folder.mkdir(parents=True, exist_ok=True)
         if ranks.is_first:
-            _keep_spec(spec, folder / "spec.json", is_resumed=start is not None)
+            _keep_spec(spec, folder / "spec.json", is_resumed=resume is not None)
         progress = TerminalProgress(spec, enabled=sys.stderr.isatty() and not supervised and ranks.is_first)
         events = folder / "attempts" / str(attempt) / "events.jsonl" if ranks.is_first else Path(os.devnull)
         journal = Journal(events, progress.show)
@@ -100,7 +100,7 @@ def _checkpoint(folder: Path, resume: str | None) -> str | None:
 
 
 def _keep_spec(spec: RunSpec, path: Path, *, is_resumed: bool) -> None:
-    """Write the spec down; RunError("bad_spec") when a checkpoint of another one would be gone on from.
+    """Write the spec down; RunError("bad_spec") when a run of another one would be gone on with.
 
     With more steps it is still the same: that is how a run is made longer.
     """

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.errors import is_out_of_memory
 from engine.locations import resolve
 from engine.model_guard import problem_of_folder
 
@@ -47,7 +48,7 @@ def prune_layers(source: str, target: Path, dropped: Collection[int]) -> Pruned:
     if problem is not None:
         raise ValueError(f"{source!r} is {problem}.")
     config = json.loads((folder / "config.json").read_bytes())
-    count_key = _count_key(folder, source)
+    count_key = _count_key(config, folder, source)
     num_layers = config[count_key]
     _require_layers(dropped, num_layers, source)
     kept = [layer for layer in range(num_layers) if layer not in dropped]
@@ -64,17 +65,16 @@ def prune_layers(source: str, target: Path, dropped: Collection[int]) -> Pruned:
     return Pruned(len(kept), num_weights)
 
 
-def _count_key(folder: Path, source: str) -> str:
+def _count_key(config: Mapping[str, Any], folder: Path, source: str) -> str:
     """The architecture's own name for its number of layers."""
     from transformers import AutoConfig
 
     try:
         known = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever else transformers raises here means one thing to a person
         raise ValueError(f"{source!r} has a config.json that transformers cannot read: {str(error)[:200]}") from None
     key = str(known.attribute_map.get("num_hidden_layers", "num_hidden_layers"))
-    written = json.loads((folder / "config.json").read_bytes())
-    if not isinstance(written.get(key), int) or "text_config" in written:
+    if not isinstance(config.get(key), int) or "text_config" in config:
         raise ValueError(f"{source!r} does not say in config.json how many layers it has ({key}); it cannot be pruned.")
     return key
 
@@ -142,9 +142,16 @@ def _require_whole(target: Path, source: str) -> None:
     from transformers import AutoModelForCausalLM, logging
 
     logging.disable_progress_bar()
-    _, loading = AutoModelForCausalLM.from_pretrained(
-        target, dtype="auto", use_safetensors=True, trust_remote_code=False, output_loading_info=True
-    )
+    try:
+        _, loading = AutoModelForCausalLM.from_pretrained(
+            target, dtype="auto", use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    except Exception as error:  # as above; want of memory is told as what it is
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"{source!r} without these layers cannot be opened ({str(error)[:200]}); drop others."
+        ) from error
     wrong = sorted(loading["missing_keys"]) + sorted(map(str, loading["unexpected_keys"]))
     wrong += sorted(str(one) for one in loading.get("mismatched_keys", ()))
     if wrong:

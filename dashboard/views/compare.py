@@ -96,7 +96,7 @@ def cost_section(runs: list[tuple[Run, list[Evaluation]]]) -> None:
     # Of what should be as the teacher's nothing is better for less.
     front = points.iloc[:0] if measure.falls is None else pareto_front(points, x, falls=measure.falls)
     st.altair_chart(
-        charts.measure_chart(points, seeds, front, reference_lines(runs, measure.key), x, measure), key="accuracy",
+        charts.measure_chart(points, seeds, front, reference_lines(runs, measure.key), x, measure), key="by-cost",
         alt=f"{measure.name} of each run at full length by its cost, with base student and teacher as lines; data in the table below",
     )  # fmt: skip
     over_seeds = "" if seeds.empty else " The thick line is the mean over seeds, its band 95 % of it (Student's t)."
