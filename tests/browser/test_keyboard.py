@@ -5,7 +5,7 @@ import re
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.pages import await_rest, open_page
+from tests.browser.pages import open_page
 from tests.browser.site import Site
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("browser")]
@@ -37,8 +37,7 @@ def test_a_token_is_found_and_pinned(page: Page, site: Site, finished: list[str]
     page.keyboard.press("ArrowRight")
     page.keyboard.press("p")
     expect(page.locator(".pinned")).to_have_count(1)
-    await_rest(page)
-    assert "tok=1" in page.url, "the pin is in the address"
+    expect(page, "the pin is in the address").to_have_url(re.compile("tok=1"))
 
 
 def test_a_run_is_stopped(page: Page, site: Site) -> None:

@@ -37,7 +37,9 @@ def product_of(dtype: torch.dtype, *, bias: bool, factors: bool) -> Linear:
 def test_products_are_those_of_the_plain_weight(dtype: torch.dtype, bias: bool, factors: bool, rows: int) -> None:
     plain = product_of(dtype, bias=bias, factors=factors)
     packed = plain.packed()
-    assert type(packed) is not Linear
+    # Without AVX-512 oneDNN has no layout for bfloat16, and the weight stays plain.
+    has_layout = dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert (type(packed) is not Linear) == has_layout
     states = torch.randn(rows, INPUTS)
     expected = plain(states)
 
