@@ -137,7 +137,7 @@ def test_hovering_the_curve_points_at_the_token(lens: Page) -> None:
     expect(lens.locator(".token").nth(2)).to_have_class(re.compile(r"\bpointed\b"))
 
 
-@pytest.mark.parametrize(("num_tokens", "most_ms"), [(2048, 50.0), (8192, 150.0)])
+@pytest.mark.parametrize(("num_tokens", "most_ms"), [(2048, 50.0), pytest.param(8192, 150.0, marks=pytest.mark.full)])
 def test_long_rollouts_are_drawn_at_once(page: Page, traces: ModuleType, num_tokens: int, most_ms: float) -> None:
     rollout = traces.rollout("r-p8", 120, 0).model_copy(update={"trace": traces.trace(num_tokens)})
     page.set_content("<div id='host' style='width: 1100px'></div>")

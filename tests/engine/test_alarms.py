@@ -28,7 +28,11 @@ def adam(learning_rate: float, warmup_steps: int = 0) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    ("prefix", "num_steps"), [({"kind": "constant", "tokens": 8}, 60), ({"kind": "full"}, 16)], ids=["prefix 8", "full"]
+    ("prefix", "num_steps"),
+    [
+        pytest.param({"kind": "constant", "tokens": 8}, 60, id="prefix 8"),
+        pytest.param({"kind": "full"}, 16, id="full", marks=pytest.mark.full),
+    ],
 )
 def test_a_healthy_run_is_silent(tmp_path: Path, prefix: dict[str, object], num_steps: int) -> None:
     """The demo's two main arms: the plan student learns, and no alarm is raised."""

@@ -72,6 +72,7 @@ def test_one_rollout_that_is_too_much_is_the_end_by_name(updated: Any) -> None:
     assert len(ended["told"]) == 4
 
 
+@pytest.mark.full
 def test_a_run_keeps_the_size_and_so_does_its_resume_bit_for_bit(tmp_path: Path) -> None:
     for seed, name in enumerate(("student", "teacher")):
         write_random_model(tmp_path / name, seed, hidden=256, layers=12)
@@ -109,7 +110,7 @@ def test_a_run_keeps_the_size_and_so_does_its_resume_bit_for_bit(tmp_path: Path)
     assert resumed.read_bytes() == (checkpoints / "step-3" / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("left", [1_000_000, 4_000_000])
+@pytest.mark.parametrize("left", [pytest.param(1_000_000, marks=pytest.mark.full), 4_000_000])
 def test_a_model_that_does_not_fit_is_no_bad_model(left: int) -> None:
     code = f"""
 import resource, psutil, torch

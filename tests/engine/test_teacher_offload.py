@@ -58,6 +58,8 @@ ALL_READERS: dict[str, dict[str, object]] = {
     "overlap": {"overlap": True, "completions": {"kind": "teacher"}},
     "LoRA beside another teacher": {"adapter": LORA},
 }
+# The others are marked full.
+_EACH_TIME = ("weights and guard", "overlap", "LoRA beside another teacher")
 
 
 def addresses(model: LanguageModel) -> list[int]:
@@ -246,7 +248,9 @@ def whole_run(spec: RunSpec, folder: Path, *, is_offloaded: bool) -> tuple[list[
     return events, run
 
 
-@pytest.mark.parametrize("reader", ALL_READERS)
+@pytest.mark.parametrize(
+    "reader", [pytest.param(name, marks=[] if name in _EACH_TIME else pytest.mark.full) for name in ALL_READERS]
+)
 def test_a_whole_run_is_the_same_to_the_bit_whoever_reads_the_teacher(
     reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

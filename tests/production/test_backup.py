@@ -77,6 +77,7 @@ def _answers(url: str, home: Path, run_id: str) -> tuple[object, ...]:
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.parametrize("database_url", [pytest.param("sqlite", marks=pytest.mark.full), "postgresql"], indirect=True)
 def test_a_restored_installation_shows_the_same_runs_and_trains_on(
     home: Path, database_url: str, database: Database, empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

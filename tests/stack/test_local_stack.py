@@ -34,7 +34,7 @@ from worker.engine_server import EngineServer
 
 _UP = [sys.executable, "-c", "from incipit.cli import app; app()", "up", "--no-dashboard"]
 _SECONDS = 120.0
-_NUM_STEPS = 300  # long enough to be interrupted on a fast machine
+_NUM_STEPS = 150  # long enough to be interrupted on a fast machine
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -113,7 +113,7 @@ def _launched(home: Path) -> Any:
 def test_ctrl_c_ends_everything_and_the_next_start_goes_on_to_a_checkpoint_that_opens(home: Path) -> None:
     settings = Settings(home=home)
     with _launched(home) as (launcher, state):
-        run_id = _submit(home, num_steps=_NUM_STEPS, checkpoints={"every_steps": 200})
+        run_id = _submit(home, num_steps=_NUM_STEPS, checkpoints={"every_steps": 100})
         _await(lambda: _run(home, run_id)["step"] >= 3, "training")
         services = {service.name: service.pid for service in state.services}
         assert set(services) == {"broker", "api", "worker", "control"}

@@ -34,7 +34,9 @@ from worker.slots import Slot
 from worker.supervisor import Supervisor
 from worker.workplace import Workplace
 
-_EITHER_WAY = pytest.mark.parametrize("engines", ["forked", "alone"], indirect=True)
+_EITHER_WAY = pytest.mark.parametrize(
+    "engines", ["forked", pytest.param("alone", marks=pytest.mark.full)], indirect=True
+)
 _LONG = short_spec(num_steps=1000, checkpoints={"every_steps": 10})
 
 
