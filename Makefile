@@ -55,7 +55,7 @@ up: $(VENV)/local.done
 test: $(VENV)/dev.done $(S3_VENV)/s3.done lint
 	$(BIN)/python tests/install_browser.py
 	$(BIN)/python tests/install_proxies.py
-	$(BIN)/pytest -n 3 --dist loadgroup $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
 
 test-full: $(VENV)/dev.done $(S3_VENV)/s3.done lint test-vllm test-trackers
 	$(BIN)/python tests/install_browser.py

@@ -139,6 +139,13 @@ def unsafe_uses(tree: ast.AST) -> list[tuple[int, str]]:
     return sorted(found)
 
 
+@pytest.mark.xdist_group("together")
+def test_tests_of_a_group_share_one_process(request: pytest.FixtureRequest) -> None:
+    """A pair of pytest and pytest-xdist that do not fit would spread them silently, and each process make their fixtures anew."""
+    if "PYTEST_XDIST_WORKER" in os.environ and request.config.getoption("loadgroup"):
+        assert request.node.nodeid.endswith("@together")
+
+
 def test_no_path_of_a_machine_stands_in_a_tracked_file() -> None:
     done = subprocess.run(
         ["git", "grep", "-nIE", r"(^|[\"' =(])/(home|Users|root|work)/[a-z]", "--", ":!tests", ":!LICENSE"],

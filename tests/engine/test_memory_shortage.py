@@ -14,7 +14,10 @@ from engine.events import RunEvent, StepDone, Warned, read_events
 from tests.engine.models import write_random_model
 from tests.engine.running import quick_document, quick_spec, train_here
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's address space")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's address space"),
+    pytest.mark.xdist_group("memory-shortage"),
+]
 
 # The C library returns every large block at once, and no thread of the tokenizers has address space of its own, so that what is
 # left is what the limit says.

@@ -27,7 +27,7 @@ from engine.token_trace import read_trace
 from tests.engine.models import tiny_model, tiny_spec
 from tests.engine.running import quick_document, quick_spec, steps_of, train_here
 
-pytestmark = pytest.mark.usefixtures("home")
+pytestmark = [pytest.mark.usefixtures("home"), pytest.mark.xdist_group("trained")]
 
 
 def of_kind(events: list[RunEvent], kind: type) -> list:  # type: ignore[type-arg]  # the list of whatever was asked for
