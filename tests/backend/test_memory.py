@@ -127,7 +127,7 @@ def test_the_loss_takes_what_the_estimate_has_for_head_and_divergence(
     assert parts["head_gradient"] + parts["divergence"] == pytest.approx(peak, rel=0.15)
 
 
-@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("overlap", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_a_whole_run_of_the_tiny_pair_is_met_within_15_percent(tmp_path: Path, *, overlap: bool) -> None:
     """The process's own part is measured here: it depends on the build of torch."""
     spec = spec_of("tiny", tmp_path).model_copy(update={"overlap": overlap})

@@ -48,13 +48,14 @@ def free_port() -> int:
 
 def await_answer(url: str, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline:
-        assert process.poll() is None, f"the process behind {url} ended with {process.returncode}"
-        try:
-            httpx.get(url, timeout=2)
-            return
-        except httpx.TransportError:
-            time.sleep(0.1)
+    with httpx.Client(timeout=2, trust_env=False) as client:
+        while time.monotonic() < deadline:
+            assert process.poll() is None, f"the process behind {url} ended with {process.returncode}"
+            try:
+                client.get(url)
+                return
+            except httpx.TransportError:
+                time.sleep(0.1)
     raise AssertionError(f"nothing answered at {url} within {_START_SECONDS:.0f} s")
 
 

@@ -10,6 +10,8 @@ from playwright.sync_api import Page, expect
 from dashboard.token_lens import SCRIPT, STYLE
 from dashboard.token_lens.payload import lens_payload
 
+pytestmark = pytest.mark.xdist_group("lens")
+
 _MOUNT_ONCE = """() => {
   const holder = document.createElement("div");
   document.getElementById("host").replaceChildren(holder);

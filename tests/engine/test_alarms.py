@@ -107,12 +107,14 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> list[RunEvent]:
         return train_here(spec, folder / "run")
 
 
+@pytest.mark.xdist_group("broken")
 @pytest.mark.parametrize("code", ["alarm_length_inflation", "alarm_cap_hits", "alarm_repetition", "alarm_overlap_mass"])
 def test_a_destroyed_tail_raises_its_alarms_once(broken: list[RunEvent], code: str) -> None:
     (alarm,) = [warning for warning in warnings_of(broken) if warning.code == code]
     assert 10 <= (alarm.step or 0) <= 20
 
 
+@pytest.mark.xdist_group("broken")
 def test_overlap_mass_is_that_of_the_evaluation(broken: list[RunEvent]) -> None:
     (alarm,) = [warning for warning in warnings_of(broken) if warning.code == "alarm_overlap_mass"]
     measured = {
