@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 from backend.comparison import si
-from engine.seed_statistics import mean_interval
-from incipit.arm_study import Arm, ArmStudy, Claim, Reading
-from incipit.study_data import Figure, StudyData
+from incipit.arm_study import ArmStudy
+from incipit.study_data import StudyData
+from incipit.study_evidence import NOT_EVALUATED, READINGS, claim_lines, interval_text, signed
 from incipit.study_plot import draw
-from incipit.study_readouts import Paired, Point, curve, decided, paired
+from incipit.study_readouts import Paired, Point, curve, got_there, paired
 
-_READINGS: tuple[tuple[Reading, str], ...] = (
-    ("steps", "equal steps"),
-    ("flops", "equal training FLOPs"),
-    ("time", "equal training time"),
-)
+_SPLITS = {"dev": "dev, last step", "report": "report, best checkpoint"}
 _UNTRAINED = {"base": "untrained student", "teacher": "teacher"}
 
 
@@ -53,6 +48,7 @@ def write_page(study: ArmStudy, data: StudyData, page: Path, *, command: str, so
         "",
         *_differences(study, data),
         "",
+        *_getting_there(study, data),
         *_missing(study, data),
         "## Data of the plot",
         "",
@@ -65,35 +61,16 @@ def write_page(study: ArmStudy, data: StudyData, page: Path, *, command: str, so
     page.write_text("\n".join(lines))
 
 
-def claim_lines(study: ArmStudy, data: StudyData) -> list[str]:
-    """What the figures say of each claim: a list in Markdown."""
-    said = []
-    for claim in study.claims:
-        said_of_it, found = decided(study, data, claim)
-        said.append(f"* **{said_of_it.capitalize()}:** {claim.statement} {evidence(study, claim, found)}")
-    return said
-
-
-def evidence(study: ArmStudy, claim: Claim, found: Paired | None) -> str:
-    """The difference that decides a claim, in brackets."""
-    reading = "the best checkpoint, report prompts" if claim.on == "report" else dict(_READINGS)[claim.at]
-    if found is None:
-        return f"(No seed of both {claim.arm} and {claim.against} has been trained yet.)"
-    name = (claim.measure or study.measure).name
-    seeds = f"{len(found.seeds)} seed{'s' if len(found.seeds) > 1 else ''}"
-    return f"({name} of {claim.arm} less that of {claim.against} at {reading}: {_signed(found)}, {seeds}, p = {found.p_value:.3f}.)"
-
-
 def _arms(study: ArmStudy, data: StudyData) -> list[str]:
     measure = study.measure
     head = ["arm", "seeds", "steps", "training FLOPs", f"{study.reference} / this", "training s"]
-    splits = [split for split in ("dev", "report") if any(one.split == split for one in data.figures)]
-    head += [*(f"{measure.name}, {split}" for split in splits), "why"]
+    splits = [split for split in _SPLITS if any(one.split == split for one in data.figures)]
+    head += [*(f"{measure.name}, {_SPLITS[split]}" for split in splits), "why"]
     reference = _mean_cost(study, data, study.reference)
     timed_on, *others = data.machines
     rows = []
     for subject, name in _UNTRAINED.items():
-        values = [_plain(_last(data, None, None, subject, split, measure.key)) for split in splits]
+        values = [_over_seeds(study, data, None, subject, split, measure.key) for split in splits]
         rows.append([name, "", "", "", "", "", *values, ""])
     for arm in study.arms:
         ends = [curve(data, arm.name, seed, measure.key) for seed in study.seeds]
@@ -107,7 +84,7 @@ def _arms(study: ArmStudy, data: StudyData) -> list[str]:
                 "–" if cost is None else si(cost) + "FLOP",
                 "–" if not cost or reference is None else f"{reference / cost:.1f}",
                 _plain(fmean(seconds) if seconds else None, 1),
-                *(_over_seeds(study, data, arm, split, measure.key) for split in splits), arm.note,
+                *(_over_seeds(study, data, arm.name, "student", split, measure.key) for split in splits), arm.note,
             ]
         )  # fmt: skip
     told = ["", f"Training s is of runs on {timed_on} alone, not of those on {'; '.join(others)}."] if others else []
@@ -120,10 +97,12 @@ def _further(study: ArmStudy, data: StudyData) -> list[str]:
     if not keys:
         return []
     rows = [
-        [name, *(_plain(_last(data, None, None, subject, "dev", key)) for key in keys)]
+        [name, *(_over_seeds(study, data, None, subject, "dev", key) for key in keys)]
         for subject, name in _UNTRAINED.items()
     ]
-    rows += [[arm.name, *(_over_seeds(study, data, arm, "dev", key) for key in keys)] for arm in study.arms]
+    rows += [
+        [arm.name, *(_over_seeds(study, data, arm.name, "student", "dev", key) for key in keys)] for arm in study.arms
+    ]
     return [
         "## Further figures at the end",
         "",
@@ -145,14 +124,60 @@ def _differences(study: ArmStudy, data: StudyData) -> list[str]:
     for arm in study.arms:
         if arm.name == study.reference:
             continue
-        found = [paired(data, arm.name, study.reference, study.measure.key, at, study.seeds) for at, _ in _READINGS]
-        rows.append([arm.name, *("–" if one is None else f"{_signed(one)}, p = {one.p_value:.3f}" for one in found)])
-    return [
+        found = [paired(data, arm.name, study.reference, study.measure.key, at, study.seeds) for at, _ in READINGS]
+        rows.append([arm.name, *map(_difference, found)])
+    lines = [
         f"{begun(study.measure.name)} of each arm less that of {study.reference} ({better} is better), seed by seed, as far as "
         "the one that got less far went, on the dev prompts; between two evaluations on a line; at equal time only pairs that one "
-        "machine trained. Brackets are 95 % over seeds (Student's t; those of a share may pass 1), p is exact (sign flips).",
+        "machine trained. The one that went further is read in the middle of its way, with a learning rate that has not decayed yet. "
+        "Brackets are 95 % over seeds (Student's t; those of a share may pass 1), p is exact (sign flips).",
         "",
-        *table(["arm", *(words for _, words in _READINGS)], rows),
+        *table(["arm", *(words for _, words in READINGS)], rows),
+    ]
+    if any(NOT_EVALUATED in cell for row in rows for cell in row):
+        lines += [
+            "",
+            f"{NOT_EVALUATED} One of the two was between its start and its first evaluation: the difference lies between these two if "
+            "the curve does not turn there.",
+        ]
+    return lines
+
+
+def _difference(found: Paired | None) -> str:
+    if found is None:
+        return "–"
+    return f"{signed(found)} {NOT_EVALUATED}" if found.bounds else f"{signed(found)}, p = {found.p_value:.3f}"
+
+
+def _getting_there(study: ArmStudy, data: StudyData) -> list[str]:
+    """What each arm cost until it was as good as the reference in the end; no lines without the reference."""
+    measure = study.measure
+    ends = [points[-1].value for seed in study.seeds if (points := curve(data, study.reference, seed, measure.key))]
+    if not ends:
+        return []
+    is_higher = measure.is_better_when == "higher"
+    target = fmean(ends) - measure.margin if is_higher else fmean(ends) + measure.margin
+    rows, costs = [], {}
+    for arm in study.arms:
+        runs = [points for seed in study.seeds if (points := curve(data, arm.name, seed, measure.key))]
+        there = [point for points in runs if (point := got_there(points, target, measure.is_better_when))]
+        if there:
+            costs[arm.name] = median(point.flops for point in there)
+        steps = _plain(median(point.step for point in there), 0) if there else "–"
+        rows.append([arm.name, f"{len(there)} of {len(runs)}", steps])
+    own = costs.get(study.reference)
+    for row in rows:
+        cost = costs.get(row[0])
+        row += ["–" if cost is None else si(cost) + "FLOP", "–" if not cost or own is None else f"{own / cost:.1f}"]
+    return [
+        f"## Until as good as {study.reference} in the end",
+        "",
+        f"{begun(measure.name)} of {'at least' if is_higher else 'at most'} {target:.3f}, the mean of {study.reference} at its end "
+        f"{'less' if is_higher else 'and'} the margin of {measure.margin:g}: the first evaluation on the dev prompts that was as good. "
+        "Medians over the runs that got there; evaluations are as far apart as the plot's points, and later ones may be worse again.",
+        "",
+        *table(["arm", "runs that got there", "steps", "training FLOPs", f"{study.reference} / this"], rows),
+        "",
     ]
 
 
@@ -177,7 +202,7 @@ def _curves(study: ArmStudy, data: StudyData) -> list[str]:
         for step, points in sorted(by_step.items()):
             values = [point.value for point in points]
             mean_flops = fmean(point.flops for point in points)
-            rows.append([arm.name, str(step), si(mean_flops) + "FLOP", _interval_text(values), str(len(values))])
+            rows.append([arm.name, str(step), si(mean_flops) + "FLOP", interval_text(values), str(len(values))])
     return table(["arm", "step", "training FLOPs", f"{study.measure.name}, dev", "seeds"], rows)
 
 
@@ -187,43 +212,14 @@ def _mean_cost(study: ArmStudy, data: StudyData, arm: str) -> float | None:
     return fmean(costs) if costs else None
 
 
-def _over_seeds(study: ArmStudy, data: StudyData, arm: Arm, split: str, key: str) -> str:
-    values = [_last(data, arm.name, seed, "student", split, key) for seed in study.seeds]
-    known = [value for value in values if value is not None]
-    return _interval_text(known) if known else "–"
-
-
-def _last(data: StudyData, arm: str | None, seed: int | None, subject: str, split: str, key: str) -> float | None:
-    """The value of the last such evaluation, of any run where none is named."""
-    found: Figure | None = None
+def _over_seeds(study: ArmStudy, data: StudyData, arm: str | None, subject: str, split: str, key: str) -> str:
+    """Mean and interval of the last such evaluations; without an arm, of whichever run of each seed was evaluated last."""
+    last: dict[int, tuple[int, float]] = {}
     for one in data.figures:
-        is_run = arm is None or (one.arm, one.seed) == (arm, seed)
-        is_latest = found is None or one.step >= found.step
-        if is_run and (one.subject, one.split, one.key) == (subject, split, key) and is_latest:
-            found = one
-    return None if found is None else found.value
-
-
-def _interval_text(values: Sequence[float]) -> str:
-    interval = mean_interval(values)
-    mean = fmean(values)
-    if interval is None:
-        return f"{mean:.{_digits(mean)}f}"
-    digits = _digits(mean, *interval)
-    return f"{mean:.{digits}f} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
-
-
-def _signed(found: Paired) -> str:
-    if found.interval is None:
-        return f"{found.mean:+.{_digits(found.mean)}f}"
-    digits = _digits(found.mean, *found.interval)
-    return f"{found.mean:+.{digits}f} [{found.interval[0]:+.{digits}f}, {found.interval[1]:+.{digits}f}]"
-
-
-def _digits(*values: float) -> int:
-    """Behind the point: three, or as many as the largest needs to show two that are not 0."""
-    largest = max(map(abs, values))
-    return 3 if largest == 0 else max(3, min(6, 1 - math.floor(math.log10(largest))))
+        is_asked = (one.subject, one.split, one.key) == (subject, split, key) and arm in (None, one.arm)
+        if is_asked and one.seed in study.seeds and one.step >= last.get(one.seed, (0, 0.0))[0]:
+            last[one.seed] = (one.step, one.value)
+    return interval_text([value for _, (_, value) in sorted(last.items())]) if last else "–"
 
 
 def begun(words: str) -> str:

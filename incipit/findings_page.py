@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from incipit.arm_study import ArmStudy, data_of, is_arm_study, page_of, read_arm_study
-from incipit.arm_study_page import claim_lines, evidence
 from incipit.study import read_document
 from incipit.study_data import StudyData
-from incipit.study_readouts import decided
+from incipit.study_evidence import claim_lines, evidence
 from incipit.study_sitting import Sitting
+from incipit.study_verdicts import LEAST_SEEDS, decided
 
 _NAME = "findings"
 
@@ -38,28 +38,30 @@ def _figures(study: ArmStudy, path: Path) -> StudyData:
 
 
 def _lines(known: Sequence[tuple[ArmStudy, StudyData]]) -> list[str]:
-    found_of = [decided(study, data, claim) for study, data in known for claim in study.claims]
-    verdicts = Counter(said for said, _ in found_of)
+    decisions = [decided(study, data, claim) for study, data in known for claim in study.claims]
+    verdicts = Counter(one.verdict for one in decisions)
     counted = ", ".join(f"{verdicts[one]} {one}" for one in ("confirmed", "refuted", "undecided"))
-    too_few = sum(found is None or found.interval is None for _, found in found_of)
+    too_few = sum(one.found is None or len(one.found.seeds) < LEAST_SEEDS for one in decisions)
     if too_few:
-        counted += f" ({too_few} of them with fewer than two seeds so far)"
+        counted += f" ({too_few} of them with fewer than three seeds so far)"
     lines = ["# What the studies found", ""]
     for study, data in known:
         for claim in study.claims:
-            said, found = decided(study, data, claim)
-            if claim.warns_of and said == "confirmed":
+            decision = decided(study, data, claim)
+            if claim.warns_of and decision.verdict == "confirmed":
                 lines.append(
-                    f"* **No prefix alone for {claim.warns_of}:** {claim.statement} {evidence(study, claim, found)}"
+                    f"* **No prefix alone for {claim.warns_of}:** {claim.statement} {evidence(study, claim, decision)}"
                 )
     if len(lines) > 2:
         lines.append("")
     lines += [
         f"Claims that were written down before the runs: {counted}. [Studies](index.md) says what decides a claim: the interval does; "
-        "p is exact and cannot be below 0.062 with five seeds.",
+        "p is exact and cannot be below 0.062 with five seeds. Nothing is corrected for their number, and they are not independent: "
+        "studies share runs of the same spec and seed. What each was trained on stands under its name; one student is not many.",
         "",
     ]
     for study, data in known:
-        lines += [f"## [{study.title}]({study.name}.md)", "", *claim_lines(study, data), ""]
+        setting = f"{study.setting.split('. ')[0].rstrip('.')}."
+        lines += [f"## [{study.title}]({study.name}.md)", "", setting, "", *claim_lines(study, data), ""]
     lines += ["Made by `incipit study FILE --report` from the figures of all studies; nobody types it.", ""]
     return lines

@@ -1,4 +1,4 @@
-"""What a study's figures say: an arm at equal steps, FLOPs or time as another one, over seeds, and whether a claim holds. Pure."""
+"""What a study's figures say of two arms: at equal steps, FLOPs or time, over seeds, and what it cost to get somewhere. Pure."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal
 
 from engine.seed_statistics import mean_interval
-from incipit.arm_study import ArmStudy, Claim, Measure, Reading
+from incipit.arm_study import Reading
 from incipit.study_data import Figure, StudyData
-
-Verdict = Literal["confirmed", "refuted", "undecided"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +37,9 @@ class Paired:
     """95 %, Student's t over seeds; None with fewer than two."""
     p_value: float
     """Two-sided, exact: how often flipping the signs of the differences makes as large a mean."""
+    bounds: tuple[list[float], list[float]] | None = None
+    """The least and the greatest that the differences can be, by seed, where a run is read between its start and its first
+    evaluation: it lies between the two values there unless it turns in between. None where all is read behind that."""
 
 
 def curve(data: StudyData, arm: str, seed: int, key: str) -> list[Point]:
@@ -72,7 +72,7 @@ def paired(data: StudyData, arm: str, against: str, key: str, reading: Reading, 
 
     At equal time only seeds count whose two runs were trained on one machine.
     """
-    used, differences = [], []
+    used, differences, least, most = [], [], [], []
     for seed in seeds:
         first, second = curve(data, arm, seed, key), curve(data, against, seed, key)
         if not first or not second or (reading == "time" and first[-1].machine != second[-1].machine):
@@ -82,7 +82,20 @@ def paired(data: StudyData, arm: str, against: str, key: str, reading: Reading, 
         if mine is not None and theirs is not None:
             used.append(seed)
             differences.append(mine - theirs)
-    return _over(used, differences)
+            (low, high), (their_low, their_high) = (_range_at(points, reading, where) for points in (first, second))
+            least.append(low - their_high)
+            most.append(high - their_low)
+    return over_seeds(used, differences, None if least == most else (least, most))
+
+
+def _range_at(points: Sequence[Point], reading: Reading, where: float) -> tuple[float, float]:
+    """What the value there can be: between its start and its first evaluation nothing says how fast a run went."""
+    if points[0].at(reading) < where < points[1].at(reading):
+        low, high = sorted(point.value for point in points[:2])
+        return low, high
+    value = value_at(points, reading, where)
+    assert value is not None
+    return value, value
 
 
 def paired_reports(data: StudyData, arm: str, against: str, key: str, seeds: Sequence[int]) -> Paired | None:
@@ -93,13 +106,22 @@ def paired_reports(data: StudyData, arm: str, against: str, key: str, seeds: Seq
         if (one.subject, one.split, one.key) == ("student", "report", key)
     }
     used = [seed for seed in seeds if (arm, seed) in found and (against, seed) in found]
-    return _over(used, [found[arm, seed] - found[against, seed] for seed in used])
+    return over_seeds(used, [found[arm, seed] - found[against, seed] for seed in used])
 
 
-def _over(seeds: list[int], differences: list[float]) -> Paired | None:
+def over_seeds(
+    seeds: list[int], differences: list[float], bounds: tuple[list[float], list[float]] | None = None
+) -> Paired | None:
+    """The differences with mean, interval and p; None without a seed."""
     if not seeds:
         return None
-    return Paired(seeds, differences, fmean(differences), mean_interval(differences), sign_flip_p(differences))
+    return Paired(seeds, differences, fmean(differences), mean_interval(differences), sign_flip_p(differences), bounds)
+
+
+def got_there(points: Sequence[Point], target: float, is_better_when: str) -> Point | None:
+    """The first evaluation that is as good as `target`, the untrained student's included; later ones may leave it again."""
+    is_there = [one.value >= target if is_better_when == "higher" else one.value <= target for one in points]
+    return points[is_there.index(True)] if True in is_there else None
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
@@ -111,32 +133,3 @@ def sign_flip_p(differences: Sequence[float]) -> float:
         for signs in flips
     )
     return float(as_large / 2 ** len(differences))
-
-
-def decided(study: ArmStudy, data: StudyData, claim: Claim) -> tuple[Verdict, Paired | None]:
-    """What the figures say of a claim, and the difference of its arms in what it speaks of."""
-    measure = claim.measure or study.measure
-    if claim.on == "report":
-        found = paired_reports(data, claim.arm, claim.against, measure.key, study.seeds)
-    else:
-        found = paired(data, claim.arm, claim.against, measure.key, claim.at, study.seeds)
-    return verdict(claim, measure, found), found
-
-
-def verdict(claim: Claim, measure: Measure, found: Paired | None) -> Verdict:
-    """What the interval of the difference says of the claim; without an interval nothing is decided.
-
-    A difference that is refuted may exist: all of its interval is smaller than the margin.
-    """
-    if found is None or found.interval is None:
-        return "undecided"
-    low, high = found.interval
-    if measure.is_better_when == "lower":
-        low, high = -high, -low
-    match claim.says:
-        case "as good":
-            return "confirmed" if low > -measure.margin else "refuted" if high < -measure.margin else "undecided"
-        case "better":
-            return "refuted" if high < measure.margin else "confirmed" if low > 0 else "undecided"
-        case "worse":
-            return "refuted" if low > -measure.margin else "confirmed" if high < 0 else "undecided"

@@ -1,86 +1,28 @@
-"""Studies with seeds: read-outs against formulas written independently, figures that are kept, and pages that nobody typed."""
+"""Studies with seeds: figures that are kept, and pages that nobody typed."""
 
-import itertools
 import json
 import math
 import shutil
-import statistics
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from engine.spec import RunSpec
-from incipit.arm_study import Claim, Measure, fingerprint, is_arm_study, read_arm_study
-from incipit.arm_study_page import evidence, write_page
+from incipit.arm_study import fingerprint, is_arm_study, read_arm_study
+from incipit.arm_study_page import write_page
 from incipit.cli import app
 from incipit.findings_page import write_findings
 from incipit.study import read_document
-from incipit.study_data import Figure, StudyData, read_data, write_data
-from incipit.study_readouts import Paired, curve, decided, paired, sign_flip_p, value_at, verdict
+from incipit.study_data import StudyData, read_data, write_data
+from incipit.study_readouts import curve, got_there, paired
 from incipit.study_sitting import Sitting
+from tests.incipit.study_figures import ROOT, T_95, figures, study_document
 
-_ROOT = Path(__file__).parents[2]
 _STUDIES = [
-    path for path in sorted((_ROOT / "experiments" / "studies").glob("*.json")) if is_arm_study(read_document(path))
+    path for path in sorted((ROOT / "experiments" / "studies").glob("*.json")) if is_arm_study(read_document(path))
 ]
-HIGHER = Measure(key="accuracy", name="exact match", is_better_when="higher", margin=0.02)
-_T_95 = {1: 12.706204736, 2: 4.302652730, 3: 3.182446305, 4: 2.776445105}  # two-sided, by degrees of freedom
-
-
-def figures(
-    arm: str, seed: int, values: list[float], flops: float, split: str = "dev", machine: str = "m"
-) -> list[Figure]:
-    """Evaluations at steps 0, 10, 20, …, each step of so many FLOPs and two seconds."""
-    return [
-        Figure(
-            arm,
-            seed,
-            "s",
-            "base" if at == 0 else "student",
-            split,
-            10 * at,
-            10 * at * flops,
-            20.0 * at,
-            machine,
-            "accuracy",
-            value,
-        )
-        for at, value in enumerate(values)
-    ]
-
-
-def study_document(**changes: object) -> dict[str, Any]:
-    return json.loads((_ROOT / "experiments/studies/prefix-vs-full.json").read_text()) | changes  # type: ignore[no-any-return]
-
-
-def test_two_arms_are_compared_where_the_shorter_one_ended() -> None:
-    data = StudyData(
-        [
-            *figures("short", 0, [0.4, 0.6, 0.8], 1.0), *figures("long", 0, [0.4, 0.5, 0.7, 0.9], 4.0),
-            *figures("short", 1, [0.4, 0.5, 0.6], 1.0), *figures("long", 1, [0.4, 0.4, 0.6, 0.9], 4.0),
-            *figures("long", 2, [0.4, 0.4], 4.0),
-        ]
-    )  # fmt: skip
-    at_steps = paired(data, "short", "long", "accuracy", "steps", [0, 1, 2])
-    assert at_steps is not None
-    assert at_steps.seeds == [0, 1]
-    assert at_steps.differences == pytest.approx([0.8 - 0.7, 0.6 - 0.6])
-    half = _T_95[1] * statistics.stdev(at_steps.differences) / math.sqrt(2)
-    assert at_steps.interval == pytest.approx((0.05 - half, 0.05 + half), abs=1e-6)
-    # 20 FLOPs are half of the way to the long one's first evaluation.
-    at_flops = paired(data, "short", "long", "accuracy", "flops", [0, 1])
-    assert at_flops is not None
-    assert at_flops.differences == pytest.approx([0.8 - 0.45, 0.6 - 0.4])
-    at_time = paired(data, "short", "long", "accuracy", "time", [0, 1])
-    assert at_time is not None
-    assert at_time.differences == pytest.approx(at_steps.differences)
-    assert paired(data, "short", "long", "accuracy", "steps", [2]) is None
 
 
 def test_seconds_of_two_machines_are_never_compared(tmp_path: Path) -> None:
@@ -100,40 +42,6 @@ def test_seconds_of_two_machines_are_never_compared(tmp_path: Path) -> None:
     }
     write_page(study, data, tmp_path / "x.md", command="c", source="x.parquet")
     assert "Training s is of runs on quick alone, not of those on slow." in (tmp_path / "x.md").read_text()
-
-
-@given(values=st.lists(st.floats(0, 1), min_size=2, max_size=6), share=st.floats(0, 1))
-def test_between_evaluations_a_curve_is_a_line(values: list[float], share: float) -> None:
-    points = curve(StudyData(figures("a", 0, values, 3.0)), "a", 0, "accuracy")
-    end = points[-1].flops
-    expected = np.interp(share * end, [p.flops for p in points], [p.value for p in points])
-    assert value_at(points, "flops", share * end) == pytest.approx(float(expected), abs=1e-9)
-    assert value_at(points, "flops", end * 1.01) is None
-
-
-@given(st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=7))
-def test_the_sign_flip_test_counts_all_signs(differences: list[float]) -> None:
-    observed = abs(sum(differences))
-    flipped = [abs(np.dot(signs, differences)) for signs in itertools.product((1, -1), repeat=len(differences))]
-    assert sign_flip_p(differences) == pytest.approx(np.mean([one >= observed - 1e-9 for one in flipped]))
-
-
-@pytest.mark.parametrize(
-    ("says", "interval", "expected"),
-    [
-        ("as good", (-0.01, 0.3), "confirmed"), ("as good", (-0.3, -0.03), "refuted"), ("as good", (-0.03, 0.3), "undecided"),
-        ("better", (0.01, 0.3), "confirmed"), ("better", (-0.3, -0.01), "refuted"), ("better", (-0.1, 0.1), "undecided"),
-        ("worse", (-0.3, -0.01), "confirmed"), ("worse", (0.01, 0.3), "refuted"), ("worse", (-0.1, 0.1), "undecided"),
-        ("better", None, "undecided"), ("better", (-0.01, 0.019), "refuted"), ("worse", (-0.019, 0.3), "refuted"),
-        ("better", (0.001, 0.002), "refuted"), ("worse", (-0.002, -0.001), "refuted"), ("worse", (-0.3, 0.1), "undecided"),
-    ],
-)  # fmt: skip
-def test_a_claim_is_decided_by_the_interval(says: Any, interval: tuple[float, float] | None, expected: str) -> None:
-    claim = Claim(statement="…", arm="a", against="b", at="steps", says=says)
-    assert verdict(claim, HIGHER, Paired([0, 1], [0.0, 0.0], 0.0, interval, 1.0)) == expected
-    lower = HIGHER.model_copy(update={"is_better_when": "lower"})
-    mirrored = None if interval is None else (-interval[1], -interval[0])
-    assert verdict(claim, lower, Paired([0, 1], [0.0, 0.0], 0.0, mirrored, 1.0)) == expected
 
 
 def test_figures_are_kept_and_replaced_by_those_of_the_same_run(tmp_path: Path) -> None:
@@ -239,44 +147,44 @@ def test_a_claim_may_speak_of_another_measure(tmp_path: Path) -> None:
     assert "* **Refuted:** It ends less. (exact match of prefix 8 less that of full" in page.read_text()
 
 
-def test_a_claim_may_speak_of_the_reports() -> None:
-    claim = {
-        "statement": "It is as good elsewhere.",
-        "arm": "prefix 8",
-        "against": "full",
-        "at": "steps",
-        "says": "as good",
-        "on": "report",
-    }
-    study = read_arm_study(study_document(claims=[claim]), "here")
-    reports = [
-        one
-        for seed in (0, 1, 2)
-        for arm, end in (("full", 0.5), ("prefix 8", 0.5 + seed / 100))
-        for split, values in (("dev", [0.4, 0.9 if arm == "full" else 0.1]), ("report", [0.3, end]))
-        for one in figures(arm, seed, values, 1.0, split)
+def test_what_it_cost_to_get_there_is_the_first_evaluation_as_good(tmp_path: Path) -> None:
+    points = curve(StudyData(figures("a", 0, [0.4, 0.7, 0.6, 0.9], 3.0)), "a", 0, "accuracy")
+    assert [p and p.step for p in (got_there(points, at, "higher") for at in (0.3, 0.65, 0.9, 0.95))] == [
+        0,
+        10,
+        30,
+        None,
     ]
-    verdict_of_it, found = decided(study, StudyData(reports), study.claims[0])
-    assert found is not None
-    assert found.differences == pytest.approx([0.0, 0.01, 0.02])
-    assert verdict_of_it == "confirmed", "what dev says does not count"
-    assert "at the best checkpoint, report prompts: +0.010" in evidence(study, study.claims[0], found)
-    with pytest.raises(ValueError, match=r"claims\.0\.at is 'flops', but a report is made once"):
-        read_arm_study(study_document(claims=[claim | {"at": "flops"}]), "here")
-
-
-@pytest.mark.parametrize(
-    ("found", "shown"),
-    [
-        (Paired([0, 1], [], 0.25, (-0.1, 0.6), 1.0), "+0.250 [-0.100, +0.600]"),
-        (Paired([0, 1], [], -0.00021, (-0.00062, 0.0002), 1.0), "-0.00021 [-0.00062, +0.00020]"),
-        (Paired([0], [], 0.0046, None, 1.0), "+0.0046"),
-        (Paired([0, 1], [], 0.0, (0.0, 0.0), 1.0), "+0.000 [+0.000, +0.000]"),
-    ],
-)
-def test_a_small_difference_is_not_shown_as_none(found: Paired, shown: str) -> None:
+    assert [p and p.step for p in (got_there(points, at, "lower") for at in (0.4, 0.3))] == [0, None]
     study = read_arm_study(study_document(), "here")
-    assert f": {shown}, {len(found.seeds)} seed" in evidence(study, study.claims[0], found)
+    data = StudyData(
+        [
+            one
+            for seed in range(3)
+            for one in (
+                *figures("full", seed, [0.4, 0.5, 0.9], 4.0),
+                *figures("prefix 8", seed, [0.4, 0.89 if seed else 0.5, 0.89 if seed else 0.5], 1.0),
+            )
+        ],
+        ["c"], ["2026-01-01"],
+    )  # fmt: skip
+    write_page(study, data, tmp_path / "x.md", command="c", source="x.parquet")
+    text = (tmp_path / "x.md").read_text()
+    assert "Exact match of at least 0.880, the mean of full at its end less the margin of 0.02" in text
+    assert "| full | 3 of 3 | 20 | 80 FLOP | 1.0 |" in text
+    assert "| prefix 8 | 2 of 3 | 10 | 10 FLOP | 8.0 |" in text
+    assert "| prefix 64 | 0 of 0 | – | – | – |" in text
+
+
+def test_what_was_there_before_training_is_a_mean_over_seeds_too(tmp_path: Path) -> None:
+    study = read_arm_study(study_document(), "here")
+    data = StudyData(
+        [one for seed, start in enumerate((0.3, 0.4, 0.5)) for one in figures("full", seed, [start, 0.9], 4.0)],
+        ["c"], ["2026-01-01"],
+    )  # fmt: skip
+    write_page(study, data, tmp_path / "x.md", command="c", source="x.parquet")
+    half = T_95[2] * 0.1 / math.sqrt(3)
+    assert f"0.400 [{0.4 - half:.3f}, {0.4 + half:.3f}]" in (tmp_path / "x.md").read_text().split("| teacher |")[0]
 
 
 @pytest.mark.parametrize("path", _STUDIES, ids=lambda path: path.stem)
@@ -288,28 +196,28 @@ def test_every_study_of_the_repository_can_be_submitted(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [_ROOT / "docs/studies/data" / f"{path.stem}.parquet" for path in _STUDIES], ids=lambda path: path.stem
+    "data", [ROOT / "docs/studies/data" / f"{path.stem}.parquet" for path in _STUDIES], ids=lambda path: path.stem
 )
 def test_a_committed_page_is_what_its_figures_make(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not data.exists():
-        assert not (_ROOT / "docs/studies" / f"{data.stem}.md").exists(), "a page without figures"
+        assert not (ROOT / "docs/studies" / f"{data.stem}.md").exists(), "a page without figures"
         return
-    monkeypatch.chdir(_ROOT)
+    monkeypatch.chdir(ROOT)
     path = Path("experiments/studies") / f"{data.stem}.json"
     study = read_arm_study(read_document(path), path.stem)
     made = tmp_path / f"{data.stem}.md"
-    source = data.relative_to(_ROOT).as_posix()
+    source = data.relative_to(ROOT).as_posix()
     kept = Sitting(study, data, commit="", say=print).data
     write_page(study, kept, made, command=f"incipit study {path.as_posix()} --report", source=source)
-    assert made.read_text() == (_ROOT / "docs/studies" / made.name).read_text()
+    assert made.read_text() == (ROOT / "docs/studies" / made.name).read_text()
 
 
 def test_the_committed_findings_are_those_of_all_studies(tmp_path: Path) -> None:
     (tmp_path / "studies").mkdir()
-    shutil.copytree(_ROOT / "docs/studies/data", tmp_path / "studies" / "data")
-    page = write_findings(_ROOT / "experiments/studies", tmp_path)
+    shutil.copytree(ROOT / "docs/studies/data", tmp_path / "studies" / "data")
+    page = write_findings(ROOT / "experiments/studies", tmp_path)
     assert page is not None
-    assert page.read_text() == (_ROOT / "docs/studies/findings.md").read_text()
+    assert page.read_text() == (ROOT / "docs/studies/findings.md").read_text()
 
 
 def test_findings_warn_first_and_only_of_what_was_confirmed(tmp_path: Path) -> None:
