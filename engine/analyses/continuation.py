@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from engine.analyses.setup import Subjects
 from engine.analysis_spec import AnalysisRow, TeacherContinues, TeacherPrefix
-from engine.estimators import wilson
+from engine.estimators import mcnemar, wilson
 
 
 def continuation(asked: TeacherPrefix | TeacherContinues, subjects: Subjects) -> tuple[list[AnalysisRow], list[str]]:
     """Accuracy by the number of tokens that the first writer contributes, and what it says.
 
-    Both models decode greedily, as evaluation does; every length starts from the same texts of the first writer.
+    Both models decode greedily, as evaluation does; every length starts from the same texts of the first writer. Each length is
+    held against the first one prompt by prompt: `p_value` is McNemar's.
     """
     models = {"teacher": subjects.teacher, "student": subjects.student}
     first, second = ("teacher", "student") if isinstance(asked, TeacherPrefix) else ("student", "teacher")
@@ -19,19 +20,22 @@ def continuation(asked: TeacherPrefix | TeacherContinues, subjects: Subjects) ->
     lengths = sorted({min(length, limit) for length in asked.prefix_tokens})
     subjects.report(0.05, f"the {first} writes {len(prompts)} texts")
     texts = subjects.sample(models[first], prompts, [[] for _ in prompts], max(max(lengths), 1), 0.0)
-    rows = []
+    rows: list[AnalysisRow] = []
+    base: list[bool] = []
     for number, length in enumerate(lengths):
         subjects.report(0.1 + 0.9 * number / len(lengths), f"the {second} goes on from {length} tokens")
         starts = [text.completion_token_ids[:length] for text in texts]
         done = subjects.sample(models[second], prompts, starts, limit, 0.0)
-        right = sum(subjects.is_right(models[second], p, r) for p, r in zip(prompts, done, strict=True))
-        low, high = wilson(right / len(prompts), len(prompts))
+        is_right = [subjects.is_right(models[second], p, r) for p, r in zip(prompts, done, strict=True)]
+        base = base or is_right
+        share = sum(is_right) / len(prompts)
+        low, high = wilson(share, len(prompts))
         ended = sum(r.finish_reason == "eos" for r in done) / len(done)
         tokens = sum(len(r.completion_token_ids) for r in done) / len(done)
         rows.append(
             AnalysisRow(
-                start=length, end=length + 1, value=right / len(prompts), low=low, high=high, count=len(prompts),
-                details={"eos_rate": ended, "mean_tokens": tokens},
+                start=length, end=length + 1, value=share, low=low, high=high, count=len(prompts),
+                details={"eos_rate": ended, "mean_tokens": tokens, "p_value": mcnemar(is_right, base)},
             )
         )  # fmt: skip
     return rows, _sentences(rows, first, second)
@@ -43,13 +47,30 @@ def _sentences(rows: list[AnalysisRow], first: str, second: str) -> list[str]:
     for row in [base] if best is base else [base, best]:
         where = f"Behind {row.start} tokens of the {first}" if row.start else "Alone"
         said.append(f"{where}, the {second} is right in {row.value:.3f} [{row.low:.3f}, {row.high:.3f}].")
-    if best is not base and best.low > base.high:
+    differing = [row for row in rows if _differs(row, len(rows) - 1)]
+    if best in differing:
         enough = next(row for row in rows if row.value >= base.value + 0.9 * (best.value - base.value))
-        said.append(f"{enough.start} tokens give at least 90 % of that gain: what the {first} decides lies early.")
-    if worst.high < base.low:
+        said.append(f"{enough.start} tokens give at least 90 % of that gain{_early(enough, rows, first)}.")
+    astray = next((row for row in differing if row.value < base.value), None)
+    if astray is not None:
         said.append(
-            f"The {first}'s first {worst.start} tokens lead the {second} astray: {worst.value:.3f} [{worst.low:.3f}, {worst.high:.3f}]."
+            f"The {first}'s first {astray.start} tokens lead the {second} astray: {astray.value:.3f} "
+            f"[{astray.low:.3f}, {astray.high:.3f}], and at the lowest {worst.value:.3f} behind {worst.start}."
         )
-    if best.low <= base.high and worst.high >= base.low:
-        said.append("The intervals of all lengths overlap: ask more prompts before you conclude.")
+    if not differing:
+        said.append(
+            f"Prompt by prompt no length differs from {base.start} tokens (McNemar, 5 % over all lengths): ask more prompts "
+            "before you conclude."
+        )
     return said
+
+
+def _differs(row: AnalysisRow, num_compared: int) -> bool:
+    """From the first length, at 5 % over all lengths together (Bonferroni)."""
+    p_value = row.details["p_value"]
+    return p_value is not None and p_value * num_compared < 0.05
+
+
+def _early(enough: AnalysisRow, rows: list[AnalysisRow], first: str) -> str:
+    """The conclusion, where half of the lengths that were asked, or fewer, are enough."""
+    return f": what the {first} decides lies early" if rows.index(enough) <= len(rows) // 2 else ""

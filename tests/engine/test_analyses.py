@@ -50,6 +50,11 @@ def test_a_few_teacher_tokens_lift_the_student_to_the_teacher() -> None:
     assert by_length[0] < 0.7
     assert by_length[8] == 1.0
     assert "what the teacher decides lies early" in " ".join(result.sentences)
+    p_values = {row.start: row.details["p_value"] for row in result.rows}
+    assert p_values[0] == 1.0
+    # All that alone were wrong are right now, and none the other way: McNemar's p is 2 of so many flips.
+    lost = round((1 - by_length[0]) * result.rows[0].count)
+    assert p_values[8] == pytest.approx(2 / 2**lost)
 
 
 def test_a_wrong_start_leads_the_teacher_astray() -> None:
@@ -63,6 +68,7 @@ def test_a_wrong_start_leads_the_teacher_astray() -> None:
 def test_a_late_flaw_is_not_lifted_by_early_teacher_tokens() -> None:
     result = asked("teacher_prefix", "student-late")
     assert max(row.value for row in result.rows) < 0.5
+    assert "Prompt by prompt no length differs from 0 tokens" in " ".join(result.sentences)
 
 
 def test_the_gradient_of_a_wrong_plan_comes_from_its_first_bin_and_the_shares_add_up() -> None:
