@@ -118,7 +118,8 @@ def _write_prompts(path: Path) -> None:
     from engine.locations import resolve
 
     tokenizer = AutoTokenizer.from_pretrained(Path(resolve("builtin:tiny")) / "models" / "teacher")
-    word = next(word for word, number in tokenizer.get_vocab().items() if number > max(tokenizer.all_special_ids))
+    # The first behind the special ones: the order of get_vocab differs from process to process, and a model may have fewer tokens.
+    word = tokenizer.convert_ids_to_tokens(max(tokenizer.all_special_ids) + 1)
     line = json.dumps({"prompt": " ".join([word] * _PROMPT_TOKENS), "answer": word})
     path.write_text(f"{line}\n" * _ROLLOUTS)
 
