@@ -11,7 +11,7 @@ from incipit.arm_study import ArmStudy
 from incipit.study_data import StudyData
 from incipit.study_evidence import NOT_EVALUATED, READINGS, claim_lines, interval_text, signed
 from incipit.study_plot import draw
-from incipit.study_readouts import Paired, Point, curve, got_there, paired
+from incipit.study_readouts import Paired, Point, curve, curves, got_there, paired
 
 _SPLITS = {"dev": "dev, last step", "report": "report, best checkpoint"}
 _UNTRAINED = {"base": "untrained student", "teacher": "teacher"}
@@ -73,8 +73,7 @@ def _arms(study: ArmStudy, data: StudyData) -> list[str]:
         values = [_over_seeds(study, data, None, subject, split, measure.key) for split in splits]
         rows.append([name, "", "", "", "", "", *values, ""])
     for arm in study.arms:
-        ends = [curve(data, arm.name, seed, measure.key) for seed in study.seeds]
-        ends = [points for points in ends if points]
+        ends = curves(data, arm.name, study.seeds, measure.key)
         cost = _mean_cost(study, data, arm.name)
         seconds = [points[-1].seconds for points in ends if points[-1].machine == timed_on]
         rows.append(
@@ -129,7 +128,7 @@ def _differences(study: ArmStudy, data: StudyData) -> list[str]:
     lines = [
         f"{begun(study.measure.name)} of each arm less that of {study.reference} ({better} is better), seed by seed, as far as "
         "the one that got less far went, on the dev prompts; between two evaluations on a line; at equal time only pairs that one "
-        "machine trained. The one that went further is read in the middle of its way, with a learning rate that has not decayed yet. "
+        "machine trained. The one that went further is read before its end: where the learning rate decays, it has decayed less there. "
         "Brackets are 95 % over seeds (Student's t; those of a share may pass 1), p is exact (sign flips).",
         "",
         *table(["arm", *(words for _, words in READINGS)], rows),
@@ -152,23 +151,27 @@ def _difference(found: Paired | None) -> str:
 def _getting_there(study: ArmStudy, data: StudyData) -> list[str]:
     """What each arm cost until it was as good as the reference in the end; no lines without the reference."""
     measure = study.measure
-    ends = [points[-1].value for seed in study.seeds if (points := curve(data, study.reference, seed, measure.key))]
+    ends = [points[-1].value for points in curves(data, study.reference, study.seeds, measure.key)]
     if not ends:
         return []
     is_higher = measure.is_better_when == "higher"
     target = fmean(ends) - measure.margin if is_higher else fmean(ends) + measure.margin
-    rows, costs = [], {}
-    for arm in study.arms:
-        runs = [points for seed in study.seeds if (points := curve(data, arm.name, seed, measure.key))]
-        there = [point for points in runs if (point := got_there(points, target, measure.is_better_when))]
-        if there:
-            costs[arm.name] = median(point.flops for point in there)
-        steps = _plain(median(point.step for point in there), 0) if there else "–"
-        rows.append([arm.name, f"{len(there)} of {len(runs)}", steps])
-    own = costs.get(study.reference)
-    for row in rows:
-        cost = costs.get(row[0])
-        row += ["–" if cost is None else si(cost) + "FLOP", "–" if not cost or own is None else f"{own / cost:.1f}"]
+    runs_of = {arm.name: curves(data, arm.name, study.seeds, measure.key) for arm in study.arms}
+    there_of = {
+        name: [point for points in runs if (point := got_there(points, target, measure.is_better_when))]
+        for name, runs in runs_of.items()
+    }
+    cost_of = {name: median(point.flops for point in there) for name, there in there_of.items() if there}
+    own = cost_of.get(study.reference)
+    rows = []
+    for name, there in there_of.items():
+        cost = cost_of.get(name)
+        rows.append(
+            [
+                name, f"{len(there)} of {len(runs_of[name])}", _plain(median(point.step for point in there), 0) if there else "–",
+                "–" if cost is None else si(cost) + "FLOP", "–" if not cost or own is None else f"{own / cost:.1f}",
+            ]
+        )  # fmt: skip
     return [
         f"## Until as good as {study.reference} in the end",
         "",
@@ -196,8 +199,8 @@ def _curves(study: ArmStudy, data: StudyData) -> list[str]:
     rows = []
     for arm in study.arms:
         by_step: dict[int, list[Point]] = {}
-        for seed in study.seeds:
-            for point in curve(data, arm.name, seed, study.measure.key):
+        for points in curves(data, arm.name, study.seeds, study.measure.key):
+            for point in points:
                 by_step.setdefault(point.step, []).append(point)
         for step, points in sorted(by_step.items()):
             values = [point.value for point in points]
@@ -207,8 +210,7 @@ def _curves(study: ArmStudy, data: StudyData) -> list[str]:
 
 
 def _mean_cost(study: ArmStudy, data: StudyData, arm: str) -> float | None:
-    ends = [curve(data, arm, seed, study.measure.key) for seed in study.seeds]
-    costs = [points[-1].flops for points in ends if points]
+    costs = [points[-1].flops for points in curves(data, arm, study.seeds, study.measure.key)]
     return fmean(costs) if costs else None
 
 

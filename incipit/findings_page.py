@@ -38,20 +38,18 @@ def _figures(study: ArmStudy, path: Path) -> StudyData:
 
 
 def _lines(known: Sequence[tuple[ArmStudy, StudyData]]) -> list[str]:
-    decisions = [decided(study, data, claim) for study, data in known for claim in study.claims]
-    verdicts = Counter(one.verdict for one in decisions)
+    decisions = [(study, claim, decided(study, data, claim)) for study, data in known for claim in study.claims]
+    verdicts = Counter(decision.verdict for _, _, decision in decisions)
     counted = ", ".join(f"{verdicts[one]} {one}" for one in ("confirmed", "refuted", "undecided"))
-    too_few = sum(one.found is None or len(one.found.seeds) < LEAST_SEEDS for one in decisions)
+    too_few = sum(one.found is None or len(one.found.seeds) < LEAST_SEEDS for _, _, one in decisions)
     if too_few:
         counted += f" ({too_few} of them with fewer than three seeds so far)"
     lines = ["# What the studies found", ""]
-    for study, data in known:
-        for claim in study.claims:
-            decision = decided(study, data, claim)
-            if claim.warns_of and decision.verdict == "confirmed":
-                lines.append(
-                    f"* **No prefix alone for {claim.warns_of}:** {claim.statement} {evidence(study, claim, decision)}"
-                )
+    lines += [
+        f"* **No prefix alone for {claim.warns_of}:** {claim.statement} {evidence(study, claim, decision)}"
+        for study, claim, decision in decisions
+        if claim.warns_of and decision.verdict == "confirmed"
+    ]
     if len(lines) > 2:
         lines.append("")
     lines += [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from incipit.arm_study import ArmStudy
 from incipit.study_data import StudyData
-from incipit.study_readouts import curve
+from incipit.study_readouts import curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,15 +42,15 @@ def draw(study: ArmStudy, data: StudyData, path: Path) -> None:
     with drawing(study.name, path) as axes:
         for number, arm in enumerate(study.arms):
             colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
-            curves = [points for seed in study.seeds if (points := curve(data, arm.name, seed, study.measure.key))]
-            for points in curves:
+            runs = curves(data, arm.name, study.seeds, study.measure.key)
+            for points in runs:
                 shown = points[1:]  # nothing was spent before the first step, and a logarithm has no place for it
                 axes.plot(
                     [one.flops for one in shown], [one.value for one in shown], color=colour, linewidth=0.5, alpha=0.35
                 )
-            length = min((len(points) for points in curves), default=0)
+            length = min((len(points) for points in runs), default=0)
             means = [
-                (fmean(points[at].flops for points in curves), fmean(points[at].value for points in curves))
+                (fmean(points[at].flops for points in runs), fmean(points[at].value for points in runs))
                 for at in range(1, length)
             ]
             if means:

@@ -55,6 +55,11 @@ def curve(data: StudyData, arm: str, seed: int, key: str) -> list[Point]:
     ]
 
 
+def curves(data: StudyData, arm: str, seeds: Sequence[int], key: str) -> list[list[Point]]:
+    """Those of the arm's runs that have been trained."""
+    return [points for seed in seeds if (points := curve(data, arm, seed, key))]
+
+
 def value_at(points: Sequence[Point], reading: Reading, where: float) -> float | None:
     """The value there, between two evaluations on a line between them; None before the first or behind the last."""
     if not points or not points[0].at(reading) <= where <= points[-1].at(reading):

@@ -53,9 +53,10 @@ def _sentences(rows: list[AnalysisRow], first: str, second: str) -> list[str]:
         said.append(f"{enough.start} tokens give at least 90 % of that gain{_early(enough, rows, first)}.")
     astray = next((row for row in differing if row.value < base.value), None)
     if astray is not None:
+        lowest = "" if worst is astray else f", and at the lowest {worst.value:.3f} behind {worst.start}"
         said.append(
             f"The {first}'s first {astray.start} tokens lead the {second} astray: {astray.value:.3f} "
-            f"[{astray.low:.3f}, {astray.high:.3f}], and at the lowest {worst.value:.3f} behind {worst.start}."
+            f"[{astray.low:.3f}, {astray.high:.3f}]{lowest}."
         )
     if not differing:
         said.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,8 @@ def study(
         document = read_document(file)
         failed = False
         if is_pair_study(document):
+            if home is not None:
+                os.environ["INCIPIT_HOME"] = str(home)  # the engine asks in this process
             _pair_study(document, file, out, report=report)
         elif is_arm_study(document):
             failed = _arm_study(document, file, out, home or incipit_home(), console, json=json, report=report)

@@ -1,6 +1,7 @@
 """Studies of pairs: asked of real models, kept, and pages that nobody typed."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from engine.analysis_spec import AnalysisResult, AnalysisRow
+from engine.locations import resolve
 from incipit.cli import app
 from incipit.pair_study import PairData, is_pair_study, read_pair_data, read_pair_study, write_pair_data
 from incipit.pair_study_page import write_pair_page
@@ -25,8 +27,11 @@ def study_document(**changes: object) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("home")
 def test_pairs_are_asked_and_their_page_made_again_from_what_was_kept(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(resolve("builtin:tiny/models/student-plan"), elsewhere / "models" / "student")
+    (pair,) = study_document()["pairs"][:1]
     document = study_document(
-        pairs=study_document()["pairs"][:1],
+        pairs=[pair | {"changes": {"student.path": "home:models/student"}}],
         analyses=[
             {"kind": "divergence_by_position", "num_prompts": 8},
             {"kind": "teacher_prefix", "num_prompts": 8, "prefix_tokens": [0, 8]},
@@ -34,7 +39,7 @@ def test_pairs_are_asked_and_their_page_made_again_from_what_was_kept(tmp_path: 
     )
     file, page = tmp_path / "where.json", tmp_path / "page.md"
     file.write_text(json.dumps(document))
-    done = CliRunner().invoke(app, ["study", str(file), "--out", str(page)])
+    done = CliRunner().invoke(app, ["study", str(file), "--out", str(page), "--home", str(elsewhere)])
     assert done.exit_code == 0, done.output
     text = page.read_text()
     assert "Behind 8 tokens of the teacher, the student is right in 1.000" in text.splitlines()[2]
