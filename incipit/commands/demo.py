@@ -60,7 +60,7 @@ def _demo(home: Path, console: Console, *, exit_after: bool, real: bool, json: b
         from incipit.models import fetch_smollm2
 
         fetch_smollm2(home, say)
-    create = demo_experiment("smollm2-gsm" if real else "tiny-demo")
+    create = demo_experiment("smollm2-products" if real else "tiny-demo")
     with services(home, say) as (client, dashboard_url, check):
         experiment = find_or_submit(client, create, say)
         if dashboard_url:

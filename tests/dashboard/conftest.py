@@ -1,5 +1,6 @@
 """A stand-in API in a process of its own (real HTTP, bodies made by backend.schemas), and Chromium."""
 
+import functools
 import importlib.util
 import os
 import socket
@@ -100,6 +101,18 @@ def lens_page_url() -> Iterator[str]:
     await_answer(f"{url}/_stcore/health", process)
     yield url
     stopped(process)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def packages_scanned_once() -> Iterator[None]:
+    """AppTest reads the description of every installed package for each page that it opens, which takes up to a second."""
+    from streamlit.components.v2 import manifest_scanner
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            manifest_scanner, "scan_component_manifests", functools.cache(manifest_scanner.scan_component_manifests)
+        )
+        yield
 
 
 @pytest.fixture(autouse=True)
