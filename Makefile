@@ -55,12 +55,12 @@ up: $(VENV)/local.done
 test: $(VENV)/dev.done $(S3_VENV)/s3.done lint
 	$(BIN)/python tests/install_browser.py
 	$(BIN)/python tests/install_proxies.py
-	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m tests.in_memory $(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
 
 test-full: $(VENV)/dev.done $(S3_VENV)/s3.done lint test-vllm test-trackers
 	$(BIN)/python tests/install_browser.py
 	$(BIN)/python tests/install_proxies.py
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not fault and not vllm and not trackers" $(ARGS)
+	$(BIN)/python -m tests.in_memory $(BIN)/pytest -n 2 --dist loadgroup -m "not fault and not vllm and not trackers" $(ARGS)
 	$(BIN)/pytest -m fault
 	$(BIN)/python -m experiments.tiny.check
 
