@@ -15,6 +15,7 @@ from engine.prefix_state import Growth, PrefixSignals, PrefixState, Tokens
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Smoothing = Annotated[float, Field(ge=0, lt=1)]
+_ROUNDING_NATS = 1e-9  # so little divergence is none; a later one divided by it may be no number any more
 
 
 class _AdaptivePrefix(Frozen):
@@ -80,7 +81,7 @@ class PlateauPrefix(_AdaptivePrefix):
         if loss is None or reached is None or self.horizon_at(signals.step, state) >= self.cap(state):
             return state
         entry = state.at_entry or {"loss": loss}
-        relative = loss / entry["loss"] if entry["loss"] > 0 else 1.0
+        relative = loss / entry["loss"] if entry["loss"] > _ROUNDING_NATS else 1.0
         smoothed = _smoothed(state.smoothed, {"loss": relative, "reach_rate": reached}, self.smoothing)
         best = None if not state.at_entry else state.best
         has_improved = best is None or smoothed["loss"] < best * (1 - self.min_improvement)

@@ -5,7 +5,7 @@ import math
 from typing import get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.adaptive_prefixes import DivergenceSharePrefix, PlateauPrefix, ValidationPrefix
@@ -88,6 +88,7 @@ signals_of_steps = st.lists(
 
 
 @given(schedules, st.integers(1, 300), signals_of_steps, st.integers(1, 4))
+@example(PlateauPrefix(), 224, [([(5e-324, 1)], 1.0, 0.0), ([(20.0, 1)], 1.0, 0.0)], 1)
 def test_whatever_training_shows_a_schedule_stays_in_its_preview_and_remembers_in_json(
     schedule: PrefixSchedule, limit: int, shown: list[tuple[list[tuple[float, int]], float, float]], every: int
 ) -> None:
