@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from backend.__main__ import main
 from backend.database import Database
 from tests import databases
 from tests.access import key_of, with_key
@@ -94,12 +95,20 @@ def test_it_serves_until_it_is_told_to_stop(database_url: str, database: Databas
 )
 @pytest.mark.attack(13, 23)
 def test_what_prevents_it_is_one_sentence(
-    database_url: str, home: Path, environment: dict[str, str], status: int, sentence: str
+    database_url: str,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    environment: dict[str, str],
+    status: int,
+    sentence: str,
 ) -> None:
-    given = {name: value.format(home=home) for name, value in environment.items()}
-    with _started(**{"INCIPIT_DATABASE_URL": database_url} | given) as process:
-        log, _ = process.communicate(timeout=60)
-    assert (process.returncode, log.count("\n")) == (status, 1), log
+    for name, value in ({"INCIPIT_DATABASE_URL": database_url} | environment).items():
+        monkeypatch.setenv(name, value.format(home=home))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said, log = capsys.readouterr()
+    assert (said, ended.value.code, log.count("\n")) == ("", status, 1), log
     assert log.startswith(f"incipit: {sentence}")
     assert "secret" not in log
 
