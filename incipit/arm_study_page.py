@@ -8,10 +8,12 @@ from statistics import fmean, median
 
 from backend.comparison import si
 from incipit.arm_study import ArmStudy
+from incipit.markdown_table import table
 from incipit.study_data import StudyData
 from incipit.study_evidence import NOT_EVALUATED, READINGS, claim_lines, interval_text, signed
 from incipit.study_plot import draw
 from incipit.study_readouts import Paired, Point, curve, curves, got_there, paired
+from incipit.study_repair import repair_lines
 
 _SPLITS = {"dev": "dev, last step", "report": "report, best checkpoint"}
 _UNTRAINED = {"base": "untrained student", "teacher": "teacher"}
@@ -44,6 +46,7 @@ def write_page(study: ArmStudy, data: StudyData, page: Path, *, command: str, so
         *_arms(study, data),
         "",
         *_further(study, data),
+        *repair_lines(study, data),
         f"## Against {study.reference}",
         "",
         *_differences(study, data),
@@ -235,10 +238,3 @@ def _plain(value: float | None, digits: int = 3) -> str:
 
 def _span(dates: Sequence[str]) -> str:
     return dates[0] if len(dates) == 1 else f"{min(dates)} to {max(dates)}"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table's lines in Markdown."""
-    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (head, *rows)]
-    lines = [f"| {' | '.join(row)} |" for row in cells]
-    return [lines[0], "|" + "---|" * len(head), *lines[1:]]

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engine.analysis_spec import AnalysisResult, AnalysisRow
-from incipit.arm_study_page import begun, table
+from incipit.arm_study_page import begun
+from incipit.markdown_table import table
 from incipit.pair_study import PairData, PairStudy
 from incipit.study_plot import COLOURS, DASHES, drawing
 

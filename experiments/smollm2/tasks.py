@@ -16,7 +16,7 @@ from pathlib import Path
 from engine.locations import resolve
 from engine.model_evaluation import ModelEvaluation, evaluate_model
 from engine.spec import RunSpec
-from incipit.arm_study_page import table
+from incipit.markdown_table import table
 
 TASKS = {
     "chain_sum, two digits": "chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=1",
