@@ -57,7 +57,7 @@ def served(server: StandInVllm, folder: Path, **backend: object) -> Document:
 def analyzed(kind: str, run: Document) -> AnalysisResult:
     # Each bin asks for its gradient three times: few of them are enough here.
     few: dict[str, Document] = {
-        "gradient_by_position": {"bin_tokens": 112},
+        "gradient_by_position": {"bin_tokens": 32},
         "teacher_continues": {"prefix_tokens": [0, 4]},
     }
     analysis: Document = {"kind": kind, "num_prompts": 6} | few.get(kind, {})
