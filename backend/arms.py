@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from backend.schemas import Evaluation, Run
 from engine.estimators import mcnemar, wilson
 from engine.flops import FlopLedger
 from engine.frozen import Frozen
+from engine.prompt_spec import PromptColumns
 from engine.verdicts import Verdicts
+
+_NO_METHOD = frozenset({"name", "seed", "checkpoints", "traces"})
+"""What two seeds of a variant may differ in."""
+_PROBLEMS = frozenset({"path", "num_prompts", "report_path", "num_report_prompts", *PromptColumns.model_fields})
+"""Fields of a spec's evaluation that say which problems it asks."""
 
 
 class Arm(Frozen):
@@ -17,6 +24,7 @@ class Arm(Frozen):
     run_id: str
     name: str
     variant: str
+    """See `variant_names`."""
     seed: int
     note: str
     student: str
@@ -54,10 +62,12 @@ class Arm(Frozen):
     flops: FlopLedger
     training_seconds: float
     saving: float | None
-    """The baseline's training FLOPs / this arm's; None for arms with another student."""
+    """The baseline's training FLOPs / this arm's; None for arms with another student or other problems."""
     flops_to_target: float | None
     """Training FLOPs at the first dev evaluation that reached the target accuracy; None when none did."""
     is_baseline: bool
+    shares_problems: bool
+    """Whether its evaluations ask what the baseline's ask; False without a baseline."""
     dev_curve: list[tuple[float, float]]
     """Training FLOPs and accuracy of the student's dev evaluations, in their order."""
 
@@ -76,8 +86,38 @@ def _paired_p(mine: Verdicts | None, theirs: Verdicts | None) -> float | None:
     return mcnemar(mine.greedy(), theirs.greedy())
 
 
+def variant_names(runs: Iterable[Run]) -> dict[str, str]:
+    """Of which variant each run is a seed, by its id.
+
+    Runs of one name that differ in more than their seed, or repeat it, are no seeds of one variant: then the end of an id
+    tells them apart.
+    """
+    by_name: dict[str, dict[tuple[str, int], list[Run]]] = {}
+    for run in runs:
+        groups = by_name.setdefault(run.variant or run.name, {})
+        method = run.spec.model_dump_json(exclude=set(_NO_METHOD))
+        repeats = sum(run.seed == other.seed for key, group in groups.items() if key[0] == method for other in group)
+        groups.setdefault((method, repeats), []).append(run)
+    return {
+        run.id: name if len(groups) == 1 else f"{name} ({group[0].id[-6:]})"
+        for name, groups in by_name.items()
+        for group in groups.values()
+        for run in group
+    }
+
+
+def problems_of(run: Run) -> str:
+    """The same for runs whose evaluations ask the same problems, as far as their specs tell."""
+    return run.spec.evaluation.model_dump_json(include=set(_PROBLEMS))
+
+
 def arm_of(
-    run: Run, evaluations: list[Evaluation], baseline: Run | None, of_baseline: Verdicts | None, target: float
+    run: Run,
+    variant: str,
+    evaluations: list[Evaluation],
+    baseline: Run | None,
+    of_baseline: Verdicts | None,
+    target: float,
 ) -> Arm:
     """A run with its evaluations as an arm; `of_baseline` are the baseline's verdicts, `target` the accuracy to reach."""
     students = [e for e in evaluations if e.subject == "student"]
@@ -87,12 +127,15 @@ def arm_of(
     low, high = wilson(accuracy, kept.num_prompts)
     curve = [(e.training_flops, e.metrics.get("accuracy") or 0.0) for e in students if e.split == "dev"]
     is_full = run.spec.trains_whole_completions
-    comparable = baseline is not None and baseline.spec.student == run.spec.student
+    # A file may have changed between two runs: where the problems themselves are recorded, they decide.
+    other_file = kept.verdicts and of_baseline and kept.verdicts.problems != of_baseline.problems
+    shares_problems = baseline is not None and problems_of(baseline) == problems_of(run) and not other_file
+    comparable = shares_problems and baseline is not None and baseline.spec.student == run.spec.student
     assert run.flops is not None
     return Arm(
         run_id=run.id,
         name=run.name,
-        variant=run.variant,
+        variant=variant,
         seed=run.seed,
         note=run.note,
         student=run.spec.student.path,
@@ -120,5 +163,6 @@ def arm_of(
         saving=baseline.flops.training / run.flops.training if comparable and baseline and baseline.flops else None,
         flops_to_target=min((flops for flops, reached in curve if reached >= target), default=None),
         is_baseline=baseline is not None and run.id == baseline.id,
+        shares_problems=shares_problems,
         dev_curve=curve,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from backend.arms import Arm, arm_of, final
+from backend.arms import Arm, arm_of, final, variant_names
 from backend.schemas import Evaluation, Run
 from backend.seed_summary import SeedSummary, seed_sentences, summaries
 from engine.frozen import Frozen
@@ -47,7 +47,8 @@ def compare(
     full = [run for run, _ in done if run.spec.trains_whole_completions and run.spec.training_flops_budget is None]
     baseline = max(full, key=lambda run: run.flops.training if run.flops else 0.0, default=None)
     of_baseline = next((final(e).verdicts for run, e in done if baseline is not None and run.id == baseline.id), None)
-    arms = [arm_of(run, evaluations, baseline, of_baseline, target) for run, evaluations in done]
+    names = variant_names(run for run, _ in runs)
+    arms = [arm_of(run, names[run.id], evaluations, baseline, of_baseline, target) for run, evaluations in done]
     arms.sort(key=lambda arm: (not arm.is_baseline, arm.saving is None))
     seeds = summaries(arms, flops_budget)
     base = {run.spec.student.path: figure for run, e in done if (figure := _figure(e, "base", "accuracy")) is not None}
@@ -82,7 +83,7 @@ def _sentences(
             "compare KL, EOS rate and repetition.",
         )
     if baseline is not None:
-        reached = [arm for arm in arms if arm.flops_to_target is not None]
+        reached = [arm for arm in arms if arm.flops_to_target is not None and arm.shares_problems]
         cheapest = min(reached, key=lambda arm: arm.flops_to_target or 0.0, default=None)
         if cheapest is not None:
             line = f"Least compute to reach {target:.2f} on the dev prompts: {cheapest.name}, {si(cheapest.flops_to_target)}FLOP"

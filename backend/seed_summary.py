@@ -37,10 +37,10 @@ class SeedSummary(Frozen):
 
 
 def summaries(arms: Sequence[Arm], flops_budget: float | None) -> list[SeedSummary]:
-    """One per variant, in the order of `arms`; each variant is compared with that of the baseline if the student is the same."""
+    """One per variant, in the order of `arms`; each is compared with the baseline's if student and problems are the same."""
     by_variant: dict[str, list[Arm]] = {}
     for arm in arms:
-        by_variant.setdefault(arm.variant or arm.name, []).append(arm)
+        by_variant.setdefault(arm.variant, []).append(arm)
     baseline = next((group for group in by_variant.values() if any(arm.is_baseline for arm in group)), [])
     return [_summary(variant, group, baseline, flops_budget) for variant, group in by_variant.items()]
 
@@ -48,7 +48,7 @@ def summaries(arms: Sequence[Arm], flops_budget: float | None) -> list[SeedSumma
 def _summary(variant: str, arms: list[Arm], baseline: list[Arm], flops_budget: float | None) -> SeedSummary:
     accuracies = [arm.accuracy for arm in arms]
     reached, of_baseline = _flops_to_target(arms), _flops_to_target(baseline)
-    is_comparable = bool(baseline) and arms[0].student == baseline[0].student
+    is_comparable = bool(baseline) and arms[0].shares_problems and arms[0].student == baseline[0].student
     all_reached = len(reached) == len(arms)
     times_less = times_less_interval = None
     if is_comparable and all_reached and len(of_baseline) == len(baseline):

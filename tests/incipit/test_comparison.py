@@ -262,3 +262,55 @@ def test_a_seed_that_never_arrives_leaves_no_mean_of_those_that_did() -> None:
     of_prefix = made.seeds[1]
     assert (of_prefix.num_reached, of_prefix.flops_to_target, of_prefix.times_less) == (1, None, None)
     assert any("1 of 2 reached 0.95 on the dev prompts" in sentence for sentence in made.sentences)
+
+
+def _named(run: Run, run_id: str, name: str, seed: int = 0) -> Run:
+    return run.model_copy(update={"id": run_id, "name": name, "variant": name, "seed": seed})
+
+
+def test_runs_of_one_name_that_differ_in_more_than_their_seed_are_no_seeds_of_one_variant() -> None:
+    slow, fast = (a_run("x", PREFIX_8, 5e10, optimizer={"learning_rate": rate}) for rate in (1e-4, 1e-3))
+    made = compare([
+        (_named(slow, "run-000001", "a copy"), an_arm(0.3, reached_at=1e9)),
+        (_named(fast, "run-000002", "a copy"), an_arm(0.8, reached_at=1e9)),
+        (_named(fast, "run-000003", "a copy", seed=1), an_arm(0.7, reached_at=1e9)),
+    ])  # fmt: skip
+    assert [(one.variant, one.num_seeds) for one in made.seeds] == [("a copy (000001)", 1), ("a copy (000002)", 2)]
+
+
+def test_a_seed_that_was_run_twice_counts_once() -> None:
+    run = a_run("x", PREFIX_8, 5e10)
+    twice = [(_named(run, f"run-00000{number}", "prefix 8"), an_arm(0.9, reached_at=1e9)) for number in (1, 2)]
+    assert [one.num_seeds for one in compare(twice).seeds] == [1, 1]
+
+
+def test_where_checkpoints_are_written_makes_no_other_variant() -> None:
+    runs = [
+        (_named(a_run("x", PREFIX_8, 5e10, checkpoints={"keep_last": kept}), f"run-{kept}", "prefix 8", kept), an_arm(0.9, reached_at=1e9))
+        for kept in (1, 2)
+    ]  # fmt: skip
+    assert [(one.variant, one.num_seeds) for one in compare(runs).seeds] == [("prefix 8", 2)]
+
+
+def test_runs_on_other_problems_are_not_held_against_the_baseline() -> None:
+    full = a_run("full", {"kind": "full"}, 8e11)
+    other = a_run("prefix 8", PREFIX_8, 5e10, evaluation={"path": "harder.jsonl"})
+    made = compare([(full, an_arm(0.99, reached_at=1e11)), (other, an_arm(0.98, reached_at=1e9))])
+    assert (made.arms[1].saving, made.arms[1].shares_problems) == (None, False)
+    assert made.seeds[1].times_less is None
+    about = next(sentence for sentence in made.sentences if sentence.startswith("prefix 8"))
+    assert "level with" not in about
+    assert "fewer" not in about
+    assert any(s.startswith("Least compute to reach 0.95 on the dev prompts: full") for s in made.sentences)
+
+
+def test_nor_are_runs_whose_file_of_problems_has_changed_since() -> None:
+    def arm(problems: str) -> list[Evaluation]:
+        verdicts = Verdicts(problems=problems, right="1110")
+        return [measured("student", "report", 0.75).model_copy(update={"verdicts": verdicts})]
+
+    full, same, changed = (
+        a_run(name, {"kind": "full"}, flops) for name, flops in (("full", 8e11), ("b", 7e11), ("c", 6e11))
+    )
+    arms = compare([(full, arm("p")), (same, arm("p")), (changed, arm("q"))]).arms
+    assert [(one.name, one.shares_problems) for one in arms] == [("full", True), ("b", True), ("c", False)]
