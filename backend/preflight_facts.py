@@ -30,7 +30,7 @@ def estimated_facts(spec: RunSpec, facts: Mapping[str, int | float | str | None]
         return {**facts, **estimated}, []
     message = (
         f"micro_batch_rollouts is {spec.micro_batch_rollouts} and the run needs about {needed / 1e9:.1f} GB of memory, "
-        f"of which the worker's device has {available / 1e9:.1f} GB; lower micro_batch_rollouts, set adapter to lora or choose "
-        "smaller models."
+        f"of which the worker's device has {available / 1e9:.1f} GB; lower micro_batch_rollouts or max_completion_tokens, set "
+        "adapter to lora or choose smaller models."
     )
     return {**facts, **estimated}, [Finding(field="micro_batch_rollouts", message=message, severity="warning")]

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from engine.decode_linear import DecodeHead, pays
 from engine.flops import ModelShape
 from engine.llama_decoder import LlamaDecoder, is_llama_shaped
+from engine.memory_plan import DECODED_ROLLOUTS
 from engine.model_checks import check_model
 from engine.model_files import bad_model, empty_module, open_module, open_tokenizer
 from engine.model_shape import shape_of
@@ -93,6 +94,8 @@ class LanguageModel:
     """Who has the weights of a served teacher, see engine/teacher_servers.py; its module has shapes alone, and is never run."""
     ranks: Ranks = ALONE
     """The processes of the run; each has this model."""
+    decoded_rollouts: int = DECODED_ROLLOUTS
+    """Most rollouts that it decodes together, see engine/memory_plan.py."""
     shards: Shards | None = None
     """How the weights lie in parts over the ranks, see engine/sharding.py; None when each rank has them all."""
 

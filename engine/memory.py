@@ -21,10 +21,10 @@ _VLLM_BYTES = 250_000_000  # more, where it has imported that
 # of benchmarks/memory_estimate.py in both types, with glibc's own settings: 0.04 to 0.20, and with adapters 0.23 and 0.5. Returning
 # every block at once would save it and cost 28 % of the time. Not counted for a GPU, whose allocator was not measured.
 _ALLOCATOR_SHARE, _ALLOCATOR_SHARE_WITH_ADAPTER = 0.14, 0.35
-# What engine/fused_loss.py, engine/sampler.py, engine/llama_decoder.py, engine/decode_linear.py, engine/scoring.py and
+# What engine/fused_loss.py, engine/llama_decoder.py, engine/decode_linear.py, engine/scoring.py and
 # engine/batch.py allow themselves.
 _MIN_PACKED_ENTRIES = 2**17
-_CHUNK_ENTRIES, _MIN_CHUNK_TOKENS, _MAX_DECODED, _MAX_JOINED_BYTES = 2**23, 16, 128, 64_000_000
+_CHUNK_ENTRIES, _MIN_CHUNK_TOKENS, _MAX_JOINED_BYTES = 2**23, 16, 64_000_000
 _CPU_TOKENS = 2048
 _CHUNK_TENSORS, _SCORING_TENSORS = 2, 8
 # Logits, odds and the odds padded to whole groups, in float32.
@@ -96,8 +96,10 @@ def memory(
     is_cast = is_half and not has_adapter  # float32 weights run under autocast; an adapter's base is bfloat16 itself
     update = _update(plan, shape, num_tokens, size, has_adapter=has_adapter, is_cast=is_cast)
     gradients = num_trained * _FLOAT32
-    of_student = _sampling(spec, shape, prompt_tokens, longest_horizon, size)
-    of_teacher = _sampling(spec, teacher.shape, prompt_tokens, longest_horizon, size, in_training=_teacher_writes(spec))
+    of_student = _sampling(spec, plan, shape, prompt_tokens, longest_horizon, size)
+    of_teacher = _sampling(
+        spec, plan, teacher.shape, prompt_tokens, longest_horizon, size, in_training=_teacher_writes(spec)
+    )
     if spec.has_served_teacher:
         of_teacher = dict.fromkeys(of_student, 0)
     sampling = {part: max(of_student[part], of_teacher[part]) for part in of_student}
@@ -201,6 +203,7 @@ def _kept_per_token(shape: ModelShape) -> int:
 
 def _sampling(
     spec: RunSpec,
+    plan: MemoryPlan,
     writer: ModelShape,
     prompt_tokens: int,
     longest_horizon: int,
@@ -215,8 +218,9 @@ def _sampling(
     evaluation = spec.evaluation
     num_prompts = max(evaluation.num_prompts, evaluation.num_report_prompts if evaluation.report_path else 0)
     num_samples = max(1, evaluation.samples_per_prompt)
-    evaluated = max(min(_MAX_DECODED, num_prompts * num_samples), num_samples)
-    trained = min(_MAX_DECODED, spec.prompts_per_step * spec.rollouts_per_prompt) if in_training else 0
+    evaluated = max(min(plan.decoded_rollouts, num_prompts * num_samples), num_samples)
+    in_step = spec.prompts_per_step * spec.rollouts_per_prompt
+    trained = max(min(plan.decoded_rollouts, in_step), spec.rollouts_per_prompt) if in_training else 0
     num_tokens = max(
         trained * (prompt_tokens + longest_horizon), evaluated * (prompt_tokens + spec.max_completion_tokens)
     )

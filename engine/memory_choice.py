@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from engine.memory import MEMORY_ERROR, Model, memory
-from engine.memory_plan import MemoryPlan
+from engine.memory_plan import DECODED_ROLLOUTS, LEAST_DECODED, MemoryPlan
 from engine.spec import RunSpec
+
+_DECODED = (DECODED_ROLLOUTS, 64, 32, LEAST_DECODED)
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ class Choice:
         return self.needed_bytes <= self.room_bytes
 
     @property
+    def is_told(self) -> bool:
+        """Whether anything is not as usual."""
+        return bool(self.chosen) or self.plan.decoded_rollouts < DECODED_ROLLOUTS
+
+    @property
     def in_words(self) -> str:
         """One sentence with what was chosen, what that needs and what there is."""
         values = {
@@ -58,7 +65,10 @@ class Choice:
             "gradient_checkpointing": "always" if self.plan.recomputes_blocks else "never",
             "teacher_offload": "always" if self.plan.offloads_teacher else "never",
         }
-        *others, last = [f"{field} auto is {values[field]}" for field in self.chosen]
+        found = [f"{field} auto is {values[field]}" for field in self.chosen]
+        if self.plan.decoded_rollouts < DECODED_ROLLOUTS:
+            found.append(f"at most {self.plan.decoded_rollouts} rollouts are decoded together")
+        *others, last = found
         chosen = f"{', '.join(others)} and {last}" if others else last
         needs = f"about {_gigabytes(self.needed_bytes)} of memory, and {_gigabytes(self.room_bytes)} are free"
         return f"{chosen}: the run needs {needs}{'' if self.fits else ', which may not be enough'}."
@@ -67,12 +77,15 @@ class Choice:
 def choose(spec: RunSpec, pair: Pair, room_bytes: int) -> Choice:
     """The first plan that fits, in the order of the time that they cost; the one that needs least when none does.
 
-    Smaller micro-batches come before blocks that run twice, and these before a teacher whose weights wait in host memory, which
-    are copied at every step: each costs less than the next. `spec` has the device and the precision of the
+    Fewer rollouts decoded together, which cost time in evaluations alone, come before smaller micro-batches, these before blocks
+    that run twice, and these before a teacher whose weights wait in host memory, which are copied at every step: each costs less
+    than the next. `spec` has the device and the precision of the
     run in place of `auto`; `room_bytes` is what the process may take in all, what it has already included.
     """
     plans = list(_plans(spec, pair))
-    plan = next((one for one in plans if pair.needed_bytes(spec, one) <= room_bytes), plans[-1])
+    least = next((one for one in plans if pair.needed_bytes(spec, one) <= room_bytes), plans[-1])
+    decoded = [least.model_copy(update={"decoded_rollouts": number}) for number in _DECODED]
+    plan = next((one for one in decoded if pair.needed_bytes(spec, one) <= room_bytes), least)
     chosen: tuple[str, ...] = ("micro_batch_rollouts",) if spec.micro_batch_rollouts == "auto" else ()
     if spec.gradient_checkpointing == "auto" and plan.recomputes_blocks:
         chosen += ("gradient_checkpointing",)
@@ -88,10 +101,12 @@ def least(spec: RunSpec) -> MemoryPlan:
         micro_batch_rollouts=1 if spec.micro_batch_rollouts == "auto" else stated.micro_batch_rollouts,
         recomputes_blocks=spec.gradient_checkpointing != "never",
         offloads_teacher=spec.teacher_offload != "never",
+        decoded_rollouts=LEAST_DECODED,
     )
 
 
 def _plans(spec: RunSpec, pair: Pair) -> Iterator[MemoryPlan]:
+    """What an update may be, with as few rollouts decoded together as may be."""
     stated = MemoryPlan.stated(spec)
     sizes = [stated.micro_batch_rollouts]
     if spec.micro_batch_rollouts == "auto":
@@ -103,7 +118,12 @@ def _plans(spec: RunSpec, pair: Pair) -> Iterator[MemoryPlan]:
     for offloads in (False, True) if may_offload else (stated.offloads_teacher,):
         for recomputes in (False, True) if may_recompute else (stated.recomputes_blocks,):
             for size in sizes:
-                yield MemoryPlan(micro_batch_rollouts=size, recomputes_blocks=recomputes, offloads_teacher=offloads)
+                yield MemoryPlan(
+                    micro_batch_rollouts=size,
+                    recomputes_blocks=recomputes,
+                    offloads_teacher=offloads,
+                    decoded_rollouts=LEAST_DECODED,
+                )
 
 
 def _gigabytes(num_bytes: int) -> str:

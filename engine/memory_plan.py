@@ -1,4 +1,5 @@
-"""How a run keeps within its memory: rollouts in a micro-batch, blocks that run twice, a teacher that waits outside.
+"""How a run keeps within its memory: rollouts in a micro-batch, blocks that run twice, rollouts decoded together, a teacher
+that waits outside.
 
 It imports without torch.
 """
@@ -15,9 +16,14 @@ NO_OFFLOAD_ON_A_CPU = (
     "set it to auto or never, or use a GPU."
 )
 
+DECODED_ROLLOUTS = 128
+"""Most rollouts that are decoded together where there is room: past this two cores gain nothing and the cache grows."""
+LEAST_DECODED = 16
+"""Where there is less room; with fewer still, each token would cost a pass over the weights nearly of its own."""
+
 
 class MemoryPlan(Frozen):
-    """What an update may hold at once. It is part of every checkpoint; no choice changes the loss by more than rounding."""
+    """What a run may hold at once. It is part of every checkpoint; no choice changes the loss by more than rounding."""
 
     micro_batch_rollouts: int
     """Most rollouts in one forward and backward pass."""
@@ -25,6 +31,8 @@ class MemoryPlan(Frozen):
     """Whether the student's blocks forget their activations and run again in the backward pass."""
     offloads_teacher: bool = False
     """Whether the teacher's weights wait in host memory while nobody reads them. It has no effect on a CPU."""
+    decoded_rollouts: int = DECODED_ROLLOUTS
+    """Most rollouts that are decoded together, all samples of one prompt at least; full-length evaluations need most room."""
 
     @classmethod
     def stated(cls, spec: RunSpec) -> MemoryPlan:

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_MAX_ROWS = 128  # rollouts decoded together: past this a 2-core CPU gains nothing and the cache grows
-
 
 @dataclass
 class Sampler:
@@ -62,7 +60,7 @@ class Sampler:
             return []
         done = []
         decoder = self._decoder(requests, horizon)
-        for batch in _batches(requests, horizon):
+        for batch in _batches(requests, horizon, self.model.decoded_rollouts):
             rows = self._rows([requests[i] for i in batch], horizon, decoder)
             rows.run(rows.horizon, self.on_token)
             done.append((batch, self._counted(rows)))
@@ -96,7 +94,7 @@ class Sampler:
         waiting = []
         with self.model.autocast():
             decoder = self._decoder(requests, horizon)
-            for batch in _batches(requests, horizon):
+            for batch in _batches(requests, horizon, self.model.decoded_rollouts):
                 rows = self._rows([requests[i] for i in batch], horizon, decoder, room=num_tokens, num_top=top_k)
                 rows.run(num_tokens, self.on_token)
                 waiting.append((batch, rows))
@@ -169,15 +167,15 @@ def _in_order(batches: list[tuple[list[int], list[_T]]]) -> list[_T]:
     return [found[index] for index in range(len(found))]
 
 
-def _batches(requests: list[RolloutRequest], horizon: int) -> list[list[int]]:
-    """Indices of requests that decode together: of equal `num_rollouts`, at most _MAX_ROWS rollouts (one request at least)."""
+def _batches(requests: list[RolloutRequest], horizon: int, num_together: int) -> list[list[int]]:
+    """Indices of requests that decode together: of equal `num_rollouts`, at most so many rollouts (one request at least)."""
     # Equal limits stay together: one row that runs on decodes nearly as slowly as many.
     order = sorted(range(len(requests)), key=lambda i: (requests[i].limit(horizon), len(requests[i].prompt_token_ids)))
     batches: list[list[int]] = []
     for index in order:
         repeats = requests[index].num_rollouts
         batch = batches[-1] if batches else []
-        if batch and requests[batch[0]].num_rollouts == repeats and (len(batch) + 1) * repeats <= _MAX_ROWS:
+        if batch and requests[batch[0]].num_rollouts == repeats and (len(batch) + 1) * repeats <= num_together:
             batch.append(index)
         else:
             batches.append([index])

@@ -149,6 +149,8 @@ def _open_run(
         message = f"parallelism.kind is {spec.parallelism.kind!r} but the run has one process, which does all the work."
         journal.emit(Warned, code="parallelism", message=message, advice="Start it with torchrun, or on a worker.")
     plan = state.plan or _plan(spec, student_model, teacher, data, precision, journal, ranks)
+    student_model = replace(student_model, decoded_rollouts=plan.decoded_rollouts)
+    teacher = replace(teacher, decoded_rollouts=plan.decoded_rollouts)
     if is_sharded:
         student_model = sharded(student_model, "student", ranks, device)
         teacher = sharded(teacher, "teacher", ranks, device)
@@ -196,7 +198,7 @@ def _plan(
         # Of the whole model: a sharded one takes less, and ranks on one machine's CPU share its memory.
         room_bytes(student.device) // (ranks.local_size if student.device.type == "cpu" else 1),
     )
-    if choice.chosen:
+    if choice.is_told:
         advice = "" if choice.fits else "Take fewer or shorter rollouts, smaller models, or a machine with more memory."
         journal.emit(Warned, code="memory_plan", message=choice.in_words, advice=advice)
     return MemoryPlan.model_validate(ranks.agreed(choice.plan.model_dump(mode="json")))

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from backend.estimate import estimate
 from benchmarks.memory_estimate import measured, spec_of
-from engine import batch, decode_linear, fused_loss, llama_decoder, sampler
+from engine import batch, decode_linear, fused_loss, llama_decoder
 from engine import memory as memory_module
 from engine.adapter_shape import AdapterShape
 from engine.decode_cache import decode_cache
@@ -258,14 +258,12 @@ def test_many_samples_and_a_teacher_that_writes_need_a_larger_cache(base: Docume
 def test_what_the_estimate_copies_of_the_engine_is_what_the_engine_allows() -> None:
     copied = (
         memory_module._CHUNK_ENTRIES,
-        memory_module._MAX_DECODED,
         memory_module._MAX_JOINED_BYTES,
         memory_module._CPU_TOKENS,
         memory_module._MIN_PACKED_ENTRIES,
     )
     allowed = (
         fused_loss._CHUNK_ENTRIES,
-        sampler._MAX_ROWS,
         llama_decoder._MAX_JOINED_BYTES,
         batch._CPU_TOKENS,
         decode_linear.MIN_PACKED_ENTRIES,

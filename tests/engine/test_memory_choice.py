@@ -14,7 +14,7 @@ from engine.events import StepDone, Warned
 from engine.findings import findings_of
 from engine.manifest import MANIFEST, Manifest, spec_sha256
 from engine.memory_choice import Choice, Pair, choose, least
-from engine.memory_plan import MemoryPlan
+from engine.memory_plan import DECODED_ROLLOUTS, LEAST_DECODED, MemoryPlan
 from engine.peak_memory import room_bytes
 from engine.spec import RunSpec
 from engine.staging import sealed_files
@@ -83,8 +83,12 @@ def test_a_teacher_stays_where_it_cannot_wait(room: int) -> None:
 @given(rooms, st.sampled_from(["never", "always"]), st.sampled_from(["never", "always"]))
 def test_what_the_spec_states_is_left_alone(room: int, blocks: str, teacher: str) -> None:
     stated = spec_of(6, blocks, teacher)
-    assert chosen(room, stated).plan == MemoryPlan(
-        micro_batch_rollouts=6, recomputes_blocks=blocks == "always", offloads_teacher=teacher == "always"
+    found = chosen(room, stated).plan
+    assert found == MemoryPlan(
+        micro_batch_rollouts=6,
+        recomputes_blocks=blocks == "always",
+        offloads_teacher=teacher == "always",
+        decoded_rollouts=found.decoded_rollouts,
     )
     assert chosen(room, stated).chosen == ()
 
@@ -95,20 +99,42 @@ def test_all_rollouts_at_once_where_there_is_room_and_half_of_them_where_there_i
     assert chosen(needed - 1).plan.micro_batch_rollouts == 24
 
 
+def test_an_evaluation_gives_way_before_an_update_does() -> None:
+    long = tiny_spec(
+        max_completion_tokens=4000,
+        evaluation=tiny_spec().evaluation.model_dump() | {"num_prompts": 100},
+        precision="float32",
+        device="cpu",
+    )
+    usual = MemoryPlan.stated(long)
+    needed = [
+        PAIR.needed_bytes(long, usual.model_copy(update={"decoded_rollouts": number})) for number in (128, 64, 32, 16)
+    ]
+    assert needed == sorted(needed, reverse=True)
+    assert needed[0] > 3 * needed[3]
+    for number, room in zip((128, 64, 32, 16), needed, strict=True):
+        found = chosen(room, long)
+        assert found.plan == usual.model_copy(update={"decoded_rollouts": number})
+        assert found.is_told == (number < 128)
+    told = chosen(needed[2], long).in_words
+    assert told.startswith("at most 32 rollouts are decoded together: the run needs about ")
+    assert chosen(needed[3] - 1, long).plan.recomputes_blocks, "only then the update"
+
+
 def test_a_model_without_such_blocks_is_not_told_to_recompute_them() -> None:
     rigid = Pair(MEDIUM, MEDIUM, 100, 200, can_recompute=False)
     assert choose(spec_of(), rigid, 0).plan == MemoryPlan(
-        micro_batch_rollouts=1, recomputes_blocks=False, offloads_teacher=True
+        micro_batch_rollouts=1, recomputes_blocks=False, offloads_teacher=True, decoded_rollouts=LEAST_DECODED
     )
 
 
 def test_the_choice_is_told_with_what_it_needs_and_what_there_is() -> None:
-    words = chosen(10**9).in_words
+    words = chosen(5 * 10**8).in_words
     assert words.startswith(
-        "micro_batch_rollouts auto is 1, gradient_checkpointing auto is always and teacher_offload auto is always: "
-        "the run needs about "
+        "micro_batch_rollouts auto is 1, gradient_checkpointing auto is always, teacher_offload auto is always and at most "
+        "16 rollouts are decoded together: the run needs about "
     )
-    assert words.endswith(" GB of memory, and 1.00 GB are free, which may not be enough.")
+    assert words.endswith(" GB of memory, and 0.50 GB are free, which may not be enough.")
     assert chosen(40 * 10**9).in_words.startswith("micro_batch_rollouts auto is 48: ")
     assert chosen(40 * 10**9, spec_of(16)).chosen == ()
 
@@ -162,8 +188,10 @@ def test_a_run_tells_what_auto_is_and_its_resume_keeps_it(tmp_path: Path) -> Non
     checkpoint = Path(shutil.copytree(saved, tmp_path / "other"))
     file = checkpoint / "trainer" / "state.json"
     state = json.loads(file.read_text())
-    assert state["plan"] == {"micro_batch_rollouts": 8, "recomputes_blocks": False, "offloads_teacher": False}
-    # By a version without teacher offload, too.
+    assert state["plan"] == {
+        "micro_batch_rollouts": 8, "recomputes_blocks": False, "offloads_teacher": False, "decoded_rollouts": DECODED_ROLLOUTS,
+    }  # fmt: skip
+    # By a version without teacher offload and with one number of rollouts decoded together, too.
     file.write_text(json.dumps(state | {"plan": {"micro_batch_rollouts": 3, "recomputes_blocks": True}}))
     manifest = Manifest.model_validate_json((checkpoint / MANIFEST).read_bytes())
     (checkpoint / MANIFEST).unlink()
@@ -173,7 +201,7 @@ def test_a_run_tells_what_auto_is_and_its_resume_keeps_it(tmp_path: Path) -> Non
     assert not [event for event in again if isinstance(event, Warned) and event.code == "memory_plan"]
     last = tmp_path / "auto" / "attempts" / "2" / "checkpoints" / "step-3" / "trainer" / "state.json"
     assert json.loads(last.read_text())["plan"] == {
-        "micro_batch_rollouts": 3, "recomputes_blocks": True, "offloads_teacher": False,
+        "micro_batch_rollouts": 3, "recomputes_blocks": True, "offloads_teacher": False, "decoded_rollouts": DECODED_ROLLOUTS,
     }  # fmt: skip
     (step,) = [event for event in again if isinstance(event, StepDone)]
     assert step.flops.recompute > 0

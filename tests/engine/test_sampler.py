@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,6 +110,21 @@ def test_more_requests_than_one_decode_batch_holds_come_back_in_order() -> None:
     found = sample(asked, 3)
     assert [rollout.prompt_index for rollout in found] == [i for i in range(150) for _ in range(2)]
     assert tokens(found)[100:102] == tokens(sample([asked[50]], 3))
+
+
+def test_how_many_are_decoded_together_changes_no_token_and_no_more_are() -> None:
+    model = random_model(3)
+    requests = [RolloutRequest(index, [1 + index % 5] * (1 + index % 3), 2, 0) for index in range(7)]
+    together, steps = [], []
+    for number in (128, 5, 1):
+        stepped = []
+        sampler = Sampler(replace(model, decoded_rollouts=number), 0, 1.0, lambda stepped=stepped: stepped.append(0))
+        together.append([one.completion_token_ids for one in sampler.sample(requests, 6)])
+        steps.append(len(stepped))
+    assert together[0] == together[1] == together[2]
+    # Two rollouts of a prompt stay together, so that 5 hold two prompts and 1 holds one: 1, 4 and 7 batches.
+    assert steps[0] <= 6 < steps[1] <= 24
+    assert steps[1] < steps[2] <= 42
 
 
 def test_seed_prompt_visit_and_rollout_each_change_the_tokens() -> None:
