@@ -1,14 +1,15 @@
 """Where this installation keeps its things and how its services find each other: INCIPIT_… environment variables."""
 
+import json
 import os
 import secrets
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from backend.limits import Limits
 from backend.store_settings import StoreSettings
@@ -18,6 +19,12 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 _SECRET_BYTES = 32
 _DATABASES = ("sqlite:///", "postgresql+psycopg://")
+_LISTS = {
+    "allowed_hosts": "incipit.example.org",
+    "allowed_origins": "https://incipit.example.org",
+    "webhook_networks": "10.1.0.0/16",
+}
+"""Settings that are JSON lists in the environment, each with an example of what stands in it."""
 
 
 class Settings(BaseSettings):
@@ -48,9 +55,9 @@ class Settings(BaseSettings):
     """How much is logged; at debug also each request for health and figures."""
     local_token: SecretStr | None = None
     """Bearer token of a local stack, made anew at each of its starts; only for an API on a loopback address."""
-    allowed_hosts: tuple[str, ...] = ()
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     """Further names under which the API may be addressed (as JSON list); the loopback names are always allowed."""
-    allowed_origins: tuple[str, ...] = ()
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
     """Origins of web pages that may change something (as JSON list), such as `https://incipit.example.org`."""
 
     limits: Limits = Limits()
@@ -59,7 +66,7 @@ class Settings(BaseSettings):
     store: StoreSettings = StoreSettings()
     """Where checkpoints and token traces are kept, see docs/operations.md."""
 
-    webhook_networks: tuple[str, ...] = ()
+    webhook_networks: Annotated[tuple[str, ...], NoDecode] = ()
     """Private networks that webhooks may lead into all the same (as JSON list), such as `10.1.0.0/16`."""
 
     oidc_issuer: str = ""
@@ -72,6 +79,13 @@ class Settings(BaseSettings):
     """Claim with a role (viewer, operator, admin) or a list of roles, of which the highest counts."""
     oidc_project_claim: str = ""
     """Claim with the project; empty is that everybody belongs to the project `default`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_are_json_lists(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Read here: pydantic-settings would say neither the variable nor its value, by an error that is no ValidationError."""
+        texts = {name: given[name] for name in _LISTS if isinstance(given.get(name), str)}
+        return given | {name: _names_in(text, name) for name, text in texts.items()}
 
     @model_validator(mode="after")
     def _the_local_token_stays_on_this_machine(self) -> Self:
@@ -186,6 +200,18 @@ class Settings(BaseSettings):
         finally:
             draft.unlink()
         return path.read_bytes()
+
+
+def _names_in(text: str, name: str) -> list[str]:
+    """What the JSON list of a setting names; raises ValueError."""
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
+        variable, example = f"INCIPIT_{name.upper()}", json.dumps([_LISTS[name]])
+        raise ValueError(f"{variable} is {text[:80]!r}, which is no JSON list of texts; write one such as {example}.")
+    return names
 
 
 def export_dir(home: Path) -> Path:

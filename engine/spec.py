@@ -73,7 +73,8 @@ class CheckpointSpec(Frozen):
     """When checkpoints are written, and which of them stay: those that any of the rules keeps, and those that are pinned."""
 
     every_steps: Count = 50
-    """Steps between checkpoints; the last step and every new best by full-length accuracy are saved as well."""
+    """Steps between checkpoints; the last step and every new best by full-length evaluation (evaluation.primary_metric) are saved as
+    well."""
     keep_last: Annotated[int, Field(ge=1, le=10_000)] = 2
     """Newest checkpoints that are kept."""
     keep_best: Annotated[int, Field(ge=1, le=10_000)] = 1

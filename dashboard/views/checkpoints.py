@@ -122,7 +122,7 @@ with notices.problems_shown():
     if not checkpoints:
         notices.empty(
             "No checkpoints yet",
-            "A run saves one whenever its full-length accuracy is its best so far, at regular steps, and at its end.",
+            "A run saves one whenever its full-length evaluation is its best so far, at regular steps, and at its end.",
         )
         st.page_link("views/runs.py", label="To the runs", icon=":material/list:")
         st.stop()

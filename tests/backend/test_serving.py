@@ -84,6 +84,23 @@ def test_it_serves_until_it_is_told_to_stop(database_url: str, database: Databas
             78,
             "INCIPIT_LIMITS__PAGE_ITEMS is '0': Input should be greater than or equal to 1.",
         ),
+        (
+            {"INCIPIT_ALLOWED_HOSTS": "incipit.example.org"},
+            78,
+            "INCIPIT_ALLOWED_HOSTS is 'incipit.example.org', which is no JSON list of texts; write one such as "
+            '["incipit.example.org"].',
+        ),
+        (
+            {"INCIPIT_ALLOWED_ORIGINS": '"https://a.example"'},
+            78,
+            "INCIPIT_ALLOWED_ORIGINS is '\"https://a.example\"', which is no JSON list of texts; write one such as "
+            '["https://incipit.example.org"].',
+        ),
+        (
+            {"INCIPIT_WEBHOOK_NETWORKS": "[10]"},
+            78,
+            "INCIPIT_WEBHOOK_NETWORKS is '[10]', which is no JSON list of texts; write one such as [\"10.1.0.0/16\"].",
+        ),
         ({"INCIPIT_DATABASE_URL": "mysql://me:secret@x"}, 78, "INCIPIT_DATABASE_URL must begin with sqlite:///FILE or"),
         ({"INCIPIT_DATABASE_URL": "sqlite:///{home}/other"}, 78, "The database has schema none but this version needs"),
         (

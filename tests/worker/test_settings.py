@@ -35,6 +35,14 @@ def test_whoever_ends_a_worker_must_wait_longer_than_the_worker_for_its_engine(h
         assert words in told.stderr
 
 
+@pytest.mark.parametrize("module", ["worker", "worker.control"])
+def test_a_list_that_is_none_is_one_sentence(home: Path, module: str) -> None:
+    databases.sqlite_copy(home)
+    told = _started(module, INCIPIT_WEBHOOK_NETWORKS="10.1.0.0/16")
+    assert (told.returncode, told.stderr.count("\n")) == (78, 1)
+    assert told.stderr.startswith("incipit: INCIPIT_WEBHOOK_NETWORKS is '10.1.0.0/16', which is no JSON list of texts;")
+
+
 def test_a_stack_is_refused_before_anything_starts(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INCIPIT_STOP_SECONDS", "170")
     with pytest.raises(StackError, match="INCIPIT_GRACE_SECONDS"), LocalStack(home, with_dashboard=False):
