@@ -10,6 +10,8 @@ from engine.prompt_spec import PromptColumns, PromptReference
 from engine.scorers import FinalNumber, Scorer
 
 PrimaryMetric = Literal["accuracy", "exact", "reverse_kl", "forward_kl_on_teacher_texts", "avg_at_k"]
+MAX_PROMPTS = 100_000
+"""That an evaluation may ask for."""
 FALLING = ("reverse_kl", "forward_kl_on_teacher_texts")
 """Metrics of which smaller is better."""
 
@@ -32,11 +34,11 @@ class EvaluationSpec(PromptColumns):
 
     path: PromptReference
     """Prompts with answers (and whole texts to compare): a reference as in prompts.path or `task:gsm8k`; chooses the best checkpoint."""
-    num_prompts: Annotated[int, Field(ge=1, le=100_000)] = 100
+    num_prompts: Annotated[int, Field(ge=1, le=MAX_PROMPTS)] = 100
     """Prompts taken from the start of the file."""
     report_path: PromptReference | None = None
     """Second prompts, evaluated once, at the end, with the best checkpoint; their figures are the ones to report."""
-    num_report_prompts: Annotated[int, Field(ge=1, le=100_000)] = 300
+    num_report_prompts: Annotated[int, Field(ge=1, le=MAX_PROMPTS)] = 300
     """Prompts taken from the start of the report file."""
     every_steps: Count = 20
     """Steps between evaluations; there is always one at the end."""

@@ -19,7 +19,7 @@ from engine.scorers import Scorer
 from engine.setup import choose_device, choose_precision
 from engine.spec import RunSpec
 from engine.task_spec import scorer_of
-from engine.verdicts import Verdicts
+from engine.verdicts import MAX_PROBLEMS, Verdicts
 
 
 class ModelEvaluation(Frozen):
@@ -77,13 +77,18 @@ def evaluate_model(spec: RunSpec, on_token: Callable[[], None] = lambda: None) -
     rows = read_prompts(
         source, "evaluation.path", columns=spec.evaluation, limit=spec.evaluation.num_prompts, need_answer=True
     )
+    if len(rows) > MAX_PROBLEMS:  # known before hours of answers, not behind them
+        raise RunError(
+            "bad_spec",
+            f"{len(rows):,} problems of {source!r} are asked, but one evaluation keeps the verdicts of at most "
+            f"{MAX_PROBLEMS:,}; set a limit.",
+        )
     prompts = encoded(spec, model.tokenizer, rows, "evaluation.path")
     _check_context(spec, model, prompts)
     scorer = scorer_of(spec.evaluation.path, spec.evaluation.scorer)
     evaluator = Evaluator(spec, prompts, on_token, scorer=scorer)
     evaluation = evaluator.evaluate(model, model, spec.max_completion_tokens)
-    if evaluation.verdicts is None:
-        raise RunError("bad_spec", f"{len(prompts)} prompts are more than an evaluation keeps verdicts of; ask fewer.")
+    assert evaluation.verdicts is not None, "there are not too many problems"
     low, high = wilson(evaluation.metrics["accuracy"] or 0.0, len(prompts))
     return ModelEvaluation(
         model=spec.student.path,

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from engine.frozen import Frozen
 
-_MAX_PROBLEMS = 20_000  # more would make events of megabytes; MMLU-Pro has 12,032
+MAX_PROBLEMS = 20_000  # more would make events of megabytes; MMLU-Pro has 12,032
 
 
 class Verdicts(Frozen):
@@ -19,7 +19,7 @@ class Verdicts(Frozen):
 
     problems: str
     """Hash of all prompts and answers: only evaluations that share it can be paired."""
-    right: Annotated[str, Field(pattern=r"^[01]*$", max_length=_MAX_PROBLEMS)]
+    right: Annotated[str, Field(pattern=r"^[01]*$", max_length=MAX_PROBLEMS)]
     """A digit for each problem: 1 where the greedy completion is right."""
     samples_per_problem: int = 0
     """Samples behind `samples_right`."""
@@ -38,7 +38,7 @@ def verdicts_of(
     samples_per_problem: int = 0,
 ) -> Verdicts | None:
     """The record of an evaluation; None when there are too many problems to keep."""
-    if len(right) > _MAX_PROBLEMS:
+    if len(right) > MAX_PROBLEMS:
         return None
     digest = hashlib.sha256(json.dumps(list(problems)).encode()).hexdigest()[:16]
     return Verdicts(

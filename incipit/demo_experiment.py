@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,15 +77,13 @@ def find_or_submit(client: ApiClient, create: ExperimentCreate, say: Callable[[s
 
 
 def find(client: ApiClient, create: ExperimentCreate) -> Experiment | None:
-    """An earlier experiment with the same specs whose runs are at work or done."""
-    wanted = [planned.spec for planned in planned_runs(create)]
+    """An earlier experiment that has these specs, whose runs are at work or done; it may have copies of runs beside them."""
+    wanted = Counter(planned.spec.model_dump_json() for planned in planned_runs(create))
     for experiment in client.experiments():
-        if experiment.name != create.name or experiment.num_runs != len(wanted):
+        if experiment.name != create.name or experiment.num_runs < wanted.total():
             continue
-        runs = all_runs(client, experiment)
-        if all(run.state not in ("failed", "cancelled") for run in runs) and sorted(
-            client.run(run.id).spec.model_dump_json() for run in runs
-        ) == sorted(spec.model_dump_json() for spec in wanted):
+        usable = [run for run in all_runs(client, experiment) if run.state not in ("failed", "cancelled")]
+        if wanted <= Counter(client.run(run.id).spec.model_dump_json() for run in usable):
             return experiment
     return None
 

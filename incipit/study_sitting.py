@@ -65,7 +65,7 @@ class Sitting:
         )
 
         def keep(run: Run) -> None:
-            if run.state == "succeeded":
+            if run.state == "succeeded" and self._is_own(run, seed):
                 spec = self._fingerprints[run.variant, seed]
                 figures = figures_of(run.variant, seed, spec, this_machine(), client.evaluations(run.id))
                 date = datetime.now(UTC).strftime("%Y-%m-%d")
@@ -73,7 +73,11 @@ class Sitting:
                 write_data(self.path, self.data)
 
         runs = follow(client, experiment, console, is_alive, keep)
-        return [run for run in runs if run.state != "succeeded"]
+        return [run for run in runs if run.state != "succeeded" and self._is_own(run, seed)]
+
+    def _is_own(self, run: Run, seed: int) -> bool:
+        """Whether the study asked for it: whoever copies a run puts another one into its experiment, by any name."""
+        return self._fingerprints.get((run.variant, seed)) == fingerprint(run.spec)
 
     @property
     def missing(self) -> int:

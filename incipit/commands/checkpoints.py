@@ -20,6 +20,7 @@ app = typer.Typer(no_args_is_help=True, help="List and download checkpoints.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _MAX_LISTED = 1000
+_RUNS_PAGE = 200  # what the API gives at once
 
 
 @app.command("list")
@@ -37,9 +38,7 @@ def list_checkpoints(
     from incipit.connection import connection
 
     with connection() as client:
-        found = client.checkpoints(limit=_MAX_LISTED)
-    if run is not None:
-        found = [one for one in found if run == one.run_name or _is_meant(one.run_id, run)]
+        found = client.checkpoints(limit=_MAX_LISTED) if run is None else _of_runs(client, run)
     if json:
         typer.echo(f"[{', '.join(one.model_dump_json() for one in found)}]")
         return
@@ -124,6 +123,28 @@ def meant(client: ApiClient, id: str) -> Checkpoint:
         typer.echo(f"{how_many} an id like {id!r}; see `incipit checkpoints list`.", err=True)
         raise typer.Exit(1)
     return found[0]
+
+
+def _of_runs(client: ApiClient, given: str) -> list[Checkpoint]:
+    """The newest checkpoints of the run with that id, or of all whose id begins or ends like this or whose name it is."""
+    ids = _run_ids(client, given)
+    found = [one for id in ids for one in client.checkpoints(run_id=id, limit=_MAX_LISTED)]
+    return sorted(found, key=lambda one: one.id, reverse=True)[:_MAX_LISTED]
+
+
+def _run_ids(client: ApiClient, given: str) -> list[str]:
+    """All runs are looked through, however old: their checkpoints may be far behind the newest of all."""
+    ids: list[str] = []
+    page = client.runs(limit=_RUNS_PAGE)
+    while True:
+        for run in page.items:
+            if run.id == given:
+                return [run.id]
+            if run.name == given or _is_meant(run.id, given):
+                ids.append(run.id)
+        if page.next_cursor is None:
+            return ids
+        page = client.runs(cursor=page.next_cursor, limit=_RUNS_PAGE)
 
 
 def _is_meant(full: str, given: str) -> bool:

@@ -26,7 +26,7 @@ def evaluate(
     folder: Annotated[Path | None, typer.Option("--folder", help="Local copy of the task's data set.")] = None,
     revision: Annotated[str | None, typer.Option("--revision", help="Revision of the task's data set.")] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", help="Problems from the start; default all of the task.")
+        int | None, typer.Option("--limit", help="Problems from the start, at most 20,000; default all of them.")
     ] = None,
     sampling: Annotated[
         str | None,
@@ -113,9 +113,10 @@ def _sampling_of(task: TaskFile, name: str) -> dict[str, Any]:
 
 def _document(model: str, reference: str, settings: dict[str, Any], scorer: str | None) -> dict[str, Any]:
     """A spec of which the engine uses the student and the evaluation."""
-    from engine.evaluation_spec import AnswerSampling
+    from engine.evaluation_spec import MAX_PROMPTS, AnswerSampling
 
-    evaluation: dict[str, Any] = {"path": reference, "num_sampled": 1, "num_prompts": settings.get("num_prompts", 1000)}
+    num_prompts = settings.get("num_prompts", MAX_PROMPTS)
+    evaluation: dict[str, Any] = {"path": reference, "num_sampled": 1, "num_prompts": num_prompts}
     if "samples_per_prompt" in settings:
         evaluation["samples_per_prompt"] = settings["samples_per_prompt"]
     evaluation["answer_sampling"] = {k: settings[k] for k in AnswerSampling.model_fields if k in settings}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as jsonlib
 import os
 import subprocess
 import sys
@@ -29,7 +30,7 @@ def study(
         typer.Option("--report", help="Write the page from what was recorded before; train and ask nothing."),
     ] = False,
     home: Annotated[Path | None, typer.Option("--home", help="Where everything is kept; default INCIPIT_HOME.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the runs as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print what came out as JSON.")] = False,
 ) -> None:
     """Train all runs of a study through API and worker, then write its page.
 
@@ -50,7 +51,7 @@ def study(
         if is_pair_study(document):
             if home is not None:
                 os.environ["INCIPIT_HOME"] = str(home)  # the engine asks in this process
-            _pair_study(document, file, out, report=report)
+            _pair_study(document, file, out, json=json, report=report)
         elif is_arm_study(document):
             failed = _arm_study(document, file, out, home or incipit_home(), console, json=json, report=report)
         elif report:
@@ -123,7 +124,7 @@ def _arm_study(
     return bool(failures)
 
 
-def _pair_study(document: Any, file: Path, out: Path | None, *, report: bool) -> None:
+def _pair_study(document: Any, file: Path, out: Path | None, *, json: bool, report: bool) -> None:
     from datetime import UTC, datetime
     from functools import partial
 
@@ -144,8 +145,15 @@ def _pair_study(document: Any, file: Path, out: Path | None, *, report: bool) ->
         source = {"commit": _commit(file.parent), "machine": this_machine(), "date": today}
         write_pair_data(path, PairData(results, source))
     command = f"incipit study {file.as_posix()} --report"
-    write_pair_page(wanted, read_pair_data(path), page, command=command, source=path.as_posix())
+    data = read_pair_data(path)
+    write_pair_page(wanted, data, page, command=command, source=path.as_posix())
     typer.echo(f"The page is {page}.", err=True)
+    if json:
+        found = [
+            f'{{"pair": {jsonlib.dumps(pair)}, "result": {one.model_dump_json()}}}'
+            for (pair, _), one in data.results.items()
+        ]
+        typer.echo(f"[{', '.join(found)}]")
 
 
 def _places(name: str, out: Path | None) -> tuple[Path, Path]:

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from backend import schemas
 from backend.database import Database
+from backend.ids import new_id
 from backend.records import Checkpoint
 from dashboard.api_client import ApiClient
 from incipit.cli import app
@@ -124,6 +125,22 @@ def test_checkpoints_are_listed_and_one_is_fetched_whole(served: Served, tmp_pat
     assert contents(out) == contents(served.folder)
     code, result, _ = download(served, out)
     assert (code, result["fetched_bytes"]) == (0, 0), "what is there and right is not fetched again"
+
+
+def test_a_run_behind_many_newer_ones_still_lists_its_checkpoints(served: Served) -> None:
+    newer = queue_runs(served.database, *[short_spec(name="newer") for _ in range(201)])
+    with served.database.write() as session:
+        session.add_all(
+            Checkpoint(
+                id=new_id(), run_id=newer[0], fence=1, step=step, path=f"checkpoints/step-{step}", manifest_sha256="0" * 64,
+                num_bytes=1, accuracy=None, is_best=False, files=[], created_at=datetime.now(UTC),
+            )
+            for step in range(1, 1002)
+        )  # fmt: skip
+    for given in ("short", served.run_id, served.run_id[-12:]):
+        (listed,) = json.loads(invoke("list", given, "--json")[1])
+        assert listed["id"] == served.checkpoint_id, given
+    assert {one["run_id"] for one in json.loads(invoke("list", "newer", "--json")[1])} == {newer[0]}
 
 
 def test_a_download_that_was_killed_goes_on_and_ends_with_equal_bytes(served: Served, tmp_path: Path) -> None:

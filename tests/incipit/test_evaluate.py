@@ -84,6 +84,22 @@ def test_a_table_says_how_long_completions_could_be(tmp_path: Path, task_folder:
     assert "accuracy" in text
 
 
+def test_without_a_limit_all_of_a_file_is_asked_and_too_much_is_refused_before(tmp_path: Path) -> None:
+    model, file, out = write_byte_model(tmp_path / "model", 1), tmp_path / "p.jsonl", tmp_path / "a.json"
+    line = '{"prompt": "2", "answer": "4"}\n'
+    file.write_text(line * 1003)
+    asked = (model, "--task", file, "--max-tokens", 1, "--scorer", "exact_match", "--out", out)
+    assert run(*asked)[0] == 0
+    assert json.loads(out.read_text())["num_prompts"] == 1003
+    assert run(*asked, "--limit", 7)[0] == 0
+    assert json.loads(out.read_text())["num_prompts"] == 7
+    file.write_text(line * 20_001)
+    status, text = run(*asked)
+    assert status == 2
+    assert "20,001 problems of" in text
+    assert "keeps the verdicts of at most 20,000; set a limit." in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -52,8 +52,11 @@ def test_pairs_are_asked_and_their_page_made_again_from_what_was_kept(tmp_path: 
     assert f"| 129–256 | {sum(behind) / len(behind):.3f} |" in text
     pictures = {path.name: path.read_bytes() for path in tmp_path.glob("*.svg")}
     assert len(pictures) == 2
-    done = CliRunner().invoke(app, ["study", str(file), "--out", str(page), "--report"])
+    done = CliRunner().invoke(app, ["study", str(file), "--out", str(page), "--report", "--json"])
     assert done.exit_code == 0, done.output
+    printed = json.loads(done.stdout)
+    assert [(one["pair"], one["result"]["kind"]) for one in printed] == list(found.results)
+    assert [AnalysisResult.model_validate(one["result"]) for one in printed] == list(found.results.values())
     assert page.read_text() == text
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.svg")} == pictures
 
