@@ -5,6 +5,7 @@ Completions are hostile text: what has to be parsed or computed is marked in a p
 
 import re
 from abc import abstractmethod
+from decimal import Decimal
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field
@@ -15,6 +16,7 @@ from engine.judge import judged
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _MAX_FOUND = 200  # characters of an answer that votes are counted by; a longer one is not the answer to anything
+_MAX_NUMBER = 1000  # characters of a number, which is compared and voted by whole; a longer one is no answer
 
 
 class Mark(NamedTuple):
@@ -41,9 +43,9 @@ class FinalNumber(_Scorer):
     kind: Literal["final_number"] = "final_number"
 
     def mark(self, completion: str, answer: str, entry: str | None = None) -> Mark:
-        """Whether the last number in `completion` has the value of `answer`; commas between digits are ignored."""
-        found, wanted = _last_number(completion), _last_number(answer)
-        return Mark(found is not None and found == wanted, None if found is None else f"{found:g}"[:_MAX_FOUND])
+        """Whether the last number in `completion` has the very value of `answer`; commas between digits are ignored."""
+        found = _last_number(completion)
+        return Mark(found is not None and found == _last_number(answer), found)
 
 
 class AfterMarker(_Scorer):
@@ -130,9 +132,20 @@ _GYM_SECONDS = 10.0  # some scorers solve the puzzle again
 _CHOICE = {"answer_is": re.compile(r"answer is \(?([A-J])\)?"), "parentheses": re.compile(r"\(([A-D])\)")}
 
 
-def _last_number(text: str) -> float | None:
+def _last_number(text: str) -> str | None:
+    """The last number in one form for each value, to the last digit: a float would take neighbours for equal."""
     found = _NUMBER.findall(text)
-    return float(found[-1].replace(",", "")) if found else None
+    if not found:
+        return None
+    number = found[-1].replace(",", "")
+    if "." in number:
+        number = number.rstrip("0")  # a model that cannot stop writing zeros has still said the number
+    if len(number) > _MAX_NUMBER:
+        return None
+    exact = format(Decimal(number), "f")
+    if "." in exact:
+        exact = exact.rstrip("0").rstrip(".")
+    return "0" if exact == "-0" else exact
 
 
 Scorer = Annotated[

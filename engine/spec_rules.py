@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from engine.anchoring import NoAnchoring
-from engine.completion_spec import DataCompletions, StudentCompletions, TeacherPrefix
+from engine.completion_spec import StudentCompletions, TeacherPrefix
 from engine.early_stopping import StopByEvaluation
 from engine.findings import misfit
 from engine.loss_region import SuffixRegion, WindowRegion
@@ -139,17 +139,22 @@ def _the_metrics_that_decide_are_measured(spec: RunSpec) -> None:
 def _a_teacher_prefix_leaves_tokens_to_the_student(spec: RunSpec) -> None:
     if not isinstance(spec.completions, TeacherPrefix):
         return
-    horizon = spec.prefix_horizon_at(0, spec.prefix_state())
-    if spec.completions.tokens >= horizon:
+    shortest = _shortest_rollout(spec)
+    if spec.completions.tokens >= shortest:
         raise misfit(
             "completions.tokens",
-            f"completions.tokens is {spec.completions.tokens} but the horizon of the first step is {horizon}, which leaves "
-            "the student nothing to write; let the teacher write less or lengthen the prefix.",
+            f"completions.tokens is {spec.completions.tokens} but a rollout has only {shortest} tokens where the prefix is "
+            "shortest, which leaves the student nothing to write; let the teacher write less or lengthen the prefix.",
         )
 
 
+def _shortest_rollout(spec: RunSpec) -> int:
+    """Most tokens that a rollout may have where the prefix is shortest, which need not be at the first step."""
+    return spec.loss_region.sampled_tokens(spec.prefix.shortest(spec.prefix_state()))
+
+
 def _data_has_one_completion_for_each_prompt(spec: RunSpec) -> None:
-    if isinstance(spec.completions, DataCompletions) and spec.rollouts_per_prompt > 1:
+    if spec.completions.reads_prompt_file and spec.rollouts_per_prompt > 1:
         raise misfit(
             "rollouts_per_prompt",
             f"rollouts_per_prompt is {spec.rollouts_per_prompt} but each row of the prompt file has one completion; "
@@ -179,12 +184,12 @@ def _a_probe_has_candidates_to_choose_from(spec: RunSpec) -> None:
             f"selection.drop_share is {selection.drop_share:g} but at most {1 - 1 / n:.3g} of {n} rollouts per prompt can be "
             "dropped, as one is kept for each; lower it or raise rollouts_per_prompt.",
         )
-    horizon = spec.prefix_horizon_at(0, spec.prefix_state())
-    if selection.probe_tokens > horizon:
+    shortest = _shortest_rollout(spec)
+    if selection.probe_tokens > shortest:
         raise misfit(
             "selection.probe_tokens",
-            f"selection.probe_tokens is {selection.probe_tokens} but the horizon of the first step is {horizon}; "
-            "shorten the probe or lengthen the prefix.",
+            f"selection.probe_tokens is {selection.probe_tokens} but a rollout has only {shortest} tokens where the prefix is "
+            "shortest; shorten the probe or lengthen the prefix.",
         )
 
 

@@ -5,9 +5,12 @@ import json
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from reasoning_gym.factory import DATASETS
 
@@ -40,10 +43,31 @@ from engine.scorers import (
         ("3", "none", False),
         ("#### 18", "#### 18", True),
         ("9" * 400, "1", False),
+        ("9007199254740993", "9007199254740992", False),
+        ("9007199254740993.0", "9,007,199,254,740,993", True),
+        ("0.1", "0.10000000000000000001", False),
+        ("-0.00", "0", True),
+        ("007.50", "7.5", True),
+        ("٤٢", "42", True),
+        ("3." + "0" * 5000, "3", True),
+        ("9" * 400, "9" * 399 + "8", False),
+        ("9" * 400, "9" * 400, True),
+        ("9" * 100_000, "9" * 100_000, False),
     ],
 )
 def test_the_last_number_decides(completion: str, answer: str, is_right: bool) -> None:
     assert FinalNumber().is_right(completion, answer) is is_right
+
+
+@given(st.text("0123456789,.-e ٣x\x00", max_size=40), st.text("0123456789,.-", max_size=40))
+def test_numbers_are_right_when_their_fractions_are_equal_and_any_text_gets_a_mark(text: str, answer: str) -> None:
+    def value(of: str) -> Fraction | None:
+        found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", of)
+        return Fraction(found[-1].replace(",", "")) if found else None
+
+    ours, theirs = FinalNumber().mark(text, answer), FinalNumber().mark(answer, text)
+    assert ours.is_right == theirs.is_right == (ours.found is not None and ours.found == theirs.found)
+    assert ours.is_right == (value(text) is not None and value(text) == value(answer))
 
 
 @pytest.mark.parametrize(
@@ -71,6 +95,9 @@ def test_a_marker_can_be_words() -> None:
     [
         (FinalNumber(), "so 1,200.0", "1200", Mark(True, "1200")),
         (FinalNumber(), "none", "1200", Mark(False, None)),
+        (FinalNumber(), "1,234,567", "1234568", Mark(False, "1234567")),
+        (FinalNumber(), "1234568.00", "1234568", Mark(True, "1234568")),
+        (FinalNumber(), "1" * 5000, "1", Mark(False, None)),
         (AfterMarker(), "# 7 # 8 ", "8", Mark(True, "8")),
         (AfterMarker(), "8", "8", Mark(False, None)),
         (ExactMatch(), "a  b\n", "a b", Mark(True, "a b")),

@@ -199,7 +199,18 @@ def test_without_a_selection_all_are_trained_and_nothing_is_told(tmp_path: Path)
         (
             {"selection": {"kind": "probe", "probe_tokens": 7}, "rollouts_per_prompt": 2},
             "selection.probe_tokens",
-            "selection.probe_tokens is 7 but the horizon of the first step is 6; shorten the probe or lengthen the prefix.",
+            "selection.probe_tokens is 7 but a rollout has only 6 tokens where the prefix is shortest; shorten the probe or "
+            "lengthen the prefix.",
+        ),
+        (
+            {
+                "selection": {"kind": "probe", "probe_tokens": 7},
+                "rollouts_per_prompt": 2,
+                "prefix": {"kind": "cosine", "start_tokens": 20, "end_tokens": 4, "over_steps": 6},
+            },
+            "selection.probe_tokens",
+            "selection.probe_tokens is 7 but a rollout has only 4 tokens where the prefix is shortest; shorten the probe or "
+            "lengthen the prefix.",
         ),
         (
             {"selection": {"kind": "probe", "probe_tokens": 2}},

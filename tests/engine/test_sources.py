@@ -35,6 +35,10 @@ from tests.engine.running import quick_document, quick_spec, train_here
 STUDENT, TEACHER = random_model(0), random_model(1)  # float64: no rounding can turn a token
 SEED, EOS = 3, 2
 DEV = "builtin:tiny/data/dev.jsonl"  # the file whose rows bring completions
+SHRINKING = {
+    "stages": {"kind": "stages", "stages": [{"steps": 3, "tokens": 20}, {"steps": 3, "tokens": 4}]},
+    "cosine": {"kind": "cosine", "start_tokens": 20, "end_tokens": 4, "over_steps": 6},
+}
 
 
 def requests(count: int, num_rollouts: int = 1) -> list[RolloutRequest]:
@@ -280,11 +284,39 @@ def test_rows_without_a_completion_are_refused_with_their_line(tmp_path: Path) -
         (
             {"completions": {"kind": "teacher_prefix", "tokens": 6}},
             "completions.tokens",
-            "completions.tokens is 6 but the horizon of the first step is 6, which leaves the student nothing to write; "
-            "let the teacher write less or lengthen the prefix.",
+            "completions.tokens is 6 but a rollout has only 6 tokens where the prefix is shortest, which leaves the student "
+            "nothing to write; let the teacher write less or lengthen the prefix.",
+        ),
+        (
+            {"completions": {"kind": "teacher_prefix", "tokens": 8}, "prefix": SHRINKING["stages"]},
+            "completions.tokens",
+            "completions.tokens is 8 but a rollout has only 4 tokens where the prefix is shortest, which leaves the student "
+            "nothing to write; let the teacher write less or lengthen the prefix.",
+        ),
+        (
+            {"completions": {"kind": "teacher_prefix", "tokens": 8}, "prefix": SHRINKING["cosine"]},
+            "completions.tokens",
+            "completions.tokens is 8 but a rollout has only 4 tokens where the prefix is shortest, which leaves the student "
+            "nothing to write; let the teacher write less or lengthen the prefix.",
+        ),
+        (
+            {
+                "completions": {"kind": "teacher_prefix", "tokens": 3},
+                "prefix": SHRINKING["cosine"],
+                "loss_region": {"kind": "window", "start": 1, "end": 3},
+            },
+            "completions.tokens",
+            "completions.tokens is 3 but a rollout has only 3 tokens where the prefix is shortest, which leaves the student "
+            "nothing to write; let the teacher write less or lengthen the prefix.",
         ),
         (
             {"completions": {"kind": "data"}, "rollouts_per_prompt": 4},
+            "rollouts_per_prompt",
+            "rollouts_per_prompt is 4 but each row of the prompt file has one completion; "
+            "set it to 1 or let a model write the completions.",
+        ),
+        (
+            {"completions": {"kind": "mixture", "otherwise": "data"}, "rollouts_per_prompt": 4},
             "rollouts_per_prompt",
             "rollouts_per_prompt is 4 but each row of the prompt file has one completion; "
             "set it to 1 or let a model write the completions.",
@@ -296,3 +328,9 @@ def test_sources_that_cannot_write_are_refused(changes: dict[str, object], field
     with pytest.raises(ValidationError) as caught:
         RunSpec.model_validate(document)
     assert [(f.field, f.message) for f in findings_of(caught.value, document)] == [(field, sentence)]
+
+
+def test_the_teacher_may_begin_what_the_student_goes_on_with_at_every_step() -> None:
+    for prefix in SHRINKING.values():
+        assert quick_spec(prefix=prefix, completions={"kind": "teacher_prefix", "tokens": 3})
+    assert quick_spec(completions={"kind": "mixture", "otherwise": "teacher"}, rollouts_per_prompt=4)
