@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from engine.adapter import base_of, with_adapter
 from engine.adapter_spec import Lora
-from engine.encode import Overlong, encoded, fitted
+from engine.encode import Overlong, check_completions, encoded, fitted
 from engine.errors import RunError
 from engine.evaluate import EncodedPrompt
 from engine.findings import Finding
@@ -203,7 +203,10 @@ def fit_lengths(spec: RunSpec, data: RunData, student: LanguageModel, teacher: L
     limit = min((limit for limit in limits if limit is not None), default=None)
     # A completion that fills a context leaves nothing to cut to; the check below says so.
     data = data if limit is None or limit < 1 else _fitted(spec, data, student.tokenizer, limit)
-    _check_tokens(data, shared_vocabulary(student, teacher))
+    shared = shared_vocabulary(student, teacher)
+    _check_tokens(data, shared)
+    if spec.reads_prompt_completions:
+        check_completions(spec, student.limited_to(shared), data.train, "prompts.path")
     for name, model in (("student", student), ("teacher", teacher)):
         context = model.context_tokens
         if context is not None and data.longest_prompt + spec.max_completion_tokens > context:
