@@ -122,12 +122,13 @@ def load_data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase) -> RunData:
             need_completion=is_train and spec.reads_prompt_completions,
         )
         found[name] = encoded(spec, tokenizer, rows, name)
-    if evaluation.primary_metric == "exact" and all(one.row.completion is None for one in found["evaluation.path"]):
-        message = (
-            f"evaluation.primary_metric is exact but none of the {len(found['evaluation.path'])} prompts of evaluation.path "
-            "has a whole text to compare with; add completions or choose another metric."
-        )
-        raise RunError("bad_data", message, [Finding(field="evaluation.primary_metric", message=message)])
+    for name, metric in spec.deciding_metrics.items():
+        if metric == "exact" and all(one.row.completion is None for one in found["evaluation.path"]):
+            message = (
+                f"{name} is exact but none of the {len(found['evaluation.path'])} prompts of evaluation.path "
+                "has a whole text to compare with; add completions or choose another metric."
+            )
+            raise RunError("bad_data", message, [Finding(field=name, message=message)])
     return RunData(
         train=found["prompts.path"],
         dev=found["evaluation.path"],

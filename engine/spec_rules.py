@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from engine.anchoring import NoAnchoring
 from engine.completion_spec import StudentCompletions, TeacherPrefix
-from engine.early_stopping import StopByEvaluation
 from engine.findings import misfit
 from engine.loss_region import SuffixRegion, WindowRegion
 from engine.machine_rules import MACHINE_RULES
@@ -117,11 +116,8 @@ def _loss_region_is_within_the_rollouts(spec: RunSpec) -> None:
 
 
 def _the_metrics_that_decide_are_measured(spec: RunSpec) -> None:
-    evaluation, rule = spec.evaluation, spec.early_stopping
-    decides = {"evaluation.primary_metric": str(evaluation.primary_metric)}
-    if isinstance(rule, StopByEvaluation):
-        decides["early_stopping.metric"] = rule.metric
-    for field, metric in decides.items():
+    evaluation = spec.evaluation
+    for field, metric in spec.deciding_metrics.items():
         if metric == "avg_at_k" and not evaluation.samples_per_prompt:
             raise misfit(
                 "evaluation.samples_per_prompt",
