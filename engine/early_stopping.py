@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from engine.evaluation_spec import FALLING, PrimaryMetric
+from engine.findings import misfit
 from engine.frozen import Frozen
 
 
@@ -33,13 +34,23 @@ class StopByEvaluation(Frozen):
     min_delta: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     """By how much the metric must be better than its best so far to count as improved, in its own unit (a share, or nats)."""
     target: Annotated[float, Field(ge=0, le=1e6)] | None = None
-    """Training ends as soon as the metric reaches this; empty for no target."""
+    """Training ends as soon as the metric reaches this, a share of at most 1 or nats; empty for no target."""
 
     @model_validator(mode="after")
     def _something_ends_it(self) -> Self:
         if self.patience is None and self.target is None:
             problem = "patience and target are both empty, so that nothing would end training; set one of them, or kind to none."
             raise PydanticCustomError("contradiction", "{problem}", {"problem": problem})
+        return self
+
+    @model_validator(mode="after")
+    def _the_target_can_be_reached(self) -> Self:
+        if self.target is not None and self.target > 1 and self.metric not in FALLING:
+            raise misfit(
+                "early_stopping.target",
+                f"early_stopping.target is {self.target:g} but {self.metric} is a share and never above 1; "
+                "lower it to 1 at most.",
+            )
         return self
 
 

@@ -1,4 +1,4 @@
-"""Prompts as token ids of the student, and what happens to those that are too long."""
+"""Prompts and given completions as token ids of the student, and what happens to prompts that are too long."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from engine.chat_template import TemplateFailed, chat_template, rendered_chats
 from engine.errors import RunError
 from engine.evaluate import EncodedPrompt
 from engine.findings import Finding
+from engine.language_model import LanguageModel
 from engine.prompts import PromptRow
 from engine.spec import RunSpec
 
@@ -43,6 +44,40 @@ def token_ids_of(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, prompts: Seq
         return [list(ids) for ids in tokenizer(list(prompts))["input_ids"]]
     # The template writes special tokens itself.
     return _ids_of_chats(tokenizer, rendered_chats(tokenizer, spec.prompts, prompts), prompts)
+
+
+def completion_ids(student: LanguageModel, text: str) -> list[int]:
+    """A given completion up to its first end-of-text token, which is put behind it if it has none."""
+    written = [*student.tokenizer(text, add_special_tokens=False)["input_ids"], _ending_id(student)]
+    return written[: 1 + next(i for i, token_id in enumerate(written) if token_id in student.eos_token_ids)]
+
+
+def _ending_id(student: LanguageModel) -> int:
+    """The tokenizer's own end of text, unless the teacher lacks it: a pair shares one of the student's at least."""
+    own = student.tokenizer.eos_token_id
+    return own if isinstance(own, int) and own < student.head.vocabulary else min(student.eos_token_ids)
+
+
+def check_completions(spec: RunSpec, student: LanguageModel, prompts: list[EncodedPrompt], field: str) -> None:
+    """That both models know what is trained on of the completions beside these prompts; RunError("bad_data") with the row.
+
+    The student is limited to what it shares with the teacher.
+    """
+    vocabulary = student.head.vocabulary
+    for prompt in prompts:
+        text = prompt.row.completion
+        assert text is not None, "read_prompts refuses rows without a completion when a source needs them"
+        try:
+            ids = completion_ids(student, text)[: spec.max_completion_tokens]
+        except Exception as error:  # whatever a tokenizer raises, it is about a row
+            problem = f"has a completion that the student's tokenizer cannot encode ({error})"
+            raise _bad_prompt(field, prompt.row, problem) from error
+        if max(ids) >= vocabulary:
+            message = (
+                f"{field}: {prompt.row.place} has a completion with a token of id {max(ids)} but student and teacher share only "
+                f"the first {vocabulary}; change the completion or choose a teacher with the student's tokenizer."
+            )
+            raise RunError("bad_data", message, [Finding(field=field, message=message)])
 
 
 def _ids_of_chats(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], prompts: Sequence[str]) -> list[list[int]]:

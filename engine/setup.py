@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from engine.adapter import base_of, with_adapter
 from engine.adapter_spec import Lora
-from engine.encode import Overlong, encoded, fitted
+from engine.encode import Overlong, check_completions, encoded, fitted
 from engine.errors import RunError
 from engine.evaluate import EncodedPrompt
 from engine.findings import Finding
@@ -122,12 +122,13 @@ def load_data(spec: RunSpec, tokenizer: PreTrainedTokenizerBase) -> RunData:
             need_completion=is_train and spec.reads_prompt_completions,
         )
         found[name] = encoded(spec, tokenizer, rows, name)
-    if evaluation.primary_metric == "exact" and all(one.row.completion is None for one in found["evaluation.path"]):
-        message = (
-            f"evaluation.primary_metric is exact but none of the {len(found['evaluation.path'])} prompts of evaluation.path "
-            "has a whole text to compare with; add completions or choose another metric."
-        )
-        raise RunError("bad_data", message, [Finding(field="evaluation.primary_metric", message=message)])
+    for name, metric in spec.deciding_metrics.items():
+        if metric == "exact" and all(one.row.completion is None for one in found["evaluation.path"]):
+            message = (
+                f"{name} is exact but none of the {len(found['evaluation.path'])} prompts of evaluation.path "
+                "has a whole text to compare with; add completions or choose another metric."
+            )
+            raise RunError("bad_data", message, [Finding(field=name, message=message)])
     return RunData(
         train=found["prompts.path"],
         dev=found["evaluation.path"],
@@ -203,7 +204,10 @@ def fit_lengths(spec: RunSpec, data: RunData, student: LanguageModel, teacher: L
     limit = min((limit for limit in limits if limit is not None), default=None)
     # A completion that fills a context leaves nothing to cut to; the check below says so.
     data = data if limit is None or limit < 1 else _fitted(spec, data, student.tokenizer, limit)
-    _check_tokens(data, shared_vocabulary(student, teacher))
+    shared = shared_vocabulary(student, teacher)
+    _check_tokens(data, shared)
+    if spec.reads_prompt_completions:
+        check_completions(spec, student.limited_to(shared), data.train, "prompts.path")
     for name, model in (("student", student), ("teacher", teacher)):
         context = model.context_tokens
         if context is not None and data.longest_prompt + spec.max_completion_tokens > context:

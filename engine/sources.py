@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from engine.completion_spec import DataCompletions, StepSource, StudentCompletions, TeacherCompletions, TeacherPrefix
+from engine.encode import completion_ids
 from engine.evaluate import EncodedPrompt
 from engine.flops import FlopLedger
 from engine.language_model import LanguageModel
@@ -61,19 +62,17 @@ class Writers:
         return self.student.executed + self.teacher.executed
 
     def _copied(self, request: RolloutRequest, horizon: int) -> Rollout:
-        """The row's completion up to its first end-of-text token, which is put behind it if it has none; cut at the horizon."""
-        model = self.student.model
+        """The row's completion with its end-of-text token, cut at the horizon."""
         text = self.prompts[request.prompt_index].row.completion
         assert text is not None, "read_prompts refuses rows without a completion when a source needs them"
-        written = [*model.tokenizer(text, add_special_tokens=False)["input_ids"], _ending_token_id(model)]
-        length = 1 + next(i for i, token_id in enumerate(written) if token_id in model.eos_token_ids)
+        written = completion_ids(self.student.model, text)
         limit = request.limit(horizon)
         return Rollout(
             prompt_index=request.prompt_index,
             prompt_token_ids=request.prompt_token_ids,
-            completion_token_ids=written[: min(length, limit)],
-            completion_logprobs=[0.0] * min(length, limit),
-            finish_reason="eos" if length <= limit else "length",
+            completion_token_ids=written[:limit],
+            completion_logprobs=[0.0] * min(len(written), limit),
+            finish_reason="eos" if len(written) <= limit else "length",
             author="data",
         )
 
@@ -103,11 +102,6 @@ def _with_loss(rollout: Rollout, source: TeacherPrefix) -> Rollout:
         num_begun=num_begun,
         supervised_start=num_begun if source.loss_on == "student" else 0,
     )
-
-
-def _ending_token_id(model: LanguageModel) -> int:
-    own = model.tokenizer.eos_token_id
-    return own if isinstance(own, int) else min(model.eos_token_ids)
 
 
 def _by_request(rollouts: list[Rollout], requests: list[RolloutRequest]) -> list[list[Rollout]]:

@@ -13,7 +13,7 @@ from engine.adapter_spec import Adapter, NoAdapter
 from engine.anchoring import Anchoring, NoAnchoring
 from engine.completion_spec import CompletionSource, StudentCompletions
 from engine.divergences import ReverseKL
-from engine.early_stopping import EarlyStopping, NoEarlyStopping
+from engine.early_stopping import EarlyStopping, NoEarlyStopping, StopByEvaluation
 from engine.evaluation_spec import EvaluationSpec
 from engine.frozen import Count, Frozen
 from engine.health_spec import HealthSpec
@@ -225,6 +225,14 @@ class RunSpec(Frozen):
     def reads_prompt_completions(self) -> bool:
         """Whether each row of the prompt file needs a completion."""
         return self.completions.reads_prompt_file or self.warmup_phase.reads_prompt_file
+
+    @property
+    def deciding_metrics(self) -> dict[str, str]:
+        """By the field that names it, what decides which checkpoint is best and when training ends."""
+        decides = {"evaluation.primary_metric": str(self.evaluation.primary_metric)}
+        if isinstance(self.early_stopping, StopByEvaluation):
+            decides["early_stopping.metric"] = self.early_stopping.metric
+        return decides
 
     @property
     def trains_whole_completions(self) -> bool:

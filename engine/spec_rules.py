@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from engine.adaptive_prefixes import DivergenceSharePrefix, PlateauPrefix
 from engine.anchoring import NoAnchoring
 from engine.completion_spec import StudentCompletions, TeacherPrefix
-from engine.early_stopping import StopByEvaluation
 from engine.findings import misfit
 from engine.loss_region import SuffixRegion, WindowRegion
 from engine.machine_rules import MACHINE_RULES
@@ -117,11 +117,8 @@ def _loss_region_is_within_the_rollouts(spec: RunSpec) -> None:
 
 
 def _the_metrics_that_decide_are_measured(spec: RunSpec) -> None:
-    evaluation, rule = spec.evaluation, spec.early_stopping
-    decides = {"evaluation.primary_metric": str(evaluation.primary_metric)}
-    if isinstance(rule, StopByEvaluation):
-        decides["early_stopping.metric"] = rule.metric
-    for field, metric in decides.items():
+    evaluation = spec.evaluation
+    for field, metric in spec.deciding_metrics.items():
         if metric == "avg_at_k" and not evaluation.samples_per_prompt:
             raise misfit(
                 "evaluation.samples_per_prompt",
@@ -258,6 +255,15 @@ def _a_policy_gradient_has_tokens_of_the_student(spec: RunSpec) -> None:
         )
 
 
+def _a_prefix_that_goes_by_the_divergence_sees_one(spec: RunSpec) -> None:
+    if isinstance(spec.divergence, PolicyGradient) and isinstance(spec.prefix, PlateauPrefix | DivergenceSharePrefix):
+        raise misfit(
+            "prefix",
+            f"prefix.kind is {spec.prefix.kind!r}, which grows by the loss of the prefix's tokens, but divergence policy_gradient "
+            "has a loss of either sign whose size says nothing; choose another prefix, such as validation, or another divergence.",
+        )
+
+
 RULES: list[Callable[[RunSpec], None]] = [
     _prefix_is_within_the_completion,
     _warmup_is_within_the_run,
@@ -271,5 +277,6 @@ RULES: list[Callable[[RunSpec], None]] = [
     _sentinel_has_prompts_and_something_to_change,
     _the_scorer_has_what_it_needs,
     _a_policy_gradient_has_tokens_of_the_student,
+    _a_prefix_that_goes_by_the_divergence_sees_one,
     *MACHINE_RULES,
 ]

@@ -71,6 +71,8 @@ def test_the_reason_says_what_was_measured_and_what_was_wanted() -> None:
         ({"early_stopping": BY | {"patience": None}}, "early_stopping", "patience and target are both empty"),
         ({"early_stopping": BY | {"metric": "avg_at_k"}}, "evaluation.samples_per_prompt", "early_stopping.metric is avg_at_k"),
         ({"early_stopping": BY | {"metric": "forward_kl_on_teacher_texts"}}, "evaluation.num_teacher_texts", "early_stopping.metric"),
+        ({"early_stopping": BY | {"target": 5}}, "early_stopping.target", "is 5 but accuracy is a share and never above 1; lower it"),
+        ({"early_stopping": BY | {"target": 1.01, "metric": "exact"}}, "early_stopping.target", "is 1.01 but exact is a share"),
         ({"early_stopping": BY | {"patience": 0}}, "early_stopping.patience", "is 0 but must be at least 1; raise it."),
     ],
 )  # fmt: skip
@@ -81,6 +83,11 @@ def test_a_rule_that_could_end_nothing_is_refused(changes: dict[str, object], fi
     (finding,) = findings_of(caught.value, document)
     assert finding.field == field
     assert problem in finding.message
+
+
+def test_a_target_may_be_the_largest_share_or_any_divergence() -> None:
+    for rule in ({"target": 1}, {"target": 5, "metric": "reverse_kl"}):
+        assert quick_spec(early_stopping=BY | rule)
 
 
 def losses(events: list[RunEvent]) -> list[tuple[int, float | None]]:

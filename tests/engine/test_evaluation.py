@@ -185,3 +185,7 @@ def test_exact_decides_only_where_there_are_texts_to_compare(tmp_path: Path) -> 
     with pytest.raises(RunError, match=r"none of the 2 prompts of .* has a whole text to compare with") as caught:
         train_here(quick_spec(evaluation=DEV | {"path": str(path), "primary_metric": "exact"}), tmp_path / "run")
     assert caught.value.findings[0].field == "evaluation.primary_metric"
+    stopping = {"kind": "evaluation", "metric": "exact"}
+    with pytest.raises(RunError, match=r"^early_stopping\.metric is exact but none of the 2 prompts") as caught:
+        train_here(quick_spec(evaluation=DEV | {"path": str(path)}, early_stopping=stopping), tmp_path / "stopping")
+    assert [finding.field for finding in caught.value.findings] == ["early_stopping.metric"]

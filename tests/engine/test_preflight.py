@@ -10,8 +10,9 @@ import torch
 from transformers import AutoTokenizer
 
 from engine.check import CheckResult, check
+from engine.encode import completion_ids
 from engine.errors import RunError
-from engine.events import Warned
+from engine.events import StepDone, Warned
 from engine.pairing import pair_findings, shared_vocabulary
 from engine.setup import fit_lengths, load_data, load_models
 from engine.trial import trial
@@ -108,6 +109,62 @@ def test_a_prompt_with_a_token_that_the_teacher_lacks_is_named(tmp_path: Path) -
     assert finding.message == (
         f"prompts.path: line 2 of {str(path)!r} has a token of id 81 but student and teacher share only the first 81; "
         "change the prompt or choose a teacher with the student's tokenizer."
+    )
+
+
+READS_COMPLETIONS: list[dict[str, object]] = [
+    {"completions": {"kind": "data"}},
+    {"completions": {"kind": "mixture", "otherwise": "data"}},
+    {"warmup_phase": {"kind": "sft", "num_steps": 1, "source": "data"}},
+]
+
+
+@pytest.mark.parametrize("changes", READS_COMPLETIONS)
+def test_a_completion_with_a_token_that_the_teacher_lacks_is_named(changes: dict[str, object], tmp_path: Path) -> None:
+    student, path = with_more_tokens(tmp_path / "student", 0, ["s0"]), tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "k0", "completion": "m1"}\n{"prompt": "k1", "completion": "m1 s0"}\n')
+    spec = quick_spec(student={"path": str(student)}, prompts={"path": str(path)}, **changes)
+    (finding,) = [one for one in check(spec).findings if one.severity == "error"]
+    assert finding.field == "prompts.path"
+    assert finding.message == (
+        f"prompts.path: line 2 of {str(path)!r} has a completion with a token of id 81 but student and teacher share only the "
+        "first 81; change the completion or choose a teacher with the student's tokenizer."
+    )
+    with pytest.raises(RunError) as caught:
+        train_here(spec, tmp_path / "run")
+    assert (caught.value.failure, caught.value.findings) == ("bad_data", [finding])
+
+
+def test_a_completion_may_have_such_a_token_where_nobody_reads_it(tmp_path: Path) -> None:
+    student, path = with_more_tokens(tmp_path / "student", 0, ["s0"]), tmp_path / "prompts.jsonl"
+    ending = AutoTokenizer.from_pretrained(student).eos_token
+    rows = [{"prompt": "k0", "completion": "m1 " * 24 + "s0"}, {"prompt": "k1", "completion": f"m1 {ending} s0"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {"student": {"path": str(student)}, "prompts": {"path": str(path)}}
+    for source in ({"kind": "data"}, {"kind": "student"}):
+        result = check(quick_spec(**changes, completions=source))
+        assert [one for one in result.findings if one.severity == "error"] == []
+
+
+def test_a_given_completion_ends_with_an_end_of_text_token_that_both_models_have(tmp_path: Path) -> None:
+    student, path = with_more_tokens(tmp_path / "student", 0, ["s0"]), tmp_path / "prompts.jsonl"
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    tokenizer.eos_token = "s0"  # beside that of generation_config.json, which the teacher has
+    tokenizer.save_pretrained(student)
+    path.write_text('{"prompt": "k0", "completion": "m1"}\n')
+    spec = quick_spec(student={"path": str(student)}, prompts={"path": str(path)}, completions={"kind": "data"})
+    model, _ = load_models(spec, CPU, "float32")
+    assert model.eos_token_ids == {2, 81}
+    assert completion_ids(model, "m1")[1:] == [2]
+    assert [event.step for event in train_here(spec, tmp_path / "run") if isinstance(event, StepDone)] == [*range(1, 7)]
+
+
+def test_a_completion_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "k0", "completion": "m1"}\n{"prompt": "k1", "completion": "m1 \\ud800"}\n')
+    (finding,) = check(quick_spec(prompts={"path": str(path)}, completions={"kind": "data"})).findings
+    assert finding.message.startswith(
+        f"prompts.path: line 2 of {str(path)!r} has a completion that the student's tokenizer cannot encode ("
     )
 
 

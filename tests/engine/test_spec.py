@@ -145,6 +145,19 @@ def test_a_policy_gradient_on_the_teachers_part_of_a_text_is_refused() -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["plateau", "divergence_share"])
+def test_a_prefix_that_grows_by_the_divergence_is_refused_with_a_loss_of_either_sign(kind: str) -> None:
+    gradient = {"kind": "policy_gradient"}
+    (found,) = findings(tiny_document(divergence=gradient, prefix={"kind": kind}))
+    assert found == Finding(
+        field="prefix",
+        message=f"prefix.kind is {kind!r}, which grows by the loss of the prefix's tokens, but divergence policy_gradient has a "
+        "loss of either sign whose size says nothing; choose another prefix, such as validation, or another divergence.",
+    )
+    assert tiny_spec(prefix={"kind": kind})
+    assert tiny_spec(divergence=gradient, prefix={"kind": "validation"})
+
+
 def test_several_mistakes_are_all_told() -> None:
     document = changed("name", "") | {"num_steps": 0, "speed": 3}
     assert {finding.field for finding in findings(document)} == {"name", "num_steps", "speed"}
