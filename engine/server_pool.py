@@ -46,7 +46,7 @@ class ServerPool:
     ) -> list[Answer]:
         """An answer to each ask, all of them sampled with `weights`; `on_wait` is called all the time and may raise to stop.
 
-        Raises RunError("server_unreachable") when no server has answered for `patience_seconds`.
+        Raises RunError("server_unreachable") when no completion has come for `patience_seconds` since a round went without one.
         """
         return asyncio.run(self._complete(asks, draws, weights, on_wait))
 
@@ -79,7 +79,7 @@ class ServerPool:
         self, asks: list[Ask], draws: Draws, weights: ServedWeights, on_wait: Callable[[], None]
     ) -> list[Answer]:
         answers: dict[int, Answer] = {}
-        last_sign = time.monotonic()
+        silent_since: float | None = None
         self.logprob_gap, self.loading_seconds = None, 0.0
         async with AsyncExitStack() as stack:
             sessions: _Sessions = {
@@ -90,14 +90,18 @@ class ServerPool:
                 began = time.monotonic()
                 ready, reasons = await beside(self._ready(sessions, weights), on_wait)
                 self.loading_seconds += time.monotonic() - began
+                num_before = len(answers)
                 if ready:
-                    last_sign = time.monotonic()
                     asked = _Round(asks, draws, answers, self.spec.max_concurrent)
                     reasons += await beside(asked.run(ready, weights), on_wait)
                     self.num_lost += len(ready) - sum(server.weights == weights.version for server in ready)
                 if len(answers) == len(asks):
                     return [answers[index] for index in range(len(asks))]
-                if time.monotonic() - last_sign > self.spec.patience_seconds:
+                # Health and weights are no sign: a server may have both and complete nothing. A round may take longer than the
+                # patience, so that this counts from the end of the first one that brought nothing.
+                now = time.monotonic()
+                silent_since = None if len(answers) > num_before else silent_since or now
+                if silent_since is not None and now - silent_since > self.spec.patience_seconds:
                     raise unreachable("rollouts.servers", reasons, self.spec.patience_seconds)
                 await beside(asyncio.sleep(PAUSE_SECONDS), on_wait)
 
@@ -167,22 +171,26 @@ class _Round:
         return self._reasons
 
     async def _serve(self, server: VllmServer, session: httpx.AsyncClient, weights: ServedWeights) -> None:
-        """What one server answers; it counts when the server still has the weights behind it."""
+        """What one server answers; it counts when the server still has the weights behind it.
+
+        So it does for one that refused some asks for lack of room: otherwise a busy server would get nothing done.
+        """
         mine: dict[int, Answer] = {}
         lanes = [self._lane(server, session, mine) for _ in range(min(self._max_concurrent, len(self._open)))]
         await all_of(lanes)
-        if server.weights is not None:
-            try:
-                found = await server.version(session)
-            except ServerGone as gone:
-                self._lose(server, gone)
-            else:
-                if found not in (weights.version, INITIAL_WEIGHTS):
-                    raise server.taken(found)
-                if found == INITIAL_WEIGHTS:  # started anew
-                    server.weights = None
-        if server.weights is not None:
+        if server.weights is None and not mine:
+            return
+        try:
+            found = await server.version(session)
+        except ServerGone as gone:
+            self._lose(server, gone)
+            return
+        if found == weights.version:
             self._answers.update(mine)
+        elif found == INITIAL_WEIGHTS:  # started anew
+            server.weights = None
+        else:
+            raise server.taken(found)
 
     async def _lane(self, server: VllmServer, session: httpx.AsyncClient, mine: dict[int, Answer]) -> None:
         while self._open and server.weights is not None:

@@ -40,6 +40,8 @@ class StandInVllm:
         """Questions after which it is gone."""
         self.die_at_completion: int | None = None
         """It is gone in the middle of this sampled completion, counted from 1."""
+        self.slow_seconds = 30.0
+        """How long each answer of the fault "slow" takes."""
         self._lock = threading.Lock()
         self._model = _opened(model)
         routes = [
@@ -122,8 +124,12 @@ class StandInVllm:
         if is_due or (self.die_after is not None and len(self.asked) > self.die_after):
             self._server.should_exit = self._server.force_exit = True
             return Response(status_code=503)
+        if "prompt_logprobs" not in asked and (
+            "busy" in self.faults or ("busy at times" in self.faults and num_completions % 3 == 0)
+        ):
+            return Response(status_code=503)
         if "slow" in self.faults:
-            await run_in_threadpool(time.sleep, 30)
+            await run_in_threadpool(time.sleep, self.slow_seconds)
         return await run_in_threadpool(self._answer, asked)
 
     def _answer(self, asked: dict[str, Any]) -> Response:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -162,6 +162,56 @@ def test_without_any_server_the_run_fails_as_one_that_may_be_tried_again(tmp_pat
     assert error.failure == "server_unreachable"
     assert error.message.startswith("No server of rollouts.servers has answered for 1 s (http://127.0.0.1:")
     assert error.findings[0].field == "rollouts.servers"
+
+
+def until(seconds: float) -> Callable[[], None]:
+    """What fails a test that waits longer, instead of letting it hang."""
+    end = time.monotonic() + seconds
+
+    def on_wait() -> None:
+        assert time.monotonic() < end, f"still waiting after {seconds:.0f} s"
+
+    return on_wait
+
+
+def test_a_server_that_takes_weights_and_completes_nothing_ends_the_run(tmp_path: Path, server: StandInVllm) -> None:
+    server.faults.add("busy")
+    patient = served_spec(server, rollouts={"patience_seconds": 3})
+    sampler = servers_of(patient, tmp_path).sampler(tiny_model(), 0, 3, 1.0, until(30))
+    with pytest.raises(RunError, match=r"has answered for 3 s \(http://127.0.0.1:\d+: status 503\)") as caught:
+        sampler.sample(requests(), 5)
+    assert caught.value.failure == "server_unreachable"
+
+
+def test_a_server_that_has_no_room_at_times_gets_all_done(tmp_path: Path, server: StandInVllm) -> None:
+    whole = servers_of(served_spec(server), tmp_path / "whole").sampler(tiny_model(), 0, 3, 1.0, until(20))
+    expected = whole.sample(requests(), 5)
+    server.faults.add("busy at times")
+    served = served_spec(server, rollouts={"max_concurrent": 1})
+    sampler = servers_of(served, tmp_path / "busy").sampler(tiny_model(), 0, 3, 1.0, until(20))
+    assert sampler.sample(requests(), 5) == expected
+
+
+def test_a_round_may_take_longer_than_the_patience_and_be_lost_once(tmp_path: Path, server: StandInVllm) -> None:
+    expected = (
+        servers_of(served_spec(server), tmp_path / "a")
+        .sampler(tiny_model(), 0, 3, 1.0, until(20))
+        .sample(requests(), 5)
+    )
+    server.faults.add("slow")
+    server.slow_seconds = 1.5  # the patience is 1 s
+    in_time, num_before = until(40), len(server.asked)
+    restarts: list[str] = []
+
+    def on_wait() -> None:
+        in_time()
+        if not restarts and any("seed" in one for one in server.asked[num_before:]):
+            restarts.append(server.version)
+            server.version = "default"  # as if it was started again while it answered
+
+    sampler = servers_of(served_spec(server), tmp_path / "b").sampler(tiny_model(), 0, 3, 1.0, on_wait)
+    assert sampler.sample(requests(), 5) == expected
+    assert len(restarts) == 1
 
 
 def test_a_host_that_drops_packets_costs_one_time_limit_not_one_a_step(
