@@ -9,6 +9,8 @@ from sqlalchemy import JSON, DateTime, Dialect, String, Text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import TypeDecorator
 
+from engine.frozen import STORED
+
 Json = JSON().with_variant(JSONB(), "postgresql")
 Id = String(36)
 Record = TypeVar("Record", bound=BaseModel)
@@ -34,7 +36,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class RecordColumn(TypeDecorator[Record]):
-    """A frozen record, or one of several kinds, stored as JSON; reading it back validates it."""
+    """A frozen record, or one of several kinds, stored as JSON; reading it back validates it, as what was accepted before."""
 
     impl = Json
     cache_ok = True
@@ -49,7 +51,7 @@ class RecordColumn(TypeDecorator[Record]):
         return None if value is None else value.model_dump(mode="json")
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Record | None:
-        return None if value is None else self._adapter.validate_python(value)
+        return None if value is None else self._adapter.validate_python(value, context=STORED)
 
 
 class CleanText(TypeDecorator[str]):

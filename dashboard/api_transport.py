@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from backend.schemas import Health, Link, Problem
 from dashboard.api_errors import ApiDown, ApiError, Conflict, Forbidden, Invalid, NotFound, ServerFault, SignedOut
+from engine.frozen import STORED
 
 T = TypeVar("T")
 Document = dict[str, Any]  # a spec as plain JSON values, valid or not
@@ -122,7 +123,7 @@ class ApiTransport:
 
 def _parsed(response: httpx.Response, kind: type[T]) -> T:
     try:
-        return TypeAdapter(kind).validate_json(response.content)
+        return TypeAdapter(kind).validate_json(response.content, context=STORED)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the answer"

@@ -13,7 +13,6 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from engine.evaluation_spec import FALLING, PrimaryMetric
-from engine.findings import misfit
 from engine.frozen import Frozen
 
 
@@ -41,16 +40,6 @@ class StopByEvaluation(Frozen):
         if self.patience is None and self.target is None:
             problem = "patience and target are both empty, so that nothing would end training; set one of them, or kind to none."
             raise PydanticCustomError("contradiction", "{problem}", {"problem": problem})
-        return self
-
-    @model_validator(mode="after")
-    def _the_target_can_be_reached(self) -> Self:
-        if self.target is not None and self.target > 1 and self.metric not in FALLING:
-            raise misfit(
-                "early_stopping.target",
-                f"early_stopping.target is {self.target:g} but {self.metric} is a share and never above 1; "
-                "lower it to 1 at most.",
-            )
         return self
 
 

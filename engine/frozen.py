@@ -1,6 +1,6 @@
 """The base of every record that leaves or enters the engine as JSON, and the types that many of them share."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,6 +12,10 @@ class Frozen(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
     )
 
+
+STORED: dict[str, Any] = {"is_stored": True}
+"""Context of a validation of what an earlier version has accepted: a newer rule on how fields fit together must not make it
+unreadable."""
 
 Reference = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f]+$")]
 """A path, a hub id, `builtin:…` or `home:…`; see engine/locations.py."""

@@ -4,9 +4,17 @@ made from its JSON schema, `incipit train` reads it from a file. It imports with
 The sentence under a field is its documentation everywhere: here, in the OpenAPI document and beside the form field.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, model_validator
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)  # fmt: skip
 from pydantic_core import PydanticCustomError
 
 from engine.adapter_spec import Adapter, NoAdapter
@@ -15,7 +23,7 @@ from engine.completion_spec import CompletionSource, StudentCompletions
 from engine.divergences import ReverseKL
 from engine.early_stopping import EarlyStopping, NoEarlyStopping, StopByEvaluation
 from engine.evaluation_spec import EvaluationSpec
-from engine.frozen import Count, Frozen
+from engine.frozen import STORED, Count, Frozen
 from engine.health_spec import HealthSpec
 from engine.loss_region import LossRegion, WholeRegion
 from engine.model_spec import ModelSpec
@@ -170,11 +178,14 @@ class RunSpec(Frozen):
     """Arithmetic of the forward passes; `auto` is bfloat16 on a GPU, and on a CPU that is measured to gain from it, as with AMX, for a
     student at least 512 wide, else float32. Trained weights stay float32."""
 
-    @model_validator(mode="after")
-    def _fields_fit_together(self) -> Self:
-        for rule in RULES:
-            rule(self)
-        return self
+    @model_validator(mode="wrap")
+    @classmethod
+    def _fields_fit_together(cls, value: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
+        """Rules are for what comes in; what is a spec already was asked when it did."""
+        spec = handler(value)
+        for rule in RULES if spec is not value and info.context is not STORED else ():
+            rule(spec)
+        return spec
 
     @property
     def rollouts_per_step(self) -> int:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from engine.adaptive_prefixes import DivergenceSharePrefix, PlateauPrefix
 from engine.anchoring import NoAnchoring
 from engine.completion_spec import StudentCompletions, TeacherPrefix
+from engine.early_stopping import StopByEvaluation
+from engine.evaluation_spec import FALLING
 from engine.findings import misfit
 from engine.loss_region import SuffixRegion, WindowRegion
 from engine.machine_rules import MACHINE_RULES
@@ -131,6 +133,20 @@ def _the_metrics_that_decide_are_measured(spec: RunSpec) -> None:
                 f"evaluation.num_teacher_texts is 0 but {field} is forward_kl_on_teacher_texts; "
                 "set num_teacher_texts to 1 or more, or choose another metric.",
             )
+
+
+def _a_target_can_be_reached(spec: RunSpec) -> None:
+    rule = spec.early_stopping
+    if (
+        isinstance(rule, StopByEvaluation)
+        and rule.target is not None
+        and rule.target > 1
+        and rule.metric not in FALLING
+    ):
+        raise misfit(
+            "early_stopping.target",
+            f"early_stopping.target is {rule.target:g} but {rule.metric} is a share and never above 1; lower it to 1 at most.",
+        )
 
 
 def _a_teacher_prefix_leaves_tokens_to_the_student(spec: RunSpec) -> None:
@@ -271,6 +287,7 @@ RULES: list[Callable[[RunSpec], None]] = [
     _anchoring_has_something_to_anchor,
     _loss_region_is_within_the_rollouts,
     _the_metrics_that_decide_are_measured,
+    _a_target_can_be_reached,
     _a_teacher_prefix_leaves_tokens_to_the_student,
     _data_has_one_completion_for_each_prompt,
     _a_probe_has_candidates_to_choose_from,

@@ -3,12 +3,17 @@
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
 from fastapi.testclient import TestClient
+from pydantic import ValidationError
 from sqlalchemy import event
 
 from backend.database import Database
 from backend.records import Evaluation, Event, PositionCurve
+from backend.schemas import Run
 from engine.flops import FlopLedger
+from engine.frozen import STORED
+from engine.spec import RunSpec
 from tests.backend.recorded import change_run, set_metric
 
 Document = dict[str, Any]
@@ -189,3 +194,17 @@ def test_what_belongs_to_no_run_is_not_found(client: TestClient) -> None:
         response = client.get(f"/api/v1/runs/no-such-run{part}")
         assert response.status_code == 404, part
         assert response.json()["detail"] == "There is no run 'no-such-run'; it may have been removed, see the list."
+
+
+def test_what_a_newer_rule_would_refuse_is_still_read(client: TestClient, run_id: str, database: Database) -> None:
+    accepted = RunSpec.model_validate(client.get(f"/api/v1/runs/{run_id}").json()["spec"])
+    too_long = accepted.prefix.model_copy(update={"tokens": accepted.max_completion_tokens + 1})
+    change_run(database, run_id, spec=accepted.model_copy(update={"prefix": too_long}))  # a copy is not validated
+    answer = client.get(f"/api/v1/runs/{run_id}")
+    assert answer.json()["spec"]["prefix"]["tokens"] == accepted.max_completion_tokens + 1
+    assert run_id in [run["id"] for run in client.get("/api/v1/runs").json()["items"]]
+    with pytest.raises(ValidationError, match="max_completion_tokens"):
+        Run.model_validate_json(answer.content)
+    assert Run.model_validate_json(answer.content, context=STORED).spec.prefix == too_long
+    document = answer.json()["spec"]
+    assert client.post("/api/v1/experiments", json={"name": "again", "base": document}).status_code == 422
