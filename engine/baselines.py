@@ -1,7 +1,7 @@
 """Baselines that need not be measured twice: base student and teacher on the same prompts, whatever the arm.
 
 Kept as JSON under INCIPIT_HOME/cache/baselines, named by a hash of everything that the figures depend on: the models'
-files, the prompts, the lengths and the seed. Arms of one experiment share them, and so does the next run.
+files, what ends a text, the prompts, the lengths and the seed. Arms of one experiment share them, and so does the next run.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ class BaselineCache:
             "device": student.device.type,
             "precision": str(student.autocast_dtype),
             "models": [weights_digest(model) for model in (student, teacher)],
+            # Of generation_config.json and the tokenizers: they can be corrected while all weights stay.
+            "eos_token_ids": [sorted(model.eos_token_ids) for model in (student, teacher)],
+            "vocabulary": student.head.vocabulary,
             "metrics": PAIR_METRICS,
             "seed": spec.seed,
             "temperature": spec.sampling.temperature,

@@ -59,6 +59,8 @@ class TrainerState(Frozen):
     """Under overlap, what the next step trains on: it was sampled by the student of one update before."""
     evaluated_step: int | None = None
     """Last step whose evaluation is complete; None before the baselines."""
+    counted_step: int | None = None
+    """Last step whose evaluation the prefix schedule and early stopping have seen; None before the first, and in old checkpoints."""
     best_step: int | None = None
     best_score: tuple[float, float] | None = None
     """(accuracy, -reverse KL) of the best student so far; larger is better."""
@@ -131,11 +133,14 @@ def load_trainer_state(folder: Path) -> TrainerState:
 def without_lost_best(run_folder: Path, state: TrainerState) -> TrainerState:
     """The state, without its best student when that one's checkpoint is not whole any more: the report could not open it.
 
-    The student at hand then counts as not evaluated yet, so that a run that is over has a best one again.
+    The student at hand then counts as not evaluated yet, so that a run that is over has a best one again; what waits for
+    evaluations has seen it all the same.
     """
     if state.best_path is None or damage_of(run_folder / state.best_path, Expected(step=state.best_step)) is None:
         return state
-    return state.model_copy(update={"best_step": None, "best_score": None, "best_path": None, "evaluated_step": 0})
+    counted = state.evaluated_step if state.counted_step is None else state.counted_step
+    lost = {"best_step": None, "best_score": None, "best_path": None}
+    return state.model_copy(update=lost | {"evaluated_step": 0, "counted_step": counted})
 
 
 def restore_student(folder: Path, student: Student) -> None:

@@ -61,14 +61,8 @@ def evaluate_student(run: Run) -> None:
     score = run.spec.evaluation.score(evaluation.metrics)
     is_best = run.state.best_score is None or score > run.state.best_score
     run.change_state(evaluated_step=run.state.step)
-    last = run.state.step - run.spec.warmup_phase.num_steps - 1
-    if last >= 0:  # a warm-up says nothing about the prefix
-        signals = PrefixSignals(step=last, score=score[0])
-        run.change_state(prefix=run.spec.prefix.advance(run.state.prefix, signals))
-        rule = run.spec.early_stopping
-        if isinstance(rule, StopByEvaluation):  # before the checkpoint of a new best, which keeps it
-            state = after_evaluation(rule, run.state.early_stopping, run.state.step, evaluation.metrics)
-            run.change_state(early_stopping=state)
+    if run.state.counted_step != run.state.step:  # where the best checkpoint was lost, a step is evaluated twice
+        _count(run, evaluation, score[0])
     run.accuracies[run.state.step] = evaluation.metrics["accuracy"]
     run.scores[run.state.step] = score
     before = run.state
@@ -79,6 +73,20 @@ def evaluate_student(run: Run) -> None:
     if is_best and not run.save_checkpoint():
         # The report opens the best student from its checkpoint: one that is not on disk cannot stay the best.
         run.change_state(best_step=before.best_step, best_score=before.best_score, best_path=before.best_path)
+
+
+def _count(run: Run, evaluation: Evaluation, primary: float) -> None:
+    """Tell an evaluation to what waits for evaluations: the prefix schedule and early stopping."""
+    run.change_state(counted_step=run.state.step)
+    last = run.state.step - run.spec.warmup_phase.num_steps - 1
+    if last < 0:  # a warm-up says nothing about the prefix
+        return
+    signals = PrefixSignals(step=last, score=primary)
+    run.change_state(prefix=run.spec.prefix.advance(run.state.prefix, signals))
+    rule = run.spec.early_stopping
+    if isinstance(rule, StopByEvaluation):  # before the checkpoint of a new best, which keeps it
+        state = after_evaluation(rule, run.state.early_stopping, run.state.step, evaluation.metrics)
+        run.change_state(early_stopping=state)
 
 
 def report(run: Run) -> None:

@@ -17,6 +17,7 @@ from engine.checkpoint import (
     restore_student,
     save_checkpoint,
     verify_checkpoint,
+    without_lost_best,
 )
 from engine.errors import RunError
 from engine.flops import FlopLedger
@@ -249,3 +250,9 @@ def test_a_folder_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"exists|Not a directory"):
         save_checkpoint(tmp_path / "checkpoints" / "step-1", trained_student(1), STATE, attempt=1)
     assert os.listdir(tmp_path) == ["checkpoints"]
+
+
+def test_a_state_of_before_counted_evaluations_has_counted_its_last_one(tmp_path: Path) -> None:
+    old = STATE.model_copy(update={"evaluated_step": 3}).model_dump(mode="json", exclude={"counted_step"})
+    state = without_lost_best(tmp_path, TrainerState.model_validate(old))
+    assert (state.best_step, state.evaluated_step, state.counted_step) == (None, 0, 3)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from engine.checkpoint import load_trainer_state
 from engine.early_stopping import EarlyStoppingState, StopByEvaluation, after_evaluation
 from engine.events import CheckpointSaved, Evaluated, Finished, RunEvent, StepDone
 from engine.findings import findings_of
@@ -123,3 +124,25 @@ def test_a_resumed_run_ends_at_the_same_step(tmp_path: Path, home: Path, start: 
     )
     assert steps_of(resumed) == list(range(start + 1, 7))
     assert finish(resumed) == finish(whole)
+
+
+def test_an_evaluation_that_is_done_again_for_a_lost_best_is_not_counted_again(tmp_path: Path, home: Path) -> None:  # noqa: ARG001
+    spec = quick_spec(
+        num_steps=6,
+        evaluation=EVALUATION | {"every_steps": 2, "primary_metric": "reverse_kl"},
+        early_stopping=RULE | {"patience": 9},
+        prefix={"kind": "validation", "start_tokens": 2, "patience_evaluations": 9, "min_improvement": 100},
+        # So large that the student gets worse: the first evaluation stays the best.
+        optimizer={"learning_rate": 0.05, "warmup_steps": 0, "eps": 1e-4},
+        checkpoints={"every_steps": 1, "keep_last": 99},
+    )
+    checkpoints = tmp_path / "attempts" / "{}" / "checkpoints" / "step-4"
+    train_here(spec, tmp_path)
+    before = load_trainer_state(Path(str(checkpoints).format(1)))
+    assert (before.best_step, before.prefix.waited, before.early_stopping.num_without) == (2, 1, 1)
+    assert before.best_path is not None
+    (tmp_path / before.best_path / "config.json").unlink()
+    again = train_here(spec, tmp_path, attempt=2, resume=Path(str(checkpoints).format(1)))
+    assert [one.step for one in again if isinstance(one, Evaluated) and one.split == "dev"] == [4, 6]
+    after = load_trainer_state(Path(str(checkpoints).format(2)))
+    assert (after.best_step, after.prefix, after.early_stopping) == (4, before.prefix, before.early_stopping)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -142,6 +143,34 @@ def test_baselines_of_other_settings_are_measured_anew(tmp_path: Path) -> None:
         assert teacher.is_cached is (folder == "b")
         assert teacher.verdicts is not None
         assert teacher.verdicts.samples_per_problem == k
+
+
+@pytest.mark.parametrize("corrected", ["student", "teacher", "vocabulary"])
+def test_baselines_are_measured_anew_when_the_files_beside_the_weights_were_corrected(
+    tmp_path: Path, corrected: str
+) -> None:
+    models = {"student": tmp_path / "student", "teacher": tmp_path / "teacher"}
+    for field, name in (("student", "student-plan"), ("teacher", "teacher")):
+        shutil.copytree(resolve(f"builtin:tiny/models/{name}"), models[field])
+    paths = {field: {"path": str(folder)} for field, folder in models.items()}
+
+    def is_cached(folder: str) -> bool:
+        (teacher,) = evaluated(
+            train_here(quick_spec(**paths, evaluation=DEV, num_steps=2), tmp_path / folder), "teacher"
+        )
+        return teacher.is_cached
+
+    assert [is_cached("first"), is_cached("again")] == [False, True]
+    if corrected == "vocabulary":
+        file = models["teacher"] / "tokenizer.json"
+        tokenizer = json.loads(file.read_text())
+        words = tokenizer["model"]["vocab"]
+        words.pop(max(words, key=words.get))
+        file.write_text(json.dumps(tokenizer))
+    else:
+        file = models[corrected] / "generation_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": [2, 40]}))
+    assert not is_cached("corrected")
 
 
 @pytest.mark.parametrize(
