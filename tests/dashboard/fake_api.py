@@ -339,8 +339,8 @@ def analysis_schema() -> dict[str, Any]:
 
 
 @busy.post(_P + "/analyses")
-def ask(body: AnalysisSpec) -> analyses.Analysis:
-    return fake_analyses.analysis("queued", body.run, body)
+def ask(body: analyses.AnalysisCreate) -> analyses.Analysis:
+    return fake_analyses.analysis("queued", body.run, AnalysisSpec(run=body.run, analysis=body.analysis))
 
 
 @busy.get(_P + "/analyses")
