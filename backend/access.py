@@ -31,6 +31,11 @@ class Principal(Frozen):
         return get_args(Role).index(self.role) >= get_args(Role).index(role)
 
     @property
+    def is_admin_of_all(self) -> bool:
+        """Whether it may change what serves every project, such as workers."""
+        return self.role == "admin" and self.project_id == ALL_PROJECTS
+
+    @property
     def home_project(self) -> str:
         """The project in which it makes things."""
         return DEFAULT_PROJECT if self.project_id == ALL_PROJECTS else self.project_id

@@ -1,13 +1,22 @@
 """An analysis as the API tells of it."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from engine.analysis_spec import AnalysisResult, AnalysisSpec
 from engine.findings import Finding
 from engine.frozen import Frozen
 
 AnalysisState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+
+class AnalysisCreate(AnalysisSpec):
+    """An analysis that is asked for."""
+
+    run_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] | None = None
+    """The run that has this spec: the analysis belongs to its project; empty leaves it to the project of who asks."""
 
 
 class Analysis(Frozen):

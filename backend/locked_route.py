@@ -93,8 +93,15 @@ def _authorized(request: Request, operation: str | None) -> Principal | None:
     request.state.principal_id = principal.id  # for the log, also of who is refused below
     if need is None:
         raise Refusal(403, "No role is declared for this operation, so nobody may use it; this is a fault of Incipit.")
-    if not principal.may(need):
-        raise Refusal(403, f"Your role is {principal.role} but this needs {need}; ask an admin for another key.")
+    role = "admin" if need == "admin of all projects" else need
+    if not principal.may(role):
+        raise Refusal(403, f"Your role is {principal.role} but this needs {role}; ask an admin for another key.")
+    if need == "admin of all projects" and not principal.is_admin_of_all:
+        raise Refusal(
+            403,
+            f"You are an admin of {principal.project_id!r} but this changes what serves all projects; use an admin's key of "
+            "project '*'.",
+        )
     return principal
 
 

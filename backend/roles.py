@@ -11,8 +11,8 @@ from backend.access import Role
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-Need = Role | Literal["open", "signature"]
-"""open: anybody; signature: whoever has an address that this installation has signed."""
+Need = Role | Literal["open", "signature", "admin of all projects"]
+"""open: anybody; signature: whoever has an address that this installation has signed; the last is for what serves all."""
 
 _OPERATIONS: dict[Need, tuple[str, ...]] = {
     "open": ("livez", "readyz", "version"),
@@ -111,9 +111,8 @@ _OPERATIONS: dict[Need, tuple[str, ...]] = {
         "delete_webhook",
         "test_webhook",
         "rotate_webhook_secret",
-        "drain_worker",
-        "resume_worker",
     ),
+    "admin of all projects": ("drain_worker", "resume_worker"),
 }
 _NEEDS = {operation: need for need, operations in _OPERATIONS.items() for operation in operations}
 

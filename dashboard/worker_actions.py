@@ -1,4 +1,4 @@
-"""What an admin can do with a worker: let it take nothing new, and let it take runs again."""
+"""What an admin of all projects can do with a worker: let it take nothing new, and let it take runs again."""
 
 from collections.abc import Callable, Sequence
 
@@ -22,8 +22,10 @@ def show(client: ApiClient, workers: Sequence[Worker]) -> None:
     there = {one.id: one for one in workers if one.is_connected}
     if not there:
         return
-    if not cached.me(client).may("admin"):
-        st.caption(":material/visibility: To drain a worker before its machine is serviced, ask an admin.")
+    if not cached.me(client).is_admin_of_all:
+        st.caption(
+            ":material/visibility: To drain a worker before its machine is serviced, ask an admin of all projects."
+        )
         return
     with st.container(horizontal=True, vertical_alignment="bottom"):
         chosen = st.selectbox(

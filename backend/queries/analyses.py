@@ -17,6 +17,7 @@ from backend.exports import EXPORT
 from backend.ids import new_id
 from backend.playground import PLAYGROUND
 from backend.project_database import EVERY_PROJECT
+from backend.queries.runs import project_of
 from backend.tables import Analysis as AnalysisRow
 from engine.analysis_spec import AnalysisProgress, AnalysisSpec
 from engine.findings import Finding
@@ -36,9 +37,11 @@ class AnalysisClaim:
     spec: Asked
 
 
-def create_analysis(session: Session, spec: AnalysisSpec, *, owner: Principal = LOCAL) -> Analysis:
-    """Queue an analysis."""
-    return _record(queued(session, spec, spec.analysis.kind, owner))
+def create_analysis(
+    session: Session, spec: AnalysisSpec, *, owner: Principal = LOCAL, run_id: str | None = None
+) -> Analysis:
+    """Queue an analysis, of a run if one is named."""
+    return _record(queued(session, spec, spec.analysis.kind, owner, run_id=run_id))
 
 
 def queued(
@@ -48,12 +51,17 @@ def queued(
     owner: Principal,
     *,
     id: str | None = None,
+    run_id: str | None = None,
     checkpoint_id: str | None = None,
 ) -> AnalysisRow:
-    """A new row in the queue, under an id of its own unless it has one already."""
+    """A new row in the queue, under an id of its own unless it has one already.
+
+    What is asked of a run belongs to the run's project: a key of all projects may ask, and others than that project's
+    people shall not read it.
+    """
     row = AnalysisRow(
         id=id or new_id(),
-        project_id=owner.home_project,
+        project_id=owner.home_project if run_id is None else project_of(session, run_id),
         created_by=owner.id,
         created_at=now_of(session),
         spec=spec,

@@ -30,8 +30,9 @@ def create_export(session: Session, wanted: QueuedExport, *, owner: Principal, l
             f"You have {waiting} exports in the queue, and at most {limits.exports_queued} may wait; wait until one is made, or "
             "cancel some.",
         )
-    row = queued(session, wanted, EXPORT, owner, id=wanted.spec.id, checkpoint_id=wanted.asked.checkpoint_id)
-    _let_oldest_go(session, owner.home_project, limits.exports_kept)
+    ids = {"id": wanted.spec.id, "run_id": wanted.run_id, "checkpoint_id": wanted.asked.checkpoint_id}
+    row = queued(session, wanted, EXPORT, owner, **ids)
+    _let_oldest_go(session, row.project_id, limits.exports_kept)
     return _record(session, row)
 
 

@@ -42,8 +42,9 @@ def create_question(
             f"You have {waiting} questions in the queue, and at most {limits.playground_queued} may wait; wait until one is "
             "answered, or cancel some.",
         )
-    row = queued(session, QueuedQuestion(asked=asked, spec=spec, run_name=run_name), PLAYGROUND, owner)
-    _forget_oldest(session, owner.home_project, limits.playground_kept)
+    wanted = QueuedQuestion(asked=asked, spec=spec, run_name=run_name)
+    row = queued(session, wanted, PLAYGROUND, owner, run_id=asked.run_id)
+    _forget_oldest(session, row.project_id, limits.playground_kept)
     return _record(session, row)
 
 

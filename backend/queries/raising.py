@@ -14,6 +14,7 @@ from backend.alert_records import Alert, AlertRuleSet, Webhook, WebhookDelivery
 from backend.alerts import AlertRules, Rule
 from backend.database import now_of
 from backend.ids import new_id
+from backend.queries.runs import project_of
 from backend.records import Evaluation
 from backend.tables import Run
 from engine.events import Evaluated, Warned
@@ -38,7 +39,7 @@ def raise_warning(session: Session, run_id: str, event: Warned) -> None:
     """A run has warned of itself; an attempt that does the step again warns again, and is not heard."""
     if not event.code.startswith(_OF_HEALTH):
         return
-    project_id = _project_of(session, run_id)
+    project_id = project_of(session, run_id)
     if rules_of(session, project_id).health:
         occurrence = f"{event.code[:64]}:{event.step}"
         _raise(session, project_id, run_id, "health", occurrence, event.message, step=event.step)
@@ -49,7 +50,7 @@ def raise_evaluation(session: Session, run_id: str, event: Evaluated) -> None:
 
     Told when it becomes so, not at each evaluation at which it still is.
     """
-    project_id = _project_of(session, run_id)
+    project_id = project_of(session, run_id)
     rules = rules_of(session, project_id)
     earlier = session.execute(
         select(Evaluation.metrics)
@@ -101,10 +102,6 @@ def _is_new(
         return bool(before) and is_bad(values[end - 1], best_of(before))
 
     return bad(len(values)) and not bad(len(values) - 1)
-
-
-def _project_of(session: Session, run_id: str) -> str:
-    return session.execute(select(Run.project_id).where(Run.id == run_id)).scalar_one()
 
 
 def _raise(

@@ -108,6 +108,11 @@ def exists(session: Session, id: str) -> bool:
     return session.scalar(select(RunRow.id).where(RunRow.id == id)) is not None
 
 
+def project_of(session: Session, id: str) -> str:
+    """The project that a run belongs to, and with it what is made of the run."""
+    return session.execute(select(RunRow.project_id).where(RunRow.id == id)).scalar_one()
+
+
 def num_queued_by(session: Session, principal_id: str) -> int:
     """Runs in the queue that somebody has made; see hold_queue_of."""
     hold_queue_of(session, principal_id)

@@ -63,7 +63,10 @@ def ask(client: ApiClient) -> None:
     if not clicked or base is None:
         return
     try:
-        created = client.start_analysis({"run": spec_of(client, base), **form.document})
+        kind, _, name = base.partition(" ")
+        created = client.start_analysis(
+            {"run": spec_of(client, base), "run_id": name if kind == "run" else None, **form.document}
+        )
     except Invalid as error:
         st.error(notices.plain(error.message), icon=":material/error:")
         for finding in error.findings:

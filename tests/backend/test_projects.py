@@ -171,6 +171,50 @@ def test_an_operator_of_all_projects_makes_things_in_the_default_one(
         assert session.scalars(select(Preflight.project_id)).all() == ["default"]
 
 
+@pytest.mark.attack(17)
+def test_what_an_operator_of_all_projects_asks_of_a_run_belongs_to_the_runs_project(
+    people: dict[str, TestClient], ids: dict[str, str], database: Database, base: Document
+) -> None:
+    everybody, app = people["all"], people["all"].app
+    viewers = {
+        project: TestClient(app, base_url=ADDRESS, headers=with_key(key_of(database, "viewer", project)))
+        for project in ("lab", "default")
+    }
+    asked = {
+        "analyses": {"run": base, "run_id": ids["run"]},
+        "playground/questions": _question(ids["run"]),
+        "exports": _export(ids["checkpoint"]),
+    }
+    for path, body in asked.items():
+        answer = everybody.post(f"/api/v1/{path}", json=body)
+        assert answer.status_code == 201, answer.text
+        statuses = {name: one.get(answer.headers["Location"]).status_code for name, one in viewers.items()}
+        assert statuses == {"lab": 200, "default": 404}, path
+        assert {name: len(_items(one, path)) for name, one in viewers.items()} == {"lab": 2, "default": 0}, path
+    of_nobodys_run = everybody.post("/api/v1/analyses", json={"run": base}).json()["id"]
+    statuses = {name: one.get(f"/api/v1/analyses/{of_nobodys_run}").status_code for name, one in viewers.items()}
+    assert statuses == {"lab": 404, "default": 200}
+    foreign = people["other"].post("/api/v1/analyses", json={"run": base, "run_id": ids["run"]})
+    assert (foreign.status_code, foreign.json()["errors"][0]["field"]) == (422, "run_id")
+
+
+def test_an_operator_of_all_projects_makes_room_in_the_runs_project(
+    settings: Settings, ids: dict[str, str], database: Database, people: dict[str, TestClient]
+) -> None:
+    limits = settings.limits.model_copy(update={"playground_kept": 1, "exports_kept": 1})
+    newer = people["all"].post("/api/v1/exports", json=_export(ids["checkpoint"])).json()["id"]
+    with database.write() as session:
+        session.execute(update(Analysis).where(Analysis.kind.in_(("playground", "export"))).values(state="succeeded"))
+    with TestClient(create_app(settings.model_copy(update={"limits": limits})), base_url=ADDRESS) as small:
+        credential = people["all"].headers["Authorization"]
+        for path, body in (("playground/questions", _question(ids["run"])), ("exports", _export(ids["checkpoint"]))):
+            answer = small.post(f"/api/v1/{path}", json=body, headers={"Authorization": credential})
+            assert answer.status_code == 201, answer.text
+    assert people["lab"].get(f"/api/v1/playground/questions/{ids['question']}").status_code == 404, "it made room"
+    let_go = {id: people["lab"].get(f"/api/v1/exports/{id}").json()["removed_at"] for id in (ids["export"], newer)}
+    assert [id for id, removed_at in let_go.items() if removed_at is not None] == [ids["export"]]
+
+
 def test_the_queue_counts_every_project_and_workers_tell_only_ones_own(
     people: dict[str, TestClient], ids: dict[str, str], database: Database, base: Document
 ) -> None:

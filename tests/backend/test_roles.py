@@ -65,6 +65,7 @@ def test_every_route_asks_who_it_is_and_whether_they_may(stranger: TestClient, d
     operations = _operations(stranger)
     assert len(operations) >= 40
     viewer, operator, admin = (key_of(database, role) for role in ("viewer", "operator", "admin"))  # type: ignore[arg-type]
+    operator_of_all, admin_of_all = key_of(database, "operator", "*"), key_of(database, "admin", "*")
     for method, path, need in operations:
         where = f"{method} {path}"
         assert need is not None, f"{where} has no role in backend/roles.py"
@@ -76,9 +77,14 @@ def test_every_route_asks_who_it_is_and_whether_they_may(stranger: TestClient, d
             assert strangers == {422}, where
             continue
         assert strangers == {401}, where
-        below = {"viewer": [], "operator": [viewer], "admin": [viewer, operator]}[need]
+        below = {
+            "viewer": [],
+            "operator": [viewer],
+            "admin": [viewer, operator],
+            "admin of all projects": [viewer, operator, operator_of_all, admin],
+        }[need]
         assert [_status(stranger, method, path, with_key(key)) for key in below] == [403] * len(below), where
-        enough = {"viewer": viewer, "operator": operator, "admin": admin}[need]
+        enough = {"viewer": viewer, "operator": operator, "admin": admin, "admin of all projects": admin_of_all}[need]
         assert _status(stranger, method, path, with_key(enough)) not in (401, 403), where
 
 

@@ -53,6 +53,22 @@ def test_only_admins_drain_and_unknown_workers_are_named(client: TestClient, dat
         assert refused.status_code == 403
 
 
+def test_an_admin_of_one_project_does_not_drain_what_works_for_all(client: TestClient, database: Database) -> None:
+    id = announce(database)
+    of_lab, of_all = (with_key(key_of(database, "admin", project)) for project in ("lab", "*"))
+    for name in ("drain", "resume"):
+        refused = client.post(f"/api/v1/workers/{id}/{name}", headers=of_lab)
+        assert (refused.status_code, refused.json()["detail"]) == (
+            403,
+            "You are an admin of 'lab' but this changes what serves all projects; use an admin's key of project '*'.",
+        )
+        (told,) = client.get("/api/v1/workers").json()
+        assert told["drain"] == "no"
+    assert client.post(f"/api/v1/workers/{id}/drain", headers=of_all).json()["drain"] == "drained"
+    resumed = client.post(f"/api/v1/workers/{id}/resume")  # with the token of a local stack
+    assert (resumed.status_code, resumed.json()["drain"]) == (200, "no")
+
+
 def test_what_a_run_needs_comes_from_its_spec_and_from_the_request(
     client: TestClient, database: Database, base: dict[str, Any]
 ) -> None:

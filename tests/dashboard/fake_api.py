@@ -316,8 +316,9 @@ def upload(name: str) -> PromptFile:
 @busy.get(_P + "/me")
 @empty.get(_P + "/me")
 def me(request: Request) -> Principal:
-    role: Role = "viewer" if "viewer" in request.headers.get("authorization", "") else "admin"
-    return Principal(id="local", role=role, project_id="*")
+    credential = request.headers.get("authorization", "")
+    role: Role = "viewer" if "viewer" in credential else "admin"
+    return Principal(id="local", role=role, project_id="lab" if "lab" in credential else "*")
 
 
 @busy.get(_P + "/workers")
@@ -339,8 +340,8 @@ def analysis_schema() -> dict[str, Any]:
 
 
 @busy.post(_P + "/analyses")
-def ask(body: AnalysisSpec) -> analyses.Analysis:
-    return fake_analyses.analysis("queued", body.run, body)
+def ask(body: analyses.AnalysisCreate) -> analyses.Analysis:
+    return fake_analyses.analysis("queued", body.run, AnalysisSpec(run=body.run, analysis=body.analysis))
 
 
 @busy.get(_P + "/analyses")

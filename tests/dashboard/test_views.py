@@ -145,6 +145,15 @@ def test_an_admin_drains_a_worker_on_system(button: str) -> None:
 
 
 @pytest.mark.usefixtures("scene")
+def test_an_admin_of_one_project_is_not_offered_to_drain_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INCIPIT_LOCAL_TOKEN", "of-an-admin-of-lab")
+    system = opened("system")
+    assert not system.exception
+    assert not {one.key for one in system.button} & {"drain", "drain-requeue", "undrain"}
+    assert "ask an admin of all projects" in said(system)
+
+
+@pytest.mark.usefixtures("scene")
 @pytest.mark.parametrize(("view", "query"), [("run", {"id": "r-queued"}), ("runs", {}), ("system", {})])
 def test_a_run_that_no_worker_can_take_says_why_wherever_it_is_shown(view: str, query: dict[str, str]) -> None:
     app = opened(view, **query)
