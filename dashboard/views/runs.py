@@ -92,7 +92,6 @@ st.title("Runs", anchor=False)
 client = cached.api()
 with notices.problems_shown():
     runs = cached.runs(client)
-    experiments = {run.experiment_id: run.experiment_name for run in runs}
 if not runs:
     notices.empty("No runs yet", "Start one, or type `make demo` in a terminal.")
     st.page_link("views/new_run.py", label="New run", icon=":material/add_circle:")
@@ -103,8 +102,8 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         "Search", placeholder="prefix 8 acc>0.9", key="q", bind="query-params", width=280, help=run_search.HELP
     )
     states = st.multiselect("State", list(notices.STATE_LOOKS), key="state", bind="query-params", width=240)
-    experiment = st.selectbox(
-        "Experiment", list(experiments), index=None, format_func=lambda one: experiments.get(one, one), key="experiment",
+    experiment = st.selectbox(  # by name, as addresses have it: those of one name are shown together
+        "Experiment", list(dict.fromkeys(run.experiment_name for run in runs)), index=None, key="experiment",
         bind="query-params", width=240, placeholder="all",
     )  # fmt: skip
     view = st.segmented_control(
@@ -119,7 +118,7 @@ except ValueError as error:
 shown = [
     run
     for run in shown
-    if (not states or run.state in states) and (experiment is None or run.experiment_id == experiment)
+    if (not states or run.state in states) and (experiment is None or run.experiment_name == experiment)
 ]
 if not shown:
     notices.empty(
