@@ -4,7 +4,7 @@ import streamlit as st
 
 from backend.run_states import ENDED_STATES
 from backend.schemas import RunSummary
-from dashboard import alert_notices, cached, notices
+from dashboard import alert_notices, cached, notices, waiting
 from dashboard.api_client import ApiClient
 from dashboard.api_errors import ApiError
 from dashboard.frames import accuracy_of
@@ -53,17 +53,17 @@ def run_line(run: RunSummary) -> None:
             )
 
 
-def queue(waiting: list[RunSummary]) -> None:
+def queue(in_line: list[RunSummary]) -> None:
     """Runs that wait, the next one first."""
     with st.container(border=True):
         with st.container(horizontal=True, vertical_alignment="center"):
             notices.state_badge("queued")
-            st.caption(f"{len(waiting)} waiting for a worker, the next one first")
+            st.caption(f"{len(in_line)} waiting for a worker, the next one first")
         with st.container(horizontal=True):
-            for run in waiting[:_NUM_QUEUED]:
+            for run in in_line[:_NUM_QUEUED]:
                 st.page_link("views/run.py", label=notices.plain(run.name), query_params={"id": run.id})
-            if len(waiting) > _NUM_QUEUED:
-                st.caption(f"and {len(waiting) - _NUM_QUEUED} more")
+            if len(in_line) > _NUM_QUEUED:
+                st.caption(f"and {len(in_line) - _NUM_QUEUED} more")
 
 
 @st.fragment(run_every=_REFRESH_SECONDS)
@@ -85,9 +85,9 @@ def at_work(client: ApiClient) -> None:
     for run in active:
         if run.state != "queued":
             run_line(run)
-    waiting = [run for run in reversed(active) if run.state == "queued"]
-    if waiting:
-        queue(waiting)
+    in_line = waiting.in_line(active)
+    if in_line:
+        queue(in_line)
     if not active:
         st.caption("Nothing is running.")
     st.header("Last finished", anchor=False)
