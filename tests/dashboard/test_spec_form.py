@@ -86,7 +86,7 @@ def test_seeds_are_read_as_numbers_and_ranges(text: str, seeds: list[int]) -> No
     assert seeds_of(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "a", "-1", "1-", "0-99"])
+@pytest.mark.parametrize("text", ["", "a", "-1", "1-", "0-99", "0-49 50", "5-3", "0, 5-3", "0-2000000000"])
 def test_wrong_seeds_are_refused_in_a_sentence(text: str) -> None:
     with pytest.raises(ValueError, match=r"^Seeds .*[.]$"):
         seeds_of(text)
