@@ -33,6 +33,7 @@ from dashboard.export_calls import ExportCalls
 from dashboard.playground_calls import PlaygroundCalls
 from dashboard.prompt_file_calls import PromptFileCalls
 from dashboard.run_calls import RunCalls
+from dashboard.sendable import unsendable
 from dashboard.view_calls import ViewCalls
 from dashboard.worker_calls import WorkerCalls
 from engine.findings import Finding
@@ -172,7 +173,8 @@ class ApiClient(AlertCalls, ExportCalls, PlaygroundCalls, PromptFileCalls, RunCa
 
     def validate(self, spec: Document) -> list[Finding]:
         """What is wrong with a spec by static rules; empty when nothing is."""
-        return self._post("/api/v1/spec/validate", list[Finding], spec)
+        finding = unsendable(spec)
+        return self._post("/api/v1/spec/validate", list[Finding], spec) if finding is None else [finding]
 
     def spec_schema(self) -> Document:
         return self._schema("/api/v1/spec/schema")

@@ -79,7 +79,14 @@ def _values(path: str, text: str) -> dict[str, object]:
     doubles = [part for part, count in Counter(typed).items() if count > 1]
     if doubles:
         raise ValueError(f"{path} has {doubles[0]!r} twice; write each value once.")
-    return {part: _meaning(part) for part in typed}
+    meant = {part: _meaning(part) for part in typed}
+    for part, value in meant.items():
+        # Written as JSON it would be null, which some fields take for something else.
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(
+                f"{path} has {part!r}, but a number must be finite and below 1.8e308 in size; write such a one."
+            )
+    return meant
 
 
 def _meaning(typed: str) -> object:
