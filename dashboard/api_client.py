@@ -54,6 +54,9 @@ class ApiClient(AlertCalls, ExportCalls, PlaygroundCalls, PromptFileCalls, RunCa
     def experiments(self) -> list[Experiment]:
         return self._get("/api/v1/experiments", list[Experiment])
 
+    def experiment(self, experiment_id: str) -> Experiment:
+        return self._get(f"/api/v1/experiments/{quote(experiment_id, safe='')}", Experiment)
+
     def experiment_runs(self, experiment_id: str) -> list[RunSummary]:
         """In the order of the experiment's variants and seeds."""
         return self._get(f"/api/v1/experiments/{experiment_id}/runs", list[RunSummary])
@@ -199,7 +202,7 @@ class ApiClient(AlertCalls, ExportCalls, PlaygroundCalls, PromptFileCalls, RunCa
         return self._get("/api/v1/analyses", list[Analysis])
 
     def analysis(self, analysis_id: str) -> Analysis:
-        return self._get(f"/api/v1/analyses/{analysis_id}", Analysis)
+        return self._get(f"/api/v1/analyses/{quote(analysis_id, safe='')}", Analysis)
 
     def cancel_analysis(self, analysis_id: str) -> Analysis:
         return self._post(f"/api/v1/analyses/{analysis_id}/cancel", Analysis, None)

@@ -80,6 +80,11 @@ def experiments(client: ApiClient) -> list[Experiment]:
     return client.experiments()
 
 
+@st.cache_data(ttl=2, max_entries=64, show_spinner=False, hash_funcs=_BY_IDENTITY)
+def experiment(client: ApiClient, experiment_id: str) -> Experiment:
+    return client.experiment(experiment_id)
+
+
 @st.cache_data(ttl=1, max_entries=64, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def experiment_runs(client: ApiClient, experiment_id: str) -> list[RunSummary]:
     return client.experiment_runs(experiment_id)
@@ -192,6 +197,11 @@ def run_resources(client: ApiClient, run_id: str) -> RunResources:
 @st.cache_data(ttl=2, max_entries=64, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def checkpoints(client: ApiClient, run_id: str | None = None) -> list[Checkpoint]:
     return client.checkpoints(run_id=run_id)
+
+
+@st.cache_data(ttl=2, max_entries=64, show_spinner=False, hash_funcs=_BY_IDENTITY)
+def checkpoint(client: ApiClient, checkpoint_id: str) -> Checkpoint:
+    return client.checkpoint(checkpoint_id)
 
 
 @st.cache_data(ttl=3, max_entries=32, show_spinner=False, hash_funcs=_BY_IDENTITY)

@@ -119,7 +119,9 @@ with notices.problems_shown():
     with left:
         ask(client)
     with right:
-        known = client.analyses()
+        known, wanted = client.analyses(), address.asked("analysis")
+        if wanted is not None and wanted not in {one.id for one in known}:
+            known = [client.analysis(wanted), *known]  # older than the list, or not there at all
         if not known:
             notices.empty(
                 "Nothing was asked yet",

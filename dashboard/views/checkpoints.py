@@ -50,6 +50,7 @@ def show_pin(client: ApiClient, checkpoint: Checkpoint) -> None:
         if st.button(label, icon=":material/keep:", key="pin", disabled=refusal is not None, help=refusal):
             client.pin_checkpoint(checkpoint.id, pinned=not checkpoint.pinned)
             cached.checkpoints.clear()
+            cached.checkpoint.clear()
             st.rerun()
         st.caption(
             "Pinned: it stays, whatever its run's spec keeps."
@@ -120,6 +121,9 @@ with notices.problems_shown():
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(f"Checkpoints of **{notices.plain(name)}**")
             st.page_link("views/checkpoints.py", label="Show all", icon=":material/filter_alt_off:", query_params={})
+    wanted = address.asked("checkpoint")
+    if wanted is not None and wanted not in {one.id for one in checkpoints}:
+        checkpoints = [cached.checkpoint(client, wanted), *checkpoints]  # older than the list, or not there at all
     if not checkpoints:
         notices.empty(
             "No checkpoints yet",

@@ -43,6 +43,10 @@ def choose_runs(client: ApiClient) -> list[RunSummary]:
         )
     else:
         experiments = {one.id: one for one in cached.experiments(client)}
+        wanted = address.asked("experiment")
+        if wanted is not None and wanted not in experiments:
+            # Older than the list, or not there at all.
+            experiments = {wanted: cached.experiment(client, wanted), **experiments}
         if not experiments:
             return []
         ids = list(experiments)
