@@ -70,17 +70,14 @@ def queue(in_line: list[RunSummary]) -> None:
 def at_work(client: ApiClient) -> None:
     with notices.problems_shown():
         runs = cached.runs(client)
+        active = cached.unfinished_runs(client)
+        ended = cached.ended_runs(client)
     if not runs:
         first_visit()
         return
     with notices.problems_shown():
         alert_notices.strip(client)
-    active = [run for run in runs if run.state not in ENDED_STATES]
-    ended = sorted(
-        (run for run in runs if run.state in ENDED_STATES),
-        key=lambda run: run.finished_at or run.created_at,
-        reverse=True,
-    )
+    ended = sorted(ended, key=lambda run: run.finished_at or run.created_at, reverse=True)
     st.header("Running now", anchor=False)
     for run in active:
         if run.state != "queued":
@@ -95,7 +92,8 @@ def at_work(client: ApiClient) -> None:
         run_line(run)
     if not ended:
         st.caption("No run has ended yet.")
-    st.page_link("views/runs.py", label=f"All {len(runs)} runs", icon=":material/list:")
+    which = "The newest" if cached.is_cut(runs) else "All"
+    st.page_link("views/runs.py", label=f"{which} {len(runs):,} runs", icon=":material/list:")
 
 
 @st.fragment(run_every=_REFRESH_SECONDS * 5)

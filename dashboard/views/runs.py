@@ -110,6 +110,10 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         "View", ["table", "list"], default="table", required=True, key="layout", bind="query-params"
     )
 
+if states and cached.is_cut(runs):  # further back than the list of all goes
+    with notices.problems_shown():
+        runs = cached.runs(client, sorted(states))
+among = f"{'the newest ' if cached.is_cut(runs) else ''}{len(runs):,}"
 try:
     shown = run_search.found(runs, text or "")
 except ValueError as error:
@@ -122,10 +126,13 @@ shown = [
 ]
 if not shown:
     notices.empty(
-        "No run matches", "Loosen the search, the state or the experiment above.", ":material/filter_alt_off:"
+        f"No run matches among {among}" if cached.is_cut(runs) else "No run matches",
+        "Loosen the search, the state or the experiment above.",
+        ":material/filter_alt_off:",
     )
     st.stop()
-st.caption(f"{len(shown)} of {len(runs)} runs, newest first")
+older = "; choose a state to see older ones" if cached.is_cut(runs) and not states else ""
+st.caption(f"{len(shown):,} of {among} runs, newest first{older}")
 waiting.notices_of(shown)
 num_pages = -(-len(shown) // _PER_PAGE)
 page = st.pagination(num_pages, key="page", bind="query-params") if num_pages > 1 else 1

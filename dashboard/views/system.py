@@ -60,7 +60,7 @@ def queue_frame(runs: list[RunSummary]) -> pd.DataFrame:
 @st.fragment(run_every=_REFRESH_SECONDS)
 def show(client: ApiClient) -> None:
     with notices.problems_shown():
-        health, workers, runs = cached.health(client), cached.workers(client), cached.runs(client)
+        health, workers, runs = cached.health(client), cached.workers(client), cached.unfinished_runs(client)
     with st.container(horizontal=True):
         st.metric("API", health.status, border=True)
         st.metric("Queue", health.broker, border=True)

@@ -110,3 +110,20 @@ def test_a_link_to_what_the_list_no_longer_has_opens_it(
     unknown = shown(view, **{name: "no-such-id"})
     assert unknown.query_params[name] in ("no-such-id", ["no-such-id"])
     assert any(f"There is no {name} 'no" in one.value.replace("\\", "") for one in unknown.error)
+
+
+def test_what_is_at_work_and_next_is_shown_however_many_runs_are_newer(database: Database) -> None:
+    ended, at_work, _ = queue_runs(database, *[short_spec(name=name) for name in ("ended", "at work", "the next")])
+    set_columns(database, ended, state="failed", failure_message="It ran out of memory.")
+    set_columns(database, at_work, state="running")
+    queue_runs(database, *[short_spec(name="one of many")] * 1000)
+    home = links(shown("home"))
+    assert home.index("at work") < home.index("the next") < home.index("one of many") < home.index("ended")
+    assert "The newest 1,000 runs" in home
+    system = shown("system")
+    queue = next(one.value for one in system.dataframe if "place" in one.value)
+    assert (len(queue), queue["run"].iloc[0]) == (1001, "the next")
+    assert "of the newest 1,000 runs, newest first; choose a state to see older ones" in captions(shown("runs"))
+    failed = shown("runs", state="failed")
+    assert next(one.value for one in failed.dataframe)["name"].tolist() == ["ended"]
+    assert "1 of 1 runs, newest first" in captions(failed)
