@@ -66,6 +66,13 @@ def test_runs_that_wait_are_shown_in_the_order_of_the_api(database: Database, cl
     assert [one for one in links(shown("home")) if one in set(queue["run"])] == queue["run"].tolist()
 
 
+def test_runs_are_filtered_by_the_name_of_their_experiment_and_none_of_that_name_is_hidden(database: Database) -> None:
+    for name in ("earlier", "later"):
+        queue_runs(database, short_spec(name=name))  # in an experiment of its own, of one name
+    (listed,) = [one.value for one in shown("runs", experiment="a question").dataframe]
+    assert listed["name"].tolist() == ["later", "earlier"]
+
+
 def oldest_experiment(database: Database, client: ApiClient, _: Path) -> str:
     runs = [queue_runs(database, short_spec())[0] for _ in range(201)]
     return client.run(runs[0]).experiment_id
