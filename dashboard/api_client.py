@@ -33,6 +33,7 @@ from dashboard.export_calls import ExportCalls
 from dashboard.playground_calls import PlaygroundCalls
 from dashboard.prompt_file_calls import PromptFileCalls
 from dashboard.run_calls import RunCalls
+from dashboard.sendable import unsendable
 from dashboard.view_calls import ViewCalls
 from dashboard.worker_calls import WorkerCalls
 from engine.findings import Finding
@@ -52,6 +53,9 @@ class ApiClient(AlertCalls, ExportCalls, PlaygroundCalls, PromptFileCalls, RunCa
 
     def experiments(self) -> list[Experiment]:
         return self._get("/api/v1/experiments", list[Experiment])
+
+    def experiment(self, experiment_id: str) -> Experiment:
+        return self._get(f"/api/v1/experiments/{quote(experiment_id, safe='')}", Experiment)
 
     def experiment_runs(self, experiment_id: str) -> list[RunSummary]:
         """In the order of the experiment's variants and seeds."""
@@ -172,7 +176,8 @@ class ApiClient(AlertCalls, ExportCalls, PlaygroundCalls, PromptFileCalls, RunCa
 
     def validate(self, spec: Document) -> list[Finding]:
         """What is wrong with a spec by static rules; empty when nothing is."""
-        return self._post("/api/v1/spec/validate", list[Finding], spec)
+        finding = unsendable(spec)
+        return self._post("/api/v1/spec/validate", list[Finding], spec) if finding is None else [finding]
 
     def spec_schema(self) -> Document:
         return self._schema("/api/v1/spec/schema")
@@ -197,7 +202,7 @@ class ApiClient(AlertCalls, ExportCalls, PlaygroundCalls, PromptFileCalls, RunCa
         return self._get("/api/v1/analyses", list[Analysis])
 
     def analysis(self, analysis_id: str) -> Analysis:
-        return self._get(f"/api/v1/analyses/{analysis_id}", Analysis)
+        return self._get(f"/api/v1/analyses/{quote(analysis_id, safe='')}", Analysis)
 
     def cancel_analysis(self, analysis_id: str) -> Analysis:
         return self._post(f"/api/v1/analyses/{analysis_id}/cancel", Analysis, None)

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from backend.schemas import Health, Link, Problem
 from dashboard.api_errors import ApiDown, ApiError, Conflict, Forbidden, Invalid, NotFound, ServerFault, SignedOut
+from dashboard.sendable import unsendable
 from engine.frozen import STORED
 
 T = TypeVar("T")
@@ -108,6 +109,9 @@ class ApiTransport:
         return link.model_copy(update={"archive_url": urljoin(base, link.archive_url), "file_urls": files})
 
     def _call(self, method: str, path: str, kind: type[T], *, tries: int, **sent: Any) -> T:
+        finding = unsendable(sent.get("json"))
+        if finding is not None:
+            raise Invalid(finding.message, [finding])
         for last_try in (*[False] * (tries - 1), True):
             try:
                 response = self._http.request(method, self.base_url + path, **sent)

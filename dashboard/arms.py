@@ -11,22 +11,28 @@ from backend.schemas import Variant
 
 FULL = "full"
 _MAX_ARMS = 200  # of one experiment, as the API has it
+_MAX_SEEDS = 50  # as the API has it
 _MAX_NAME = 128
 
 
 def seeds_of(text: str) -> list[int]:
     """Seeds from text such as `0, 1, 2` or `0-4`; raises ValueError with a sentence for people."""
-    seeds: list[int] = []
+    ranges: list[range] = []
     for part in text.replace(",", " ").split():
         first, dash, last = part.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ValueError(f"Seeds has {part!r}; write whole numbers such as 0, 1, 2 or a range such as 0-4.")
-        seeds += range(int(first), int(last) + 1) if dash else [int(first)]
-        if len(seeds) > 50:
-            raise ValueError(f"Seeds names {len(seeds)} seeds but at most 50 are allowed; use fewer.")
-    if not seeds:
+        low, high = int(first), int(last or first)
+        if high < low:
+            raise ValueError(f"Seeds has {part!r}, whose last seed is below its first; write {high}-{low}.")
+        ranges.append(range(low, high + 1))
+    # Counted without making the seeds: a range of some letters may name more of them than the memory holds.
+    num_seeds = sum(one.stop - one.start for one in ranges)
+    if num_seeds > _MAX_SEEDS:
+        raise ValueError(f"Seeds names {num_seeds} seeds but at most {_MAX_SEEDS} are allowed; use fewer.")
+    if not ranges:
         raise ValueError("Seeds is empty; give at least one, such as 0.")
-    return seeds
+    return [seed for one in ranges for seed in one]
 
 
 def prefix_arms(text: str) -> list[Variant]:
@@ -73,7 +79,14 @@ def _values(path: str, text: str) -> dict[str, object]:
     doubles = [part for part, count in Counter(typed).items() if count > 1]
     if doubles:
         raise ValueError(f"{path} has {doubles[0]!r} twice; write each value once.")
-    return {part: _meaning(part) for part in typed}
+    meant = {part: _meaning(part) for part in typed}
+    for part, value in meant.items():
+        # Written as JSON it would be null, which some fields take for something else.
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(
+                f"{path} has {part!r}, but a number must be finite and below 1.8e308 in size; write such a one."
+            )
+    return meant
 
 
 def _meaning(typed: str) -> object:

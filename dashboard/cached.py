@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import streamlit as st
 
@@ -13,6 +13,7 @@ from backend.estimates import Estimate
 from backend.playground import AnswerDetail, QuestionSummary
 from backend.prompt_files import PromptFile
 from backend.resources import RunResources
+from backend.run_states import ENDED_STATES, RunState
 from backend.saved_views import SavedView
 from backend.schemas import (
     Checkpoint,
@@ -80,18 +81,52 @@ def experiments(client: ApiClient) -> list[Experiment]:
     return client.experiments()
 
 
+@st.cache_data(ttl=2, max_entries=64, show_spinner=False, hash_funcs=_BY_IDENTITY)
+def experiment(client: ApiClient, experiment_id: str) -> Experiment:
+    return client.experiment(experiment_id)
+
+
 @st.cache_data(ttl=1, max_entries=64, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def experiment_runs(client: ApiClient, experiment_id: str) -> list[RunSummary]:
     return client.experiment_runs(experiment_id)
 
 
 @st.cache_data(ttl=1, max_entries=64, show_spinner=False, hash_funcs=_BY_IDENTITY)
-def runs(client: ApiClient, experiment_id: str | None = None) -> list[RunSummary]:
-    """The newest runs, at most 1,000."""
+def runs(client: ApiClient, states: Sequence[RunState] = ()) -> list[RunSummary]:
+    """The newest runs, at most 1,000: of all, or of those in one of these states."""
+    return _runs_in(client, states, _MAX_LISTED_RUNS)
+
+
+def is_cut(listed: Sequence[RunSummary]) -> bool:
+    """Whether there may be older runs than those that `runs` has listed."""
+    return len(listed) >= _MAX_LISTED_RUNS
+
+
+def unfinished_runs(client: ApiClient) -> list[RunSummary]:
+    """All runs that wait, work or are paused: the next one of a long queue is among the oldest."""
+    listed = runs(client)
+    return _unfinished(client) if is_cut(listed) else [run for run in listed if run.state not in ENDED_STATES]
+
+
+@st.cache_data(ttl=3, max_entries=16, show_spinner=False, hash_funcs=_BY_IDENTITY)
+def _unfinished(client: ApiClient) -> list[RunSummary]:
+    return _runs_in(client, [state for state in get_args(RunState) if state not in ENDED_STATES])
+
+
+def ended_runs(client: ApiClient) -> list[RunSummary]:
+    """The newest runs that have ended, at most 1,000."""
+    listed = runs(client)
+    return (
+        runs(client, sorted(ENDED_STATES)) if is_cut(listed) else [run for run in listed if run.state in ENDED_STATES]
+    )
+
+
+def _runs_in(client: ApiClient, states: Sequence[RunState], most: int | None = None) -> list[RunSummary]:
+    """Newest first, page by page; all that there are, if no number is given."""
     found: list[RunSummary] = []
     cursor: str | None = None
-    while len(found) < _MAX_LISTED_RUNS:
-        page = client.runs(experiment_id=experiment_id, cursor=cursor, limit=200)
+    while most is None or len(found) < most:
+        page = client.runs(states=states, cursor=cursor, limit=200)
         found += page.items
         cursor = page.next_cursor
         if cursor is None:
@@ -192,6 +227,11 @@ def run_resources(client: ApiClient, run_id: str) -> RunResources:
 @st.cache_data(ttl=2, max_entries=64, show_spinner=False, hash_funcs=_BY_IDENTITY)
 def checkpoints(client: ApiClient, run_id: str | None = None) -> list[Checkpoint]:
     return client.checkpoints(run_id=run_id)
+
+
+@st.cache_data(ttl=2, max_entries=64, show_spinner=False, hash_funcs=_BY_IDENTITY)
+def checkpoint(client: ApiClient, checkpoint_id: str) -> Checkpoint:
+    return client.checkpoint(checkpoint_id)
 
 
 @st.cache_data(ttl=3, max_entries=32, show_spinner=False, hash_funcs=_BY_IDENTITY)

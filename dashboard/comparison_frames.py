@@ -11,6 +11,7 @@ from backend.arms import Arm
 from backend.comparison import Comparison
 from backend.schemas import Evaluation, Run
 from dashboard.quantities import accuracy_text, flops_text, seconds_text, share_text, times_text
+from dashboard.unique_labels import run_labels, unique_labels
 from engine.seed_statistics import mean_interval
 
 Pairs = Sequence[tuple[Run, list[Evaluation]]]
@@ -21,10 +22,11 @@ _NAMES = frozenset({"name", "seed", "spec_version"})  # differ between runs with
 
 def curve_points(runs: Pairs, metric: str = "accuracy") -> pd.DataFrame:
     """One row per dev evaluation of a student that has the metric: arm, run, step, the costs (COSTS), value, is_best."""
+    labels = run_labels([run for run, _ in runs])
     rows = [
         {
             "arm": run.variant or run.name,
-            "run": run.name,
+            "run": labels[run.id],
             "step": one.step,
             **{cost: getattr(one, cost) for cost in COSTS},
             "value": one.metrics.get(metric),
@@ -98,6 +100,7 @@ def parallel_frame(runs: Pairs, comparison: Comparison) -> pd.DataFrame:
     results = {arm.run_id: arm for arm in comparison.arms}
     done = [run for run, _ in runs if run.id in results]
     flat = {run.id: _flat(run.spec.model_dump(mode="json")) for run in done}
+    labels = run_labels([run for run, _ in runs])
     axes: dict[str, dict[str, Any]] = {
         field: {run.id: flat[run.id].get(field) for run in done} for field in _different_fields(flat)
     }
@@ -112,7 +115,7 @@ def parallel_frame(runs: Pairs, comparison: Comparison) -> pd.DataFrame:
                 named[run_id] = place
         rows += [
             {
-                "run": run.name, "arm": run.variant or run.name, "axis": axis, "order": order, "at": places[run.id],
+                "run": labels[run.id], "arm": run.variant or run.name, "axis": axis, "order": order, "at": places[run.id],
                 "is_named": run.id in named,
                 "label": flops_text(values[run.id]) if axis == "training FLOPs" else _words(values[run.id]),
                 "accuracy": results[run.id].accuracy,
@@ -168,9 +171,10 @@ def arms_frame(comparison: Comparison) -> pd.DataFrame:
 
 def arms_table(comparison: Comparison) -> pd.DataFrame:
     """The same for reading, with units."""
+    labels = unique_labels({arm.run_id: arm.name for arm in comparison.arms})
     rows = [
         {
-            "arm": arm.name,
+            "arm": labels[arm.run_id],
             "horizon": arm.prefix,
             "accuracy": f"{arm.accuracy:.3f} [{arm.accuracy_low:.3f}, {arm.accuracy_high:.3f}]",
             "McNemar p": "–" if arm.mcnemar_p is None else f"{arm.mcnemar_p:.2g}",
@@ -210,9 +214,11 @@ def config_differences(runs: Sequence[Run]) -> pd.DataFrame:
     if not different:
         return pd.DataFrame()
     columns: dict[str, list[str]] = {"field": different}
+    labels = run_labels(runs, taken=columns)
     for run in runs:
-        name = run.name if [one.name for one in runs].count(run.name) == 1 else f"{run.name} ({run.id[-6:]})"
-        columns[name] = ["–" if flat[run.id].get(field) is None else str(flat[run.id][field]) for field in different]
+        columns[labels[run.id]] = [
+            "–" if flat[run.id].get(field) is None else str(flat[run.id][field]) for field in different
+        ]
     return pd.DataFrame(columns)
 
 

@@ -11,6 +11,7 @@ from dashboard.api_client import ApiClient
 from dashboard.api_errors import Invalid
 from dashboard.quantities import accuracy_text
 from dashboard.run_choice import choose_run
+from dashboard.unique_labels import unique_labels
 from engine.playground_spec import MAX_SAMPLES, MAX_SPEAKERS, Question
 
 AB_VIEW = "A and B"
@@ -140,7 +141,7 @@ def _labels(client: ApiClient, run: Run) -> dict[str, str]:
     known = {one.id: checkpoint_label(one) for one in [*mine, *others]}
     # Older than the list: the API knows them, or says that they are gone.
     known |= {one: f"checkpoint {one}" for one in asked - known.keys()}
-    return {"base": "base student", "teacher": "teacher"} | known
+    return unique_labels({"base": "base student", "teacher": "teacher"} | known)
 
 
 def checkpoint_label(checkpoint: Checkpoint) -> str:

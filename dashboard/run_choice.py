@@ -6,6 +6,7 @@ from backend.schemas import RunSummary
 from dashboard import address, cached, notices
 from dashboard.api_client import ApiClient
 from dashboard.api_errors import NotFound
+from dashboard.unique_labels import unique_labels
 
 
 def run_label(run: RunSummary) -> str:
@@ -18,12 +19,12 @@ def choose_run(client: ApiClient, runs: list[RunSummary]) -> RunSummary:
     wanted = address.asked("run")
     if wanted is not None and wanted not in by_id:
         by_id = {wanted: cached.run(client, wanted), **by_id}  # older than the list, or not there at all
-    ids = list(by_id)
+    ids, labels = list(by_id), unique_labels({run.id: run_label(run) for run in by_id.values()})
     chosen = st.selectbox(
         "Run",
         ids,
         index=address.asked_index("run", ids),
-        format_func=lambda one: run_label(by_id[one]),
+        format_func=lambda one: labels.get(one, one),
         key="chosen-run",
     )
     if chosen is None:

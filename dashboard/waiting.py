@@ -1,4 +1,4 @@
-"""Queued runs that no connected worker can take: each reason once, however many runs wait for it."""
+"""Queued runs: their order, and why no connected worker can take them, each reason once however many runs wait for it."""
 
 from collections.abc import Sequence
 
@@ -8,6 +8,13 @@ from backend.schemas import RunSummary
 from dashboard import notices
 
 _SHOWN = 3
+
+
+def in_line(runs: Sequence[RunSummary]) -> list[RunSummary]:
+    """The queued ones, the next one first: by priority, then by age, as the API counts a run's `queue_position`."""
+    queued = (run for run in runs if run.state == "queued")
+    # Runs that were made together share their time; their ids are in the order in which they were made.
+    return sorted(queued, key=lambda run: (-run.priority, run.created_at, run.id))
 
 
 def reasons(runs: Sequence[RunSummary]) -> dict[str, list[str]]:

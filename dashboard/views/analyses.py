@@ -11,6 +11,7 @@ from dashboard.api_errors import Invalid
 from dashboard.quantities import age_text, range_text
 from dashboard.spec_form import DrawnForm, draw_field, kind_label
 from dashboard.spec_schema import form_fields
+from dashboard.unique_labels import unique_labels
 
 _POLL_SECONDS = 1.5
 _MAX_RUNS = 50
@@ -33,7 +34,7 @@ def bases(client: ApiClient) -> dict[str, str]:
     found |= {f"run {one.id}": f"Run: {one.name} · {one.experiment_name}" for one in runs}
     if asked and f"run {asked}" not in found:
         found[f"run {asked}"] = f"Run: {cached.run(client, asked).name}"
-    return found
+    return unique_labels(found)
 
 
 def spec_of(client: ApiClient, key: str) -> dict[str, Any]:
@@ -121,7 +122,9 @@ with notices.problems_shown():
     with left:
         ask(client)
     with right:
-        known = client.analyses()
+        known, wanted = client.analyses(), address.asked("analysis")
+        if wanted is not None and wanted not in {one.id for one in known}:
+            known = [client.analysis(wanted), *known]  # older than the list, or not there at all
         if not known:
             notices.empty(
                 "Nothing was asked yet",
@@ -129,10 +132,10 @@ with notices.problems_shown():
             )
             st.stop()
         by_id = {one.id: one for one in known}
-        ids = list(by_id)
+        ids, labels = list(by_id), unique_labels({one.id: label_of(one) for one in known})
         # A new analysis makes it another list, which starts at the address and not where the old one was left.
         chosen = st.selectbox(
-            "Answers", ids, index=address.asked_index("analysis", ids), format_func=lambda one: label_of(by_id[one]),
+            "Answers", ids, index=address.asked_index("analysis", ids), format_func=lambda one: labels.get(one, one),
             key=f"chosen-analysis-{ids[0]}",
         )  # fmt: skip
         address.keep("analysis", chosen)

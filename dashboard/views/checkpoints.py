@@ -10,6 +10,7 @@ from dashboard import address, cached, notices, rights
 from dashboard.api_client import ApiClient
 from dashboard.export_panel import show_exports
 from dashboard.quantities import accuracy_text, age_text, bytes_text
+from dashboard.unique_labels import unique_labels
 
 _NOT_HARMLESS = re.compile(r"[^A-Za-z0-9.]+")
 _HOW_TO_OPEN = """from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -49,6 +50,7 @@ def show_pin(client: ApiClient, checkpoint: Checkpoint) -> None:
         if st.button(label, icon=":material/keep:", key="pin", disabled=refusal is not None, help=refusal):
             client.pin_checkpoint(checkpoint.id, pinned=not checkpoint.pinned)
             cached.checkpoints.clear()
+            cached.checkpoint.clear()
             st.rerun()
         st.caption(
             "Pinned: it stays, whatever its run's spec keeps."
@@ -98,11 +100,11 @@ def show_comparison(checkpoints: list[Checkpoint], chosen: Checkpoint) -> None:
     others = [one for one in checkpoints if one.id != chosen.id]
     if not others:
         return
-    by_id = {one.id: one for one in others}
+    labels = unique_labels({one.id: label_of(one) for one in others})
     same_run = next((at for at, one in enumerate(others) if one.run_id == chosen.run_id), 0)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         other = st.selectbox(
-            "Compare its answers with those of", list(by_id), index=same_run, format_func=lambda one: label_of(by_id[one]),
+            "Compare its answers with those of", list(labels), index=same_run, format_func=lambda one: labels.get(one, one),
             key=f"compare-with-{chosen.id}",
         )  # fmt: skip
         pair = {"run": chosen.run_id, "a": chosen.id, "b": other or "", "view": "A and B"}
@@ -119,6 +121,9 @@ with notices.problems_shown():
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(f"Checkpoints of **{notices.plain(name)}**")
             st.page_link("views/checkpoints.py", label="Show all", icon=":material/filter_alt_off:", query_params={})
+    wanted = address.asked("checkpoint")
+    if wanted is not None and wanted not in {one.id for one in checkpoints}:
+        checkpoints = [cached.checkpoint(client, wanted), *checkpoints]  # older than the list, or not there at all
     if not checkpoints:
         notices.empty(
             "No checkpoints yet",
@@ -130,10 +135,10 @@ with notices.problems_shown():
     columns = {"accuracy": st.column_config.NumberColumn(format="%.3f"), "best": box, "pinned": box}
     st.dataframe(checkpoints_frame(checkpoints), hide_index=True, key="checkpoints", column_config=columns)
     by_id = {one.id: one for one in checkpoints}
-    ids = list(by_id)
+    ids, labels = list(by_id), unique_labels({one.id: label_of(one) for one in checkpoints})
     best_first = next((at for at, one in enumerate(checkpoints) if one.is_best), 0)
     chosen = st.selectbox(
-        "Checkpoint", ids, index=address.asked_index("checkpoint", ids, best_first), format_func=lambda one: label_of(by_id[one]),
+        "Checkpoint", ids, index=address.asked_index("checkpoint", ids, best_first), format_func=lambda one: labels.get(one, one),
         key="chosen-checkpoint",
     )  # fmt: skip
     address.keep("checkpoint", chosen)

@@ -22,8 +22,10 @@ from dashboard.comparison_frames import (
 )
 from dashboard.measures import measured, telling
 from dashboard.quantities import flops_text
+from dashboard.unique_labels import run_labels, unique_labels
 
 _MAX_COMPARED = 10
+_BASE = "base student"
 
 
 def _count(num_runs: int) -> str:
@@ -34,19 +36,25 @@ def choose_runs(client: ApiClient) -> list[RunSummary]:
     """Runs named in the URL by `runs=a,b`, or those of the experiment in `experiment=`, else of the newest one."""
     named = address.asked("runs")
     if named is not None:
-        listed: list[RunSummary] = [cached.run(client, one) for one in named.split(",")[:_MAX_COMPARED] if one]
+        ids = list(dict.fromkeys(one for one in named.split(",") if one))
+        listed: list[RunSummary] = [cached.run(client, one) for one in ids[:_MAX_COMPARED]]
         st.page_link(
             "views/compare.py", label="Compare an experiment instead", icon=":material/science:", query_params={}
         )
     else:
         experiments = {one.id: one for one in cached.experiments(client)}
+        wanted = address.asked("experiment")
+        if wanted is not None and wanted not in experiments:
+            # Older than the list, or not there at all.
+            experiments = {wanted: cached.experiment(client, wanted), **experiments}
         if not experiments:
             return []
         ids = list(experiments)
+        titles = unique_labels({one.id: f"{one.name} · {_count(one.num_runs)}" for one in experiments.values()})
         first = next((at for at, one in enumerate(experiments.values()) if one.num_runs > 1), 0)
         chosen = st.selectbox(
             "Experiment", ids, index=address.asked_index("experiment", ids, first), key="chosen-experiment",
-            format_func=lambda one: f"{experiments[one].name} · {_count(experiments[one].num_runs)}",
+            format_func=lambda one: titles.get(one, one),
         )  # fmt: skip
         address.keep("experiment", chosen)
         if chosen is None:
@@ -55,9 +63,10 @@ def choose_runs(client: ApiClient) -> list[RunSummary]:
             st.caption(notices.plain(experiments[chosen].note))
         listed = cached.experiment_runs(client, chosen)
     by_id = {one.id: one for one in listed}
+    labels = run_labels(listed)
     begun = [one.id for one in listed if one.step > 0 or one.state == "succeeded"]
     kept = st.multiselect(
-        "Runs", list(by_id), default=begun[:_MAX_COMPARED], format_func=lambda one: by_id[one].name, max_selections=_MAX_COMPARED,
+        "Runs", list(by_id), default=begun[:_MAX_COMPARED], format_func=lambda one: labels.get(one, one), max_selections=_MAX_COMPARED,
         key=f"compared-{named or listed[0].experiment_id if listed else ''}",
     )  # fmt: skip
     waiting = len(listed) - len(begun)
@@ -174,8 +183,9 @@ def parallel_section(runs: list[tuple[Run, list[Evaluation]]], comparison: Compa
 
 
 def phases_section(comparison: Comparison) -> None:
+    labels = unique_labels({arm.run_id: arm.name for arm in comparison.arms})
     rows = [
-        {"who": arm.name, "phase": phase, "flops": flops, "order": order}
+        {"who": labels[arm.run_id], "phase": phase, "flops": flops, "order": order}
         for arm in comparison.arms
         for order, (phase, flops) in enumerate(arm.flops.by_phase().items())
         if flops
@@ -193,15 +203,16 @@ def phases_section(comparison: Comparison) -> None:
 def positions_section(client: ApiClient, runs: list[Run]) -> None:
     st.header("Divergence by position", anchor=False)
     series: dict[str, Positions] = {}
+    labels = run_labels(runs, taken=[_BASE])
     for run in runs:
         student = [one for one in cached.positions(client, run.id, "student") if one.split == "dev"]
         if student:
-            series[run.name] = student[-1]
+            series[labels[run.id]] = student[-1]
     base = next((one for run in runs for one in cached.positions(client, run.id, "base") if one.split == "dev"), None)
     if not series:
         st.caption("Nothing is measured by position yet.")
         return
-    drawn = ({"base student": base} if base else {}) | series
+    drawn = ({_BASE: base} if base else {}) | series
     frame = pd.concat([frames.positions_frame(one, name) for name, one in drawn.items()])
     horizons = {f"L = {one.horizon}": one.horizon for one in series.values() if one.horizon < len(one.mean)}
     st.altair_chart(

@@ -4,7 +4,7 @@ import streamlit as st
 
 from backend.run_states import ENDED_STATES
 from backend.schemas import RunSummary
-from dashboard import alert_notices, cached, notices
+from dashboard import alert_notices, cached, notices, waiting
 from dashboard.api_client import ApiClient
 from dashboard.api_errors import ApiError
 from dashboard.frames import accuracy_of
@@ -53,41 +53,38 @@ def run_line(run: RunSummary) -> None:
             )
 
 
-def queue(waiting: list[RunSummary]) -> None:
+def queue(in_line: list[RunSummary]) -> None:
     """Runs that wait, the next one first."""
     with st.container(border=True):
         with st.container(horizontal=True, vertical_alignment="center"):
             notices.state_badge("queued")
-            st.caption(f"{len(waiting)} waiting for a worker, the next one first")
+            st.caption(f"{len(in_line)} waiting for a worker, the next one first")
         with st.container(horizontal=True):
-            for run in waiting[:_NUM_QUEUED]:
+            for run in in_line[:_NUM_QUEUED]:
                 st.page_link("views/run.py", label=notices.plain(run.name), query_params={"id": run.id})
-            if len(waiting) > _NUM_QUEUED:
-                st.caption(f"and {len(waiting) - _NUM_QUEUED} more")
+            if len(in_line) > _NUM_QUEUED:
+                st.caption(f"and {len(in_line) - _NUM_QUEUED} more")
 
 
 @st.fragment(run_every=_REFRESH_SECONDS)
 def at_work(client: ApiClient) -> None:
     with notices.problems_shown():
         runs = cached.runs(client)
+        active = cached.unfinished_runs(client)
+        ended = cached.ended_runs(client)
     if not runs:
         first_visit()
         return
     with notices.problems_shown():
         alert_notices.strip(client)
-    active = [run for run in runs if run.state not in ENDED_STATES]
-    ended = sorted(
-        (run for run in runs if run.state in ENDED_STATES),
-        key=lambda run: run.finished_at or run.created_at,
-        reverse=True,
-    )
+    ended = sorted(ended, key=lambda run: run.finished_at or run.created_at, reverse=True)
     st.header("Running now", anchor=False)
     for run in active:
         if run.state != "queued":
             run_line(run)
-    waiting = [run for run in reversed(active) if run.state == "queued"]
-    if waiting:
-        queue(waiting)
+    in_line = waiting.in_line(active)
+    if in_line:
+        queue(in_line)
     if not active:
         st.caption("Nothing is running.")
     st.header("Last finished", anchor=False)
@@ -95,7 +92,8 @@ def at_work(client: ApiClient) -> None:
         run_line(run)
     if not ended:
         st.caption("No run has ended yet.")
-    st.page_link("views/runs.py", label=f"All {len(runs)} runs", icon=":material/list:")
+    which = "The newest" if cached.is_cut(runs) else "All"
+    st.page_link("views/runs.py", label=f"{which} {len(runs):,} runs", icon=":material/list:")
 
 
 @st.fragment(run_every=_REFRESH_SECONDS * 5)

@@ -76,9 +76,10 @@ def changed(client: ApiClient, parent: dict[str, Any], changes: str | None) -> d
     try:
         wanted = json.loads(changes)
         document = with_changes(parent, wanted) if isinstance(wanted, dict) else {}
+        is_fit = bool(document) and not client.validate(document)
     except (ValueError, RecursionError):
-        document = {}
-    if not document or client.validate(document):
+        is_fit = False
+    if not is_fit:
         st.warning(
             "The changes that this address asks for do not fit the run; it is shown as it was.",
             icon=":material/link_off:",
@@ -132,10 +133,10 @@ def import_export() -> None:
         return
     try:
         document = json.loads(file.getvalue())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        st.error(notices.plain(f"{file.name} is not JSON: {error}. Nothing was changed."))
+        findings = cached.api().validate(document)
+    except (ValueError, RecursionError) as error:
+        st.error(notices.plain(f"{file.name} cannot be read as JSON: {error}. Nothing was changed."))
         return
-    findings = cached.api().validate(document)
     if findings:
         st.error(notices.plain(f"{file.name} is not a valid spec; nothing was changed."))
         for finding in findings:

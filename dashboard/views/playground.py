@@ -7,6 +7,7 @@ from dashboard import address, answer_panels, cached, notices, rights
 from dashboard.api_client import ApiClient
 from dashboard.quantities import age_text, range_text
 from dashboard.question_form import draw_question_form
+from dashboard.unique_labels import unique_labels
 
 _POLL_SECONDS = 1.0
 _SHOWN = 60  # characters of a prompt in the list
@@ -40,11 +41,11 @@ def choose_question(client: ApiClient) -> str | None:
             icon=":material/forum:",
         )
         return None
-    ids = list(by_id)
+    ids, labels = list(by_id), unique_labels(by_id)
     # With another question in the address or another state it is another list, which starts at the address.
     states = "".join(one.state[0] for one in known)
     chosen = st.selectbox(
-        "Questions", ids, index=address.asked_index("question", ids, None), format_func=lambda one: by_id[one],
+        "Questions", ids, index=address.asked_index("question", ids, None), format_func=lambda one: labels.get(one, one),
         placeholder=f"{len(ids)} earlier ones, with their answers",
         key=f"chosen-question-{wanted}-{ids[0]}-{states}",
     )  # fmt: skip

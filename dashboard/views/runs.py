@@ -92,7 +92,6 @@ st.title("Runs", anchor=False)
 client = cached.api()
 with notices.problems_shown():
     runs = cached.runs(client)
-    experiments = {run.experiment_id: run.experiment_name for run in runs}
 if not runs:
     notices.empty("No runs yet", "Start one, or type `make demo` in a terminal.")
     st.page_link("views/new_run.py", label="New run", icon=":material/add_circle:")
@@ -103,14 +102,18 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         "Search", placeholder="prefix 8 acc>0.9", key="q", bind="query-params", width=280, help=run_search.HELP
     )
     states = st.multiselect("State", list(notices.STATE_LOOKS), key="state", bind="query-params", width=240)
-    experiment = st.selectbox(
-        "Experiment", list(experiments), index=None, format_func=lambda one: experiments.get(one, one), key="experiment",
+    experiment = st.selectbox(  # by name, as addresses have it: those of one name are shown together
+        "Experiment", list(dict.fromkeys(run.experiment_name for run in runs)), index=None, key="experiment",
         bind="query-params", width=240, placeholder="all",
     )  # fmt: skip
     view = st.segmented_control(
         "View", ["table", "list"], default="table", required=True, key="layout", bind="query-params"
     )
 
+if states and cached.is_cut(runs):  # further back than the list of all goes
+    with notices.problems_shown():
+        runs = cached.runs(client, sorted(states))
+among = f"{'the newest ' if cached.is_cut(runs) else ''}{len(runs):,}"
 try:
     shown = run_search.found(runs, text or "")
 except ValueError as error:
@@ -119,14 +122,17 @@ except ValueError as error:
 shown = [
     run
     for run in shown
-    if (not states or run.state in states) and (experiment is None or run.experiment_id == experiment)
+    if (not states or run.state in states) and (experiment is None or run.experiment_name == experiment)
 ]
 if not shown:
     notices.empty(
-        "No run matches", "Loosen the search, the state or the experiment above.", ":material/filter_alt_off:"
+        f"No run matches among {among}" if cached.is_cut(runs) else "No run matches",
+        "Loosen the search, the state or the experiment above.",
+        ":material/filter_alt_off:",
     )
     st.stop()
-st.caption(f"{len(shown)} of {len(runs)} runs, newest first")
+older = "; choose a state to see older ones" if cached.is_cut(runs) and not states else ""
+st.caption(f"{len(shown):,} of {among} runs, newest first{older}")
 waiting.notices_of(shown)
 num_pages = -(-len(shown) // _PER_PAGE)
 page = st.pagination(num_pages, key="page", bind="query-params") if num_pages > 1 else 1

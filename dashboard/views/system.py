@@ -42,8 +42,7 @@ def _size(num_bytes: int | None) -> str:
 
 
 def queue_frame(runs: list[RunSummary]) -> pd.DataFrame:
-    """Runs that wait, in the order in which they will be worked on: by priority, then the oldest first."""
-    in_line = sorted((run for run in runs if run.state == "queued"), key=lambda run: (-run.priority, run.created_at))
+    """Runs that wait, in the order in which they will be worked on."""
     return pd.DataFrame(
         [
             {
@@ -53,7 +52,7 @@ def queue_frame(runs: list[RunSummary]) -> pd.DataFrame:
                 "priority": run.priority,
                 "waits since": age_text(run.created_at),
             }
-            for place, run in enumerate(in_line, 1)
+            for place, run in enumerate(waiting.in_line(runs), 1)
         ]
     )
 
@@ -61,7 +60,7 @@ def queue_frame(runs: list[RunSummary]) -> pd.DataFrame:
 @st.fragment(run_every=_REFRESH_SECONDS)
 def show(client: ApiClient) -> None:
     with notices.problems_shown():
-        health, workers, runs = cached.health(client), cached.workers(client), cached.runs(client)
+        health, workers, runs = cached.health(client), cached.workers(client), cached.unfinished_runs(client)
     with st.container(horizontal=True):
         st.metric("API", health.status, border=True)
         st.metric("Queue", health.broker, border=True)

@@ -99,12 +99,12 @@ async def create(request: Request) -> schemas.Experiment:
 
 @busy.get(_P + "/experiments/{experiment_id}/runs")
 def experiment_runs() -> list[schemas.RunSummary]:
-    return [records.summary(run_id) for run_id in records.ARM_OF]
+    return [records.summary(run_id) for run_id in records.LISTED]
 
 
 @busy.get(_P + "/runs")
 def runs() -> schemas.RunPage:
-    return schemas.RunPage(items=[records.summary(run_id) for run_id in records.ARM_OF], next_cursor=None)
+    return schemas.RunPage(items=[records.summary(run_id) for run_id in records.LISTED], next_cursor=None)
 
 
 @busy.get(_P + "/runs/{run_id}")

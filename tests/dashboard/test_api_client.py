@@ -1,5 +1,6 @@
 """The client: typed answers, and every failure as one sentence."""
 
+import math
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
@@ -49,6 +50,29 @@ def test_findings_of_a_refusal_are_kept(scene: str) -> None:
     with ApiClient(scene) as client, pytest.raises(Invalid) as raised:
         client.estimate({"name": ""})
     assert {one.field for one in raised.value.findings} >= {"name", "student", "teacher"}
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client, spec: client.estimate(spec),
+        lambda client, spec: client.create_experiment(spec),
+        lambda client, spec: client.clone("r-p8", spec),
+    ],
+)
+def test_a_number_that_json_cannot_carry_is_refused_at_its_field(
+    scene: str, call: Callable[[ApiClient, dict[str, object]], object], value: float
+) -> None:
+    spec: dict[str, object] = {"phases": [{"steps": 1}, {"steps": value}]}
+    with (
+        ApiClient(scene) as client,
+        pytest.raises(Invalid, match=rf"is {value}, but .* finite .*; write such a one[.]$") as raised,
+    ):
+        call(client, spec)
+    assert [one.field.removeprefix("changes.") for one in raised.value.findings] == ["phases.1.steps"]
+    with ApiClient(scene) as client:
+        assert [one.field for one in client.validate(spec)] == ["phases.1.steps"]
 
 
 def test_a_closed_port_is_said_with_the_address() -> None:

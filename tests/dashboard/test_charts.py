@@ -23,6 +23,7 @@ from dashboard.comparison_frames import (
 )
 from dashboard.measures import MEASURES, Measure, measured, telling
 from dashboard.token_lens.payload import METRICS, lens_payload
+from dashboard.unique_labels import run_labels
 from engine.flops import FlopLedger
 
 IDS = ("r-full", "r-p8", "r-p16", "r-mix8")
@@ -107,6 +108,23 @@ def test_the_table_says_what_the_comparison_found(pairs: list[tuple[object, obje
     raw = arms_frame(comparison).set_index("name")
     assert raw.loc["prefix 8", "accuracy"] == 0.973
     assert raw.loc["prefix 8", "teacher"] == pytest.approx(50.2e9 * 0.42)
+
+
+def test_two_runs_of_one_name_stay_two_in_every_frame(records: ModuleType) -> None:
+    pairs = [(records.run(one), records.evaluations(one)) for one in ("r-p8", "r-twin", "r-p16")]
+    comparison, both = compare(pairs, 0.95), {"prefix 8 (r-p8)", "prefix 8 (r-twin)", "prefix 16"}
+    assert set(curve_points(pairs)["run"]) == both
+    parallel = parallel_frame(pairs, comparison)
+    assert set(parallel["run"]) == both
+    assert not parallel.duplicated(["run", "axis"]).any()
+    assert set(arms_table(comparison)["arm"]) == both
+    assert set(config_differences([run for run, _ in pairs]).columns) == {"field", *both}
+
+
+def test_a_run_called_like_a_column_or_a_line_beside_it_does_not_take_its_place(records: ModuleType) -> None:
+    runs = [records.run("r-p8").model_copy(update={"name": "field"}), records.run("r-mix8")]
+    assert config_differences(runs)["field"].tolist() == ["anchoring.kind", "anchoring.n"]
+    assert run_labels(runs, taken=["field"]) == {"r-p8": "field (r-p8)", "r-mix8": "prefix 8, anchored"}
 
 
 def test_only_fields_that_differ_are_listed(records: ModuleType) -> None:

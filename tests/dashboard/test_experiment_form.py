@@ -42,6 +42,8 @@ def test_each_combination_is_an_arm_with_the_values_that_were_meant() -> None:
         ({}, "No field to vary"),
         ({"seed": " , "}, "seed has no values"),
         ({"num_steps": "4, 4"}, "num_steps has '4' twice"),
+        ({"micro_batch_rollouts": "4, 1e999"}, "micro_batch_rollouts has '1e999', but a number must be finite"),
+        ({"optimizer.learning_rate": "-1e999"}, "optimizer.learning_rate has '-1e999', but a number must be finite"),
         ({"num_steps": ", ".join(map(str, range(15))), "prompts_per_step": ", ".join(map(str, range(14)))}, "210 arms but at most 200"),
     ],
 )  # fmt: skip

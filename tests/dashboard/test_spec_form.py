@@ -86,7 +86,7 @@ def test_seeds_are_read_as_numbers_and_ranges(text: str, seeds: list[int]) -> No
     assert seeds_of(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "a", "-1", "1-", "0-99"])
+@pytest.mark.parametrize("text", ["", "a", "-1", "1-", "0-99", "0-49 50", "5-3", "0, 5-3", "0-2000000000"])
 def test_wrong_seeds_are_refused_in_a_sentence(text: str) -> None:
     with pytest.raises(ValueError, match=r"^Seeds .*[.]$"):
         seeds_of(text)
@@ -245,3 +245,30 @@ def test_a_spec_file_is_imported_whole_or_not_at_all() -> None:
     assert not app.exception
     assert field(app, "Name").value == "from a file"
     assert field(app, "Number of steps").value == 33
+
+
+@pytest.mark.usefixtures("scene")
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"num_steps": NaN}', "num_steps is nan, but a number must be finite"),
+        ('{"optimizer": {"learning_rate": 1e999}}', "optimizer.learning_rate is inf, but a number must be finite"),
+        ('{"name": "\\ud800"}', "half a surrogate pair is no character"),
+        ("1" * 5000, "cannot be read as JSON"),
+        ("[" * 5000, "cannot be read as JSON"),
+    ],
+    ids=["NaN", "1e999", "surrogate", "digits", "depth"],
+)
+def test_a_file_with_what_json_cannot_carry_is_refused_in_a_sentence(content: str, says: str) -> None:
+    app = open_form(preset="tiny")
+    app.file_uploader(key="import").upload("spec.json", content.encode(), "application/json").run()
+    assert not app.exception
+    assert says in said(app).replace("\\", "")
+    assert field(app, "Name").value == "prefix 8"
+
+
+@pytest.mark.usefixtures("scene")
+def test_an_address_that_asks_for_no_finite_number_shows_the_run_as_it_was() -> None:
+    app = open_form(**{"from": "r-p8", "set": '{"num_steps": 1e999}'})
+    assert any("do not fit the run" in one.value for one in app.warning)
+    assert field(app, "Number of steps").value == 120

@@ -101,6 +101,19 @@ def test_an_unknown_run_is_said_to_be_unknown(view: str, query: dict[str, str]) 
 
 
 @pytest.mark.usefixtures("scene")
+def test_runs_of_one_name_are_compared_as_two() -> None:
+    app = opened("compare", runs="r-p8,r-twin,r-p16,r-p8")
+    assert not app.exception
+    both = ["prefix 8 (r-p8)", "prefix 8 (r-twin)"]
+    assert next(one for one in app.multiselect if one.label == "Runs").options == [*both, "prefix 16"]
+    arms = next(one.value for one in app.dataframe if "McNemar p" in one.value)
+    assert set(both) < set(arms["arm"])
+    drawn = [chart.proto.SerializeToString() for chart in app.get("vega_lite_chart")]
+    for name in both:
+        assert sum(name.encode() in one for one in drawn) == 4, "by cost, FLOPs by phase, by position, settings"
+
+
+@pytest.mark.usefixtures("scene")
 def test_a_running_run_shows_progress_and_can_be_stopped() -> None:
     app = opened("run", id="r-running")
     assert not app.exception

@@ -91,6 +91,10 @@ def test_what_is_refused_is_one_sentence_and_status_1(database: Database) -> Non
     assert _said("pause", run_id, status=1).startswith("The run has already succeeded;")
     assert _said("show", "nothing", status=1).startswith("There is no run 'nothing';")
     assert _said("clone", run_id, "--set", "num_steps=0", status=1).strip().endswith("must be at least 1; raise it.")
+    for number in ("1e999", "NaN"):
+        refused = _said("clone", run_id, "--set", f"optimizer.learning_rate={number}", status=1)
+        assert "changes.optimizer.learning_rate is" in refused
+        assert refused.strip().endswith("a number must be finite and below 1.8e308 in size; write such a one.")
     assert _said("clone", run_id, "--set", "num_steps", status=2).startswith("--set is 'num_steps'; write FIELD=VALUE")
 
 
