@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from backend.arms import Arm
+from backend.arms import Arm, problems_of, variant_names
 from backend.comparison import Comparison
 from backend.schemas import Evaluation, Run
 from dashboard.quantities import accuracy_text, flops_text, seconds_text, share_text, times_text
@@ -23,9 +23,10 @@ _NAMES = frozenset({"name", "seed", "spec_version"})  # differ between runs with
 def curve_points(runs: Pairs, metric: str = "accuracy") -> pd.DataFrame:
     """One row per dev evaluation of a student that has the metric: arm, run, step, the costs (COSTS), value, is_best."""
     labels = run_labels([run for run, _ in runs])
+    variants = variant_names(run for run, _ in runs)
     rows = [
         {
-            "arm": run.variant or run.name,
+            "arm": variants[run.id],
             "run": labels[run.id],
             "step": one.step,
             **{cost: getattr(one, cost) for cost in COSTS},
@@ -100,7 +101,7 @@ def parallel_frame(runs: Pairs, comparison: Comparison) -> pd.DataFrame:
     results = {arm.run_id: arm for arm in comparison.arms}
     done = [run for run, _ in runs if run.id in results]
     flat = {run.id: _flat(run.spec.model_dump(mode="json")) for run in done}
-    labels = run_labels([run for run, _ in runs])
+    labels, variants = run_labels([run for run, _ in runs]), variant_names(run for run, _ in runs)
     axes: dict[str, dict[str, Any]] = {
         field: {run.id: flat[run.id].get(field) for run in done} for field in _different_fields(flat)
     }
@@ -115,7 +116,7 @@ def parallel_frame(runs: Pairs, comparison: Comparison) -> pd.DataFrame:
                 named[run_id] = place
         rows += [
             {
-                "run": labels[run.id], "arm": run.variant or run.name, "axis": axis, "order": order, "at": places[run.id],
+                "run": labels[run.id], "arm": variants[run.id], "axis": axis, "order": order, "at": places[run.id],
                 "is_named": run.id in named,
                 "label": flops_text(values[run.id]) if axis == "training FLOPs" else _words(values[run.id]),
                 "accuracy": results[run.id].accuracy,
@@ -146,8 +147,18 @@ def _is_last_best(evaluation: Evaluation, evaluations: list[Evaluation]) -> bool
     return bool(best) and evaluation.step == max(best)
 
 
+def share_problems(runs: Pairs) -> bool:
+    """Whether all runs were evaluated on the same prompts, as far as their specs tell."""
+    return len({problems_of(run) for run, _ in runs}) == 1
+
+
 def reference_lines(runs: Pairs, metric: str = "accuracy") -> pd.DataFrame:
-    """label, value of every student before training, and of the teacher where it has one, on the dev prompts."""
+    """label, value of every student before training, and of the teacher where it has one, on the dev prompts.
+
+    Empty for runs that do not share their problems: no line would be theirs.
+    """
+    if not share_problems(runs):
+        return pd.DataFrame({"label": [], "value": []})
     students = {run.spec.student.path for run, _ in runs}
     lines: dict[str, float] = {}
     for run, evaluations in runs:

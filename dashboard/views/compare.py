@@ -19,6 +19,7 @@ from dashboard.comparison_frames import (
     reference_lines,
     seed_curves,
     seeds_table,
+    share_problems,
 )
 from dashboard.measures import measured, telling
 from dashboard.quantities import flops_text
@@ -102,8 +103,10 @@ def cost_section(runs: list[tuple[Run, list[Evaluation]]]) -> None:
         st.caption(f"These runs did not count {charts.X_TITLES[x].lower()}; choose another cost.")
         return
     seeds = seed_curves(points, is_share=measure.is_share)
+    is_comparable = share_problems(runs)
     # Of what should be as the teacher's nothing is better for less.
-    front = points.iloc[:0] if measure.falls is None else pareto_front(points, x, falls=measure.falls)
+    has_front = is_comparable and measure.falls is not None
+    front = pareto_front(points, x, falls=bool(measure.falls)) if has_front else points.iloc[:0]
     st.altair_chart(
         charts.measure_chart(points, seeds, front, reference_lines(runs, measure.key), x, measure), key="by-cost",
         alt=f"{measure.name} of each run at full length by its cost, with base student and teacher as lines; data in the table below",
@@ -114,10 +117,11 @@ def cost_section(runs: list[tuple[Run, list[Evaluation]]]) -> None:
         True: "Less is better; the broad grey line is the Pareto front: nothing measured is better for less.",
         False: "The broad grey line is the Pareto front: nothing measured is better for less.",
     }[measure.falls]
-    st.caption(
-        "Every evaluation is at full length on the same dev prompts. A diamond marks the best checkpoint of a run. "
-        f"{better}{over_seeds}"
-    )
+    if is_comparable:
+        words = f"Every evaluation is at full length on the same dev prompts. {better}"
+    else:
+        words = "Every evaluation is at full length, but these runs were not evaluated on the same prompts: hold none against another."
+    st.caption(f"{words} A diamond marks the best checkpoint of a run.{over_seeds}")
     notices.data_behind(points, f"{measure.key.replace('_', '-')}-by-cost")
 
 
@@ -132,7 +136,7 @@ def table_section(comparison: Comparison) -> None:
     )  # fmt: skip
     full = next((arm.name for arm in comparison.arms if arm.is_baseline), None)
     against = (
-        f"Saving is against *{notices.plain(full)}*."
+        f"Saving is against *{notices.plain(full)}*, for arms of its student that were evaluated on its problems."
         if full
         else "No arm trains at full length, so no saving can be stated."
     )

@@ -20,6 +20,7 @@ from dashboard.comparison_frames import (
     reference_lines,
     seed_curves,
     seeds_table,
+    share_problems,
 )
 from dashboard.measures import MEASURES, Measure, measured, telling
 from dashboard.token_lens.payload import METRICS, lens_payload
@@ -96,6 +97,19 @@ def test_the_accuracy_chart_has_every_dev_evaluation_of_the_students(pairs: list
         if "x" in layer.get("encoding", {})
     ]
     assert "log" in scales
+
+
+def test_runs_on_other_problems_share_no_line_and_other_settings_are_no_seeds(pairs: list[tuple[Any, Any]]) -> None:
+    (run, evaluations), *_ = pairs
+    harder = run.spec.evaluation.model_copy(update={"path": "harder.jsonl"})
+    other = run.model_copy(update={"id": "r-other1", "spec": run.spec.model_copy(update={"evaluation": harder})})
+    mixed = [(run, evaluations), (other, evaluations)]
+    assert share_problems(pairs)
+    assert not share_problems(mixed)
+    assert reference_lines(mixed).empty
+    points = curve_points(mixed)
+    assert points["arm"].nunique() == 2
+    assert seed_curves(points).empty
 
 
 def test_the_table_says_what_the_comparison_found(pairs: list[tuple[object, object]]) -> None:
