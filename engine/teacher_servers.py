@@ -20,6 +20,7 @@ from engine.rollout import Rollout, RolloutRequest
 from engine.server_asking import PAUSE_SECONDS, all_of, beside, check_addresses, unreachable
 from engine.teacher_backend_spec import VllmTeacher
 from engine.teacher_cache import TeacherCache, WrittenText
+from engine.teacher_identity import teacher_identity
 from engine.teacher_routes import FIELD, TeacherRoutes
 from engine.top_tokens import TopTokens
 from engine.vllm_answer import Answer, Ask, Draws
@@ -80,7 +81,10 @@ class TeacherServers:
 
     @property
     def name(self) -> str:
-        """What stands for the weights behind the servers in the names of what is kept for later runs."""
+        """What stands for the weights behind the servers in the names of what is kept for later runs, see `teacher_identity`.
+
+        Of several servers of one tag it is that of the first to answer: they should serve their model under one name and path.
+        """
         return " ".join(f"{tag}={cache.teacher}" for tag, cache in self._caches.items())
 
     def read(self, rollouts: Sequence[Rollout]) -> list[TopTokens]:
@@ -203,8 +207,10 @@ class TeacherServers:
                 f"finds the same token likeliest as the teacher that was asked first at {agreement:.0%} of {len(known)} positions "
                 "alone, so that it serves another model; serve one teacher, or give each a tag."
             )
-        name = hashlib.sha256(f"{self.tokenizer.name_or_path} {self._fixed} {known}".encode()).hexdigest()
-        self._caches.setdefault(tag, TeacherCache(name))
+        if tag not in self._caches:
+            described = str([server.model, server.root, self.tokenizer.name_or_path, self._fixed, self.vocabulary])
+            own = [at[token] for token, at in zip(self._fixed[1:], told, strict=True) if token in at]
+            self._caches[tag] = TeacherCache(teacher_identity(described, own + [max(at.values()) for at in told]))
         self._ready.add(server)
 
     async def _look(self) -> list[Finding]:

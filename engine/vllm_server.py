@@ -48,6 +48,8 @@ class VllmServer:
         """Whether it has shown that it takes all weights that it is given."""
         self.model: str | None = None
         """The name under which it serves its model, once it was checked."""
+        self.root: str | None = None
+        """Where it says that it has the model from, once it was checked and if it says it."""
         self._rests_until = -math.inf
 
     @property
@@ -79,7 +81,8 @@ class VllmServer:
                 f"takes texts of {limit} tokens but prompts and completions of this run have up to {num_tokens}; start it with "
                 f"--max-model-len {num_tokens} or lower max_completion_tokens."
             )
-        self.model = model
+        root = listed["data"][0].get("root")
+        self.model, self.root = model, root if isinstance(root, str) else None
 
     async def version(self, session: httpx.AsyncClient) -> str:
         """The version of the weights that it has, as the one who loaded them has called it."""

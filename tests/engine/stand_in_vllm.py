@@ -33,6 +33,7 @@ class StandInVllm:
     def __init__(self, model: Path | str, *faults: str, max_model_len: int = 256) -> None:
         self.faults = set(faults)
         self.max_model_len = max_model_len
+        self.name, self.root = "student", "/models/student"
         self.version = "default"
         self.loaded: list[str] = []
         self.asked: list[dict[str, Any]] = []
@@ -73,7 +74,7 @@ class StandInVllm:
     async def _models(self, request: Request) -> Response:
         if "html" in self.faults:
             return PlainTextResponse("<h1>Welcome</h1>")
-        return JSONResponse({"data": [{"id": "student", "max_model_len": self.max_model_len}]})
+        return JSONResponse({"data": [{"id": self.name, "root": self.root, "max_model_len": self.max_model_len}]})
 
     async def _weight_info(self, request: Request) -> Response:
         if "no dev mode" in self.faults:
@@ -165,6 +166,10 @@ class StandInVllm:
             message = f"Requested prompt logprobs of {top_k}, which is greater than max allowed: 4"
             return JSONResponse({"error": {"message": message}}, status_code=400)
         every = _all_logprobs(self._model, prompt)
+        if "sharper" in self.faults:
+            every = (1.2 * every).log_softmax(-1)
+        if "noisy" in self.faults:
+            every = every - 0.03 * torch.rand_like(every)
         shown: list[dict[str, dict[str, float]] | None] = [None]
         for token, at in zip(prompt[1:], every, strict=True):
             told = [token, *at.topk(top_k).indices.tolist()] if "odd tokens" not in self.faults else [0]
