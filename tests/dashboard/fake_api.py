@@ -316,9 +316,8 @@ def upload(name: str) -> PromptFile:
 @busy.get(_P + "/me")
 @empty.get(_P + "/me")
 def me(request: Request) -> Principal:
-    credential = request.headers.get("authorization", "")
-    role: Role = "viewer" if "viewer" in credential else "admin"
-    return Principal(id="local", role=role, project_id="lab" if "lab" in credential else "*")
+    role: Role = "viewer" if "viewer" in (key := request.headers.get("authorization", "")) else "admin"
+    return Principal(id="local", role=role, project_id="lab" if "lab" in key else "*")
 
 
 @busy.get(_P + "/workers")

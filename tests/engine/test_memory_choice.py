@@ -61,13 +61,15 @@ def test_more_room_never_makes_it_slower(one: int, other: int) -> None:
 @given(rooms)
 def test_blocks_run_twice_only_where_a_single_rollout_does_not_fit_otherwise(room: int) -> None:
     spec = spec_of(teacher="never")
-    alone = PAIR.needed_bytes(spec, MemoryPlan(micro_batch_rollouts=1, recomputes_blocks=False))
+    least_without = MemoryPlan(micro_batch_rollouts=1, recomputes_blocks=False, decoded_rollouts=LEAST_DECODED)
+    alone = PAIR.needed_bytes(spec, least_without)
     assert chosen(room, spec).plan.recomputes_blocks == (alone > room)
 
 
 @given(rooms)
 def test_a_teacher_waits_outside_only_where_nothing_else_is_enough(room: int) -> None:
-    most = PAIR.needed_bytes(spec_of(), MemoryPlan(micro_batch_rollouts=1, recomputes_blocks=True))
+    least_beside = MemoryPlan(micro_batch_rollouts=1, recomputes_blocks=True, decoded_rollouts=LEAST_DECODED)
+    most = PAIR.needed_bytes(spec_of(), least_beside)
     found = chosen(room)
     assert found.plan.offloads_teacher == ("teacher_offload" in found.chosen) == (most > room)
 
