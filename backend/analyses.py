@@ -9,13 +9,14 @@ from engine.analysis_spec import AnalysisResult, AnalysisSpec
 from engine.findings import Finding
 from engine.frozen import Frozen
 
+ListedId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 AnalysisState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 
 class AnalysisCreate(AnalysisSpec):
     """An analysis that is asked for."""
 
-    run_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] | None = None
+    run_id: ListedId | None = None
     """The run that has this spec: the analysis belongs to its project; empty leaves it to the project of who asks."""
 
 

@@ -2,8 +2,7 @@
 
 from datetime import datetime
 
-from backend.analyses import AnalysisState
-from backend.playground import ListedId
+from backend.analyses import AnalysisState, ListedId
 from engine.export_spec import ExportChoice, ExportResult, ExportSpec
 from engine.findings import Finding
 from engine.frozen import Frozen

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from backend.analyses import AnalysisState
+from backend.analyses import AnalysisState, ListedId
 from engine.findings import Finding
 from engine.frozen import Frozen
 from engine.playground_spec import (
@@ -18,8 +18,6 @@ from engine.playground_spec import (
     TeacherSpeaker,
 )
 from engine.token_trace import TokenTrace
-
-ListedId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
 
 class CheckpointChoice(Frozen):

@@ -69,18 +69,14 @@ def ready_without_workers() -> schemas.Health:
     )
 
 
+def _experiment(name: str, note: str, num_runs: int, num_active: int) -> schemas.Experiment:
+    numbers = {"num_runs": num_runs, "num_active": num_active}
+    return schemas.Experiment(id="e-demo", name=name, note=note, created_at=records.NOW, **numbers)
+
+
 @busy.get(_P + "/experiments")
 def experiments() -> list[schemas.Experiment]:
-    return [
-        schemas.Experiment(
-            id="e-demo",
-            name="tiny plan",
-            note="How short may the prefix be?",
-            created_at=records.NOW,
-            num_runs=8,
-            num_active=2,
-        )
-    ]
+    return [_experiment("tiny plan", "How short may the prefix be?", 8, 2)]
 
 
 @busy.post(_P + "/experiments")
@@ -92,9 +88,7 @@ async def create(request: Request) -> schemas.Experiment:
     except ValidationError as error:
         raise _Problem(422, "The experiment cannot be created.", findings_of(error, document)) from None
     number = max(1, len(wanted.variants)) * len(wanted.seeds)
-    return schemas.Experiment(
-        id="e-demo", name=wanted.name, note="", created_at=records.NOW, num_runs=number, num_active=number
-    )
+    return _experiment(wanted.name, "", number, number)
 
 
 @busy.get(_P + "/experiments/{experiment_id}/runs")
@@ -316,7 +310,8 @@ def upload(name: str) -> PromptFile:
 @busy.get(_P + "/me")
 @empty.get(_P + "/me")
 def me(request: Request) -> Principal:
-    role: Role = "viewer" if "viewer" in (key := request.headers.get("authorization", "")) else "admin"
+    key = request.headers.get("authorization", "")
+    role: Role = "viewer" if "viewer" in key else "admin"
     return Principal(id="local", role=role, project_id="lab" if "lab" in key else "*")
 
 
