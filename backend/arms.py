@@ -23,6 +23,7 @@ class Arm(Frozen):
 
     run_id: str
     name: str
+    """Unlike that of every other arm beside it."""
     variant: str
     """See `variant_names`."""
     seed: int
@@ -113,13 +114,14 @@ def problems_of(run: Run) -> str:
 
 def arm_of(
     run: Run,
+    name: str,
     variant: str,
     evaluations: list[Evaluation],
     baseline: Run | None,
     of_baseline: Verdicts | None,
     target: float,
 ) -> Arm:
-    """A run with its evaluations as an arm; `of_baseline` are the baseline's verdicts, `target` the accuracy to reach."""
+    """A run with its evaluations as an arm called `name`; `of_baseline` are the baseline's verdicts, `target` the accuracy to reach."""
     students = [e for e in evaluations if e.subject == "student"]
     kept = final(evaluations)
     before = next((e for e in evaluations if e.subject == "base" and e.split == kept.split), None)
@@ -134,7 +136,7 @@ def arm_of(
     assert run.flops is not None
     return Arm(
         run_id=run.id,
-        name=run.name,
+        name=name,
         variant=variant,
         seed=run.seed,
         note=run.note,

@@ -10,6 +10,7 @@ import math
 from backend.arms import Arm, arm_of, final, variant_names
 from backend.schemas import Evaluation, Run
 from backend.seed_summary import SeedSummary, seed_sentences, summaries
+from backend.unique_labels import run_labels
 from engine.frozen import Frozen
 
 TELLING_ACCURACY = 0.1  # a teacher below this cannot show by accuracy whether a student follows it
@@ -47,8 +48,8 @@ def compare(
     full = [run for run, _ in done if run.spec.trains_whole_completions and run.spec.training_flops_budget is None]
     baseline = max(full, key=lambda run: run.flops.training if run.flops else 0.0, default=None)
     of_baseline = next((final(e).verdicts for run, e in done if baseline is not None and run.id == baseline.id), None)
-    names = variant_names(run for run, _ in runs)
-    arms = [arm_of(run, names[run.id], evaluations, baseline, of_baseline, target) for run, evaluations in done]
+    labels, variants = run_labels([run for run, _ in runs]), variant_names(run for run, _ in runs)
+    arms = [arm_of(run, labels[run.id], variants[run.id], e, baseline, of_baseline, target) for run, e in done]
     arms.sort(key=lambda arm: (not arm.is_baseline, arm.saving is None))
     seeds = summaries(arms, flops_budget)
     base = {run.spec.student.path: figure for run, e in done if (figure := _figure(e, "base", "accuracy")) is not None}

@@ -10,8 +10,8 @@ import pandas as pd
 from backend.arms import Arm, problems_of, variant_names
 from backend.comparison import Comparison
 from backend.schemas import Evaluation, Run
+from backend.unique_labels import run_labels
 from dashboard.quantities import accuracy_text, flops_text, seconds_text, share_text, times_text
-from dashboard.unique_labels import run_labels, unique_labels
 from engine.seed_statistics import mean_interval
 
 Pairs = Sequence[tuple[Run, list[Evaluation]]]
@@ -182,10 +182,9 @@ def arms_frame(comparison: Comparison) -> pd.DataFrame:
 
 def arms_table(comparison: Comparison) -> pd.DataFrame:
     """The same for reading, with units."""
-    labels = unique_labels({arm.run_id: arm.name for arm in comparison.arms})
     rows = [
         {
-            "arm": labels[arm.run_id],
+            "arm": arm.name,
             "horizon": arm.prefix,
             "accuracy": f"{arm.accuracy:.3f} [{arm.accuracy_low:.3f}, {arm.accuracy_high:.3f}]",
             "McNemar p": "–" if arm.mcnemar_p is None else f"{arm.mcnemar_p:.2g}",

@@ -6,12 +6,12 @@ from typing import Any
 import streamlit as st
 
 from backend.schemas import Checkpoint, Run, RunSummary
+from backend.unique_labels import unique_labels
 from dashboard import address, cached, notices, rights
 from dashboard.api_client import ApiClient
 from dashboard.api_errors import Invalid
 from dashboard.quantities import accuracy_text
 from dashboard.run_choice import choose_run
-from dashboard.unique_labels import unique_labels
 from engine.playground_spec import MAX_SAMPLES, MAX_SPEAKERS, Question
 
 AB_VIEW = "A and B"

@@ -3,10 +3,10 @@
 import streamlit as st
 
 from backend.schemas import RunSummary
+from backend.unique_labels import unique_labels
 from dashboard import address, cached, notices
 from dashboard.api_client import ApiClient
 from dashboard.api_errors import NotFound
-from dashboard.unique_labels import unique_labels
 
 
 def run_label(run: RunSummary) -> str:

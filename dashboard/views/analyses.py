@@ -5,13 +5,13 @@ from typing import Any
 import streamlit as st
 
 from backend.analyses import Analysis
+from backend.unique_labels import unique_labels
 from dashboard import address, analysis_panels, cached, notices, rights
 from dashboard.api_client import ApiClient
 from dashboard.api_errors import Invalid
 from dashboard.quantities import age_text, range_text
 from dashboard.spec_form import DrawnForm, draw_field, kind_label
 from dashboard.spec_schema import form_fields
-from dashboard.unique_labels import unique_labels
 
 _POLL_SECONDS = 1.5
 _MAX_RUNS = 50

@@ -6,11 +6,11 @@ import pandas as pd
 import streamlit as st
 
 from backend.schemas import Checkpoint
+from backend.unique_labels import unique_labels
 from dashboard import address, cached, notices, rights
 from dashboard.api_client import ApiClient
 from dashboard.export_panel import show_exports
 from dashboard.quantities import accuracy_text, age_text, bytes_text
-from dashboard.unique_labels import unique_labels
 
 _NOT_HARMLESS = re.compile(r"[^A-Za-z0-9.]+")
 _HOW_TO_OPEN = """from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -7,6 +7,7 @@ import streamlit as st
 
 from backend.comparison import Comparison, compare
 from backend.schemas import Evaluation, Positions, Run, RunSummary
+from backend.unique_labels import run_labels, unique_labels
 from dashboard import address, cached, charts, frames, notices, saved_views
 from dashboard.api_client import ApiClient
 from dashboard.comparison_frames import (
@@ -23,7 +24,6 @@ from dashboard.comparison_frames import (
 )
 from dashboard.measures import measured, telling
 from dashboard.quantities import flops_text
-from dashboard.unique_labels import run_labels, unique_labels
 
 _MAX_COMPARED = 10
 _BASE = "base student"
@@ -187,9 +187,8 @@ def parallel_section(runs: list[tuple[Run, list[Evaluation]]], comparison: Compa
 
 
 def phases_section(comparison: Comparison) -> None:
-    labels = unique_labels({arm.run_id: arm.name for arm in comparison.arms})
     rows = [
-        {"who": labels[arm.run_id], "phase": phase, "flops": flops, "order": order}
+        {"who": arm.name, "phase": phase, "flops": flops, "order": order}
         for arm in comparison.arms
         for order, (phase, flops) in enumerate(arm.flops.by_phase().items())
         if flops

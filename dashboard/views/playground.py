@@ -3,11 +3,11 @@
 import streamlit as st
 
 from backend.playground import PlaygroundQuestion, QuestionSummary
+from backend.unique_labels import unique_labels
 from dashboard import address, answer_panels, cached, notices, rights
 from dashboard.api_client import ApiClient
 from dashboard.quantities import age_text, range_text
 from dashboard.question_form import draw_question_form
-from dashboard.unique_labels import unique_labels
 
 _POLL_SECONDS = 1.0
 _SHOWN = 60  # characters of a prompt in the list

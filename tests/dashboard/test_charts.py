@@ -9,6 +9,7 @@ import pytest
 from backend.comparison import compare
 from backend.estimates import Estimate
 from backend.schemas import Metric, Positions
+from backend.unique_labels import run_labels
 from dashboard import charts, estimate_card, frames, tail_panel
 from dashboard.comparison_frames import (
     arms_frame,
@@ -24,7 +25,6 @@ from dashboard.comparison_frames import (
 )
 from dashboard.measures import MEASURES, Measure, measured, telling
 from dashboard.token_lens.payload import METRICS, lens_payload
-from dashboard.unique_labels import run_labels
 from engine.flops import FlopLedger
 
 IDS = ("r-full", "r-p8", "r-p16", "r-mix8")

@@ -314,3 +314,11 @@ def test_nor_are_runs_whose_file_of_problems_has_changed_since() -> None:
     )
     arms = compare([(full, arm("p")), (same, arm("p")), (changed, arm("q"))]).arms
     assert [(one.name, one.shares_problems) for one in arms] == [("full", True), ("b", True), ("c", False)]
+
+
+def test_two_runs_of_one_name_are_told_apart_in_words() -> None:
+    full, short = a_run("full", {"kind": "full"}, 8e11), a_run("copy", PREFIX_8, 5e10)
+    twins = [(_named(short, f"run-00000{number}", "a copy"), an_arm(0.99, reached_at=1e9)) for number in (1, 2)]
+    said = compare([(full, an_arm(0.99, reached_at=1e11)), *twins]).sentences
+    assert [sum(one.startswith(f"a copy (00000{number}): ") for one in said) for number in (1, 2)] == [1, 1]
+    assert any("on the dev prompts: a copy (000001), " in one for one in said)
