@@ -1,9 +1,7 @@
-"""`python -m backend` as a process of its own, on a free port, for tests that lose it or look at it from outside."""
+"""The API as a process of its own, on a free port, for tests that lose it or look at it from outside."""
 
 import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +10,7 @@ from typing import IO
 import httpx
 
 from tests.access import TOKEN
+from tests.forks import FORKS
 
 _SECONDS = 60.0
 # One for all: each new client reads certificates for 40 ms, and whoever waits asks often.
@@ -44,12 +43,9 @@ class ApiProcess:
 
     def start(self, log: IO[str] | None = None) -> None:
         """Start it, and return when it answers; what it says goes into `log`."""
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "backend"],
-            env=os.environ | self._environment,
-            stdout=subprocess.DEVNULL if log is None else log,
-            stderr=subprocess.DEVNULL if log is None else log,
-        )
+        said = os.devnull if log is None else log.name
+        self._process = FORKS.Process(target=_serve, args=(os.environ | self._environment, said), daemon=True)
+        self._process.start()
         deadline = time.monotonic() + _SECONDS
         while not self._answers():
             assert time.monotonic() < deadline, f"the API did not answer within {_SECONDS} s"
@@ -58,16 +54,28 @@ class ApiProcess:
     @property
     def pid(self) -> int:
         """Its process id, while it runs."""
+        assert self._process.pid is not None
         return self._process.pid
 
     def kill(self) -> None:
         """SIGKILL, as an out-of-memory killer does."""
         self._process.kill()
-        self._process.wait(10)
+        self._process.join(10)
 
     def _answers(self) -> bool:
-        assert self._process.poll() is None, "the API ended at its start"
+        assert self._process.exitcode is None, "the API ended at its start"
         try:
             return _ASKING.get(f"{self.url}/livez").is_success
         except httpx.TransportError:
             return False
+
+
+def _serve(environment: dict[str, str], said: str) -> None:
+    """What `python -m backend > said 2>&1` does."""
+    from backend.__main__ import main
+
+    os.environ.clear()
+    os.environ.update(environment)
+    for descriptor in (1, 2):
+        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    main()

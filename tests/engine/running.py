@@ -1,10 +1,6 @@
-"""Runs for tests: in this process, and in real ones that are signalled, killed and resumed.
-
-A process is forked from a server that has imported the engine already, since importing torch takes seconds.
-"""
+"""Runs for tests: in this process, and in real ones that are signalled, killed and resumed."""
 
 import json
-import multiprocessing
 import os
 import resource
 import sys
@@ -18,9 +14,8 @@ from engine.events import RunEvent, StepDone, read_events
 from engine.journal import Journal
 from engine.spec import RunSpec
 from engine.train import train
+from tests.forks import FORKS
 
-_FORKSERVER = multiprocessing.get_context("forkserver")
-_FORKSERVER.set_forkserver_preload(["engine.attempt", "engine.check"])
 _PATIENCE_SECONDS = 120
 
 
@@ -87,9 +82,9 @@ class EngineProcess:
         spec = folder.with_suffix(".json")
         spec.write_text(json.dumps(document))
         self._log = log or folder.with_suffix(".log")
-        reader, self._stdin = _FORKSERVER.Pipe(duplex=False)
+        reader, self._stdin = FORKS.Pipe(duplex=False)
         argv = ["engine", "train", "--spec", str(spec), "--out", str(folder), *options]
-        self._process = _FORKSERVER.Process(
+        self._process = FORKS.Process(
             target=_run_engine, args=(argv, str(self._log), reader, os.environ | (environment or {}), max_file_bytes)
         )
         self._process.start()

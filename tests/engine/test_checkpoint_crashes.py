@@ -3,7 +3,6 @@
 Slow: a process for each point at which the writer syncs or renames, before it and behind it.
 """
 
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable
@@ -17,9 +16,8 @@ from engine.prefix_state import PrefixState
 from engine.staging import is_staging, remove_leftovers
 from engine.student import Student
 from tests.engine.models import tiny_model, tiny_spec
+from tests.forks import FORKS
 
-_FORKSERVER = multiprocessing.get_context("forkserver")
-_FORKSERVER.set_forkserver_preload(["engine.attempt", "tests.engine.models"])
 _POINTS = ("fsync", "rename", "replace", "link", "mkdir")
 _CRASHED, _SURVIVED = 77, 0
 
@@ -60,7 +58,7 @@ def save_and_crash(run: Path, step: int, at: int, is_behind: bool) -> None:
 
 
 def exit_code_of_child(*arguments: Any) -> int | None:
-    child = _FORKSERVER.Process(target=save_and_crash, args=arguments)
+    child = FORKS.Process(target=save_and_crash, args=arguments)
     child.start()
     child.join(120)
     return child.exitcode
