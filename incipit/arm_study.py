@@ -74,7 +74,7 @@ class ArmStudy(Frozen):
     base: RunSpec
     needs: Needs = Needs()
     seeds: Annotated[list[int], Field(min_length=2, max_length=16)]
-    """In this order; each seed is trained for all arms before the next one."""
+    """In this order; the next seed is asked for when the arms of those before it leave a slot idle."""
     arms: Annotated[list[Arm], Field(min_length=2, max_length=32)]
     """In the order of their importance."""
     reference: str
