@@ -60,7 +60,7 @@ class Recorder:
         return self.run_folder / "attempts" / str(fence)
 
     def catch_up(self, while_storing: Callable[[], None] = lambda: None) -> Finished | Failed | None:
-        """Record what lost attempts emitted without anyone to record it; how the last of them said that it ended.
+        """Record what lost attempts emitted without anyone to record it; how the attempt before this one said that it ended.
 
         `while_storing` is called again and again while their files are stored. Raises StoreUnavailable.
         """
@@ -79,13 +79,20 @@ class Recorder:
                 )
                 .order_by(Attempt.fence)
             ).all()
+            before = session.scalar(
+                select(func.max(Attempt.fence)).where(
+                    Attempt.run_id == self.claim.run_id, Attempt.fence < self.claim.fence
+                )
+            )
         for fence, offset in lost:
             while (end := self._record_batch(fence, offset)) > offset or self.is_storing:
                 offset = end
                 if self.is_storing:
                     while_storing()
                     self._uploads.wait()
-        return self._last_word(lost[-1].fence) if lost else None
+        # Behind another attempt, or from the first step, the run was begun again in the knowledge of what an older one said.
+        is_news = bool(lost) and lost[-1].fence == before and lost[-1].fence >= self.claim.first_fence
+        return self._last_word(lost[-1].fence) if is_news else None
 
     def last_word(self) -> Finished | Failed | None:
         """How this attempt's engine said that it ended, as far as that is recorded."""

@@ -8,10 +8,12 @@ from sqlalchemy import func, select
 
 from backend.database import Database
 from backend.folder_store import FolderStore
-from backend.queries.claims import Claim, LeaseLost, reap
+from backend.queries.claims import Claim, Ending, LeaseLost, end_attempt, reap
+from backend.queries.wishes import ask_to_retry
 from backend.records import Attempt, Checkpoint, Evaluation, Event, Metric, PositionCurve, Rollout, StepProfile
 from engine.events import (
     CheckpointRemoved,
+    Failed,
     Finished,
     PhaseChanged,
     StepDone,
@@ -28,6 +30,7 @@ from tests.worker.sample_events import (
     step_event,
     traces_event,
 )
+from worker.endings import failed
 from worker.recorder import Recorder, UnreadableEvents
 from worker.resume import resume_checkpoint
 
@@ -236,6 +239,33 @@ def test_a_new_attempt_first_records_what_the_lost_one_left_unrecorded(
     assert resume_checkpoint(database, again, FolderStore(run_folder.parent), lambda: None) == Path(
         "attempts/1/checkpoints/step-2"
     )
+
+
+@pytest.mark.parametrize("from_scratch", [False, True])
+def test_a_run_that_was_retried_is_not_failed_again_by_what_a_lost_engine_said_before(
+    database: Database, claimed: Claim, run_folder: Path, from_scratch: bool
+) -> None:
+    failure = Failed(time=TIME, failure="bad_data", message="Line 3 is no JSON.")
+    write_events(run_folder, 1, [*start_events(1), step_event(1), checkpoint_event(run_folder, 1, 1)])
+    _record_all(Recorder(database, claimed, run_folder))
+    write_events(run_folder, 1, [failure])
+    again = _claimed_again(database, claimed)
+    assert Recorder(database, again, run_folder).catch_up() == failure
+    with database.write() as session:
+        end_attempt(session, again, failed(failure))
+        ask_to_retry(session, claimed.run_id, from_scratch=from_scratch)
+    assert Recorder(database, claim(database), run_folder).catch_up() is None
+
+
+def test_what_a_lost_engine_said_does_not_count_for_a_run_that_begins_again_from_its_first_step(
+    database: Database, claimed: Claim, run_folder: Path
+) -> None:
+    finished = Finished(time=TIME, step=1, best_step=1, reason="steps", seconds=1, training_seconds=1)
+    write_events(run_folder, 1, [*start_events(1), step_event(1), finished])
+    with database.write() as session:
+        end_attempt(session, claimed, Ending("cancelled", "Cancelled as asked.", has_unrecorded=True))
+        ask_to_retry(session, claimed.run_id, from_scratch=True)
+    assert Recorder(database, claim(database), run_folder).catch_up() is None
 
 
 def test_progress_resets_the_count_of_attempts(database: Database, claimed: Claim, run_folder: Path) -> None:
