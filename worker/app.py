@@ -54,7 +54,7 @@ billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 20
 _shutdown = billiard.Event()
 _main_pid = os.getpid()
 _place: Workplace | None = None
-# Ids of queued runs that this version of Incipit cannot read: they wait for another worker.
+# Ids of what is queued and this version of Incipit cannot read: it waits for another worker.
 _unreadable: set[str] = set()
 # Made before Celery forks, too: the main process keeps it alive, the children ask it for engines.
 _engine_server = (
@@ -114,7 +114,7 @@ def _answer_preflights() -> None:
     while not _shutdown.is_set() and (open_slots := _open_slots()):
         with place.database.write() as session:
             refuse_other_schema(session)
-            claim = claim_preflight(session, ProcessIdentity.own().name)
+            claim = claim_preflight(session, ProcessIdentity.own().name, unreadable=_unreadable)
         if claim is None:
             return
         answer(claim, open_slots, place)
@@ -125,7 +125,9 @@ def _work_on_next_analysis(slot: Slot) -> bool:
     place = _workplace()
     with place.database.write() as session:
         refuse_other_schema(session)
-        claim = None if _is_closed(session, slot) else claim_analysis(session, ProcessIdentity.own().name)
+        if _is_closed(session, slot):
+            return False
+        claim = claim_analysis(session, ProcessIdentity.own().name, unreadable=_unreadable)
         if claim is None:
             return False
         set_worker_run(session, _worker_id(slot), claim.analysis_id)
@@ -178,7 +180,8 @@ def _has_work(slot: Slot) -> bool:
     with _workplace().database.read() as session:
         if _is_closed(session, slot):
             return False
-        return has_claimable_run(session, _capabilities(slot), beside=_unreadable) or has_claimable_analysis(session)
+        is_run_waiting = has_claimable_run(session, _capabilities(slot), beside=_unreadable)
+        return is_run_waiting or has_claimable_analysis(session, beside=_unreadable)
 
 
 def _capabilities(slot: Slot) -> WorkerCapabilities:

@@ -3,6 +3,7 @@
 Questions of the playground and exports go the same way: how they are asked for and read is in playground.py and exports.py.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -17,6 +18,7 @@ from backend.exports import EXPORT
 from backend.ids import new_id
 from backend.playground import PLAYGROUND
 from backend.project_database import EVERY_PROJECT
+from backend.queries.readable import oldest_readable
 from backend.queries.runs import project_of
 from backend.tables import Analysis as AnalysisRow
 from engine.analysis_spec import AnalysisProgress, AnalysisSpec
@@ -104,22 +106,18 @@ def cancel(session: Session, id: str, is_asked: ColumnElement[bool]) -> None:
     )
 
 
-def has_claimable_analysis(session: Session) -> bool:
+def has_claimable_analysis(session: Session, *, beside: Collection[str] = ()) -> bool:
     """Whether an analysis waits for a worker."""
-    return session.scalar(select(AnalysisRow.id).where(AnalysisRow.state == "queued").limit(1)) is not None
+    waiting = select(AnalysisRow.id).where(AnalysisRow.state == "queued", AnalysisRow.id.not_in(beside))
+    return session.scalar(waiting.limit(1)) is not None
 
 
-def claim_analysis(session: Session, owner: str) -> AnalysisClaim | None:
-    """The oldest queued analysis, now held by `owner`; None when there is none."""
+def claim_analysis(session: Session, owner: str, *, unreadable: set[str] | None = None) -> AnalysisClaim | None:
+    """The oldest queued analysis, now held by `owner`; None when there is none. See oldest_readable."""
     now = now_of(session)
-    next_id = (
-        select(AnalysisRow.id)
-        .where(AnalysisRow.state == "queued")
-        .order_by(AnalysisRow.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
-    )
+    next_id = oldest_readable(session, AnalysisRow, set() if unreadable is None else unreadable)
+    if next_id is None:
+        return None
     row = session.execute(
         update(AnalysisRow)
         .where(AnalysisRow.id == next_id, AnalysisRow.state == "queued")

@@ -10,6 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from backend.database import now_of
+from backend.queries.readable import oldest_readable
 from backend.resources import WorkerCapabilities
 from backend.tables import ControlLease, Preflight, Run, Worker
 from engine.findings import Finding
@@ -91,17 +92,12 @@ def forget_silent_workers(session: Session) -> None:
     session.execute(delete(Worker).where(Worker.heartbeat_at < now_of(session) - _FORGET_WORKERS_AFTER))
 
 
-def claim_preflight(session: Session, owner: str) -> PreflightClaim | None:
-    """The oldest queued preflight, now held by `owner`; None when there is none."""
+def claim_preflight(session: Session, owner: str, *, unreadable: set[str] | None = None) -> PreflightClaim | None:
+    """The oldest queued preflight, now held by `owner`; None when there is none. See oldest_readable."""
     now = now_of(session)
-    next_id = (
-        select(Preflight.id)
-        .where(Preflight.state == "queued")
-        .order_by(Preflight.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
-    )
+    next_id = oldest_readable(session, Preflight, set() if unreadable is None else unreadable)
+    if next_id is None:
+        return None
     row = session.execute(
         update(Preflight)
         .where(Preflight.id == next_id, Preflight.state == "queued")
