@@ -81,8 +81,15 @@ def finished(event: Finished, exit_code: int | None = None) -> Ending:
     return Ending("succeeded", told, exit_code)
 
 
-def stalled(seconds: float) -> Ending:
-    """The engine is there, but nothing comes from it: it is ended, and a person looks before it is tried again."""
+def stalled(seconds: float, last_word: Finished | Failed | None) -> Ending:
+    """The engine is there, but nothing comes from it: it is ended, and a person looks before it is tried again.
+
+    One that hangs behind its last word has done its work: what it said counts, as when it had ended by itself.
+    """
+    if isinstance(last_word, Finished):
+        return finished(last_word)
+    if isinstance(last_word, Failed):
+        return failed(last_word)
     message = (
         f"The engine did nothing for {seconds:.0f} s and was ended; see its log, then retry the run from its last "
         "checkpoint, or allow more with INCIPIT_STALL_SECONDS."

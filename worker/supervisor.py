@@ -37,6 +37,7 @@ from worker.recorder import Recorder, UnreadableEvents
 from worker.resources import ResourceWatch
 from worker.resume import NoCheckpointLeft, resume_checkpoint
 from worker.slots import Slot
+from worker.stopping import Stopping
 from worker.uploads import StoreUnavailable
 from worker.watchdog import watchdog
 from worker.workplace import Workplace, write_spec
@@ -71,9 +72,7 @@ class Supervisor:
         self._wish: Wish = "run"
         self._is_given_back = False
         self._wish_read_at = 0.0
-        self._stop_told_at: float | None = None
-        self._told_checkpoint: bool | None = None
-        self._is_terminated = False
+        self._stopping = Stopping(place.settings)
         self._was_fenced = False
         self._unstored: str | None = None
         self._memory_kills_before = num_memory_kills()
@@ -126,7 +125,9 @@ class Supervisor:
             self._turn(engine)
             if self._pulse.silent_seconds() > self.place.settings.stall_seconds:
                 engine.kill()
-                return replace(stalled(self.place.settings.stall_seconds), has_unrecorded=not self._record_the_rest())
+                is_recorded = self._record_the_rest()
+                last_word = self._despite_outages(self.recorder.last_word)
+                return replace(stalled(self.place.settings.stall_seconds, last_word), has_unrecorded=not is_recorded)
             time.sleep(_TURN_SECONDS)
         if self._was_fenced:
             raise LeaseLost(f"The lease of run {self.claim.run_id} could not be renewed in time.")
@@ -188,29 +189,12 @@ class Supervisor:
             self._unstored = str(error)
         self.lease.keep_or_lose()
         if self.lease.is_overdue or self._wish != "run" or self._leaving() or self._unstored:
-            self._tell_to_stop(engine, with_checkpoint=self._wish != "cancel")
-        if self._stop_told_at is not None:
-            self._press(engine, time.monotonic() - self._stop_told_at)
+            self._stopping.tell(engine, with_checkpoint=self._wish != "cancel")
+        self._stopping.press(engine)
 
     def _leaving(self) -> str | None:
         """Why this worker lets its runs go, if it does."""
         return "is shutting down" if self.place.is_shutting_down() else "is drained" if self._is_given_back else None
-
-    def _tell_to_stop(self, engine: EngineProcess, *, with_checkpoint: bool) -> None:
-        if self._told_checkpoint == with_checkpoint:
-            return
-        engine.tell({"command": "stop", "checkpoint": with_checkpoint})
-        self._told_checkpoint = with_checkpoint
-        self._stop_told_at = self._stop_told_at or time.monotonic()
-
-    def _press(self, engine: EngineProcess, seconds: float) -> None:
-        """End an engine that was told to stop so many seconds ago and still runs."""
-        settings = self.place.settings
-        if seconds > settings.stop_seconds + settings.terminate_seconds:
-            engine.kill()
-        elif seconds > settings.stop_seconds and not self._is_terminated:
-            engine.terminate()
-            self._is_terminated = True
 
     def _read_wish(self) -> None:
         if time.monotonic() - self._wish_read_at < _WISH_SECONDS:

@@ -23,10 +23,21 @@ from backend.queries.retention import set_pinned
 from backend.queries.wishes import ask_to_cancel, ask_to_pause, ask_to_resume, ask_to_retry
 from backend.records import Attempt, Checkpoint, Event
 from backend.resources import WorkerCapabilities
+from engine.events import Finished
 from engine.manifest import Expected, damage_of
 from engine.spec import RunSpec
 from tests import databases
-from tests.worker.runs import OWNER, claim, once, queue_runs, recorded_steps, run_row, set_columns, short_spec
+from tests.worker.runs import (
+    OWNER,
+    claim,
+    once,
+    queue_runs,
+    recorded_steps,
+    run_row,
+    set_columns,
+    short_spec,
+    write_events,
+)
 from worker.engine_server import EngineServer
 from worker.preflight import answer
 from worker.settings import WorkerSettings
@@ -194,6 +205,23 @@ def test_an_engine_that_does_nothing_any_more_is_ended_and_its_run_can_be_retrie
     with once(place.database, is_at_work, lambda run_id: set_columns(place.database, run_id, desired_state="cancel")):
         again = _supervise(place)
     assert _attempt(place.database, again).resumed_from_step == 0, "what was saved before does not count"
+
+
+def test_an_engine_that_hangs_behind_its_last_word_has_done_its_work(place: Workplace) -> None:
+    watchful = Workplace(place.database, place.home, place.run_dir, WorkerSettings(stall_seconds=10), lambda: False)
+    finished = Finished(time=time.time(), step=9, best_step=9, reason="steps", seconds=1, training_seconds=1)
+
+    def freeze_behind_its_last_word(run_id: str) -> None:
+        _kill_engine(place, signal.SIGSTOP)(run_id)
+        write_events(place.run_dir / run_id, 1, [finished])
+
+    with once(place.database, _has_steps(place, 3), freeze_behind_its_last_word):
+        claimed = _supervise(watchful, _LONG)
+    run = run_row(place.database, claimed.run_id)
+    assert (run.state, run.failure_kind) == ("succeeded", None)
+    pid = _attempt(place.database, claimed).pid
+    assert pid is not None
+    assert not psutil.pid_exists(pid)
 
 
 @_EITHER_WAY
