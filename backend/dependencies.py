@@ -135,8 +135,10 @@ def _signed_reading(database: WholeStore) -> Iterator[Session]:
         yield session
 
 
-Reading = Annotated[Session, Depends(_reading)]
-SignedReading = Annotated[Session, Depends(_signed_reading)]
+# Scope: both end before the response is sent. By default they would end behind the last byte of a download, and a transaction
+# that is open for hours keeps SQLite's log from being reset.
+Reading = Annotated[Session, Depends(_reading, scope="function")]
+SignedReading = Annotated[Session, Depends(_signed_reading, scope="function")]
 """For addresses whose signature names what they may read."""
 TEXT_PATTERN = r"^[^\x00]*$"
 ID_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import update
+from starlette.types import Message, Receive, Scope, Send
 
 from backend.database import Database
 from backend.records import Checkpoint
@@ -228,3 +229,26 @@ def test_a_checkpoint_is_pinned_and_unpinned(client: TestClient, checkpoint_id: 
     with database.write() as session:
         session.execute(update(Checkpoint).values(removed_at=Checkpoint.created_at))
     assert client.post(f"{address}/pin").status_code == 404
+
+
+@pytest.mark.parametrize("part", ["archive", "files/model.safetensors"])
+@pytest.mark.parametrize("is_signed", [False, True])
+def test_no_transaction_is_open_while_a_body_is_sent(
+    client: TestClient, checkpoint_id: str, settings: Settings, part: str, is_signed: bool
+) -> None:
+    address = f"/api/v1/checkpoints/{checkpoint_id}/{part}"
+    if is_signed:
+        address = signed_url(settings.signing_secret(), f"{checkpoint_id}/{part}", int(time.time()) + 60)
+    open_connections: list[int] = []
+
+    async def watched(scope: Scope, receive: Receive, send: Send) -> None:
+        async def look_and_send(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                open_connections.append(client.app.state.database.engine.pool.checkedout())  # type: ignore[attr-defined]
+            await send(message)
+
+        await client.app(scope, receive, look_and_send)
+
+    response = TestClient(watched, base_url=str(client.base_url), headers=client.headers).get(address)
+    assert (response.status_code, WEIGHTS in response.content) == (200, True)
+    assert set(open_connections) == {0}
