@@ -31,6 +31,7 @@ from engine.staging import put_in_place, sealed_files, staging_beside, write_syn
 from engine.weight_files import cast_weights, num_weights
 
 CARD = "README.md"
+_OF_TRAINING = ("trainer/", "adapter/")
 _CHUNK_BYTES = 16 * 1024**2
 _RESERVE_BYTES = 256 * 1024**2  # left for journals, the database and its log
 _BYTES_OF_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
@@ -94,8 +95,8 @@ def _source(folder: Path, asked: ExportSpec) -> Source:
     problem = problem_of_folder(folder)
     if problem is not None:
         raise refused("checkpoint_id", f"The checkpoint is {problem}.", "bad_checkpoint")
-    # Below it lie trainer/ and adapter/.
-    files = [file for file in manifest.files if "/" not in file.name]
+    # A tokenizer may have folders of its own, such as that of its named chat templates.
+    files = [file for file in manifest.files if not file.name.startswith(_OF_TRAINING)]
     adapter = asked.card.spec.adapter
     note = (
         f"LoRA of rank {adapter.rank} is merged into the weights of the base."
@@ -137,7 +138,7 @@ def _converted(conversion: Conversion, asked: ExportSpec, out: Path, source: Sou
     staging, links = staging_beside(out), staging_beside(out)
     try:
         for file in source.files:
-            (links / file.name).symlink_to(source.folder / file.name)
+            _place(links, file.name).symlink_to(source.folder / file.name)
         # The converter reads title, base and tags out of the card.
         write_synced(links / CARD, model_card(asked.card, source.notes).encode())
         meter.begin(f"converting to {conversion.file_type}", size)
@@ -178,7 +179,7 @@ def _write_folder(staging: Path, asked: ExportSpec, source: Source, dtype: Saved
     meter.begin("writing", _size_as(source, dtype))
     notes = list(source.notes)
     for file in source.files:
-        target = staging / file.name
+        target = _place(staging, file.name)
         if dtype == "saved" or not file.name.endswith(".safetensors"):
             _copy(source.folder / file.name, target, meter)
         else:
@@ -205,8 +206,15 @@ def _in_place(
     return ExportResult(kind=kind, files=files, is_kept=True, notes=notes, seconds=0)
 
 
+def _place(folder: Path, name: str) -> Path:
+    """Where a file of the checkpoint goes in a new folder; what lies between is made."""
+    path = folder / name
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
 def _sealed(staging: Path, meter: ExportMeter) -> list[ManifestFile]:
-    meter.begin("hashing", sum(path.stat().st_size for path in staging.iterdir()))
+    meter.begin("hashing", sum(path.stat().st_size for path in staging.rglob("*") if path.is_file()))
     return sealed_files(staging)
 
 

@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from engine.errors import RunError
 from engine.export import export
 from engine.export_spec import ExportResult
-from engine.manifest import ManifestFile, hashed
+from engine.manifest import Manifest, ManifestFile, hashed
 from engine.model_card import model_card
+from engine.staging import sealed_files
 from engine.student import Student
 from tests.engine.exporting import TOKENS, asked, saved_checkpoint, written_student
 from tests.engine.models import tiny_model, tiny_spec
@@ -85,6 +86,41 @@ def test_a_merged_folder_answers_as_base_and_adapter_do(student: Student, saved:
 def manifest_file(path: Path) -> ManifestFile:
     with path.open("rb") as file:
         return ManifestFile(name=path.name, num_bytes=path.stat().st_size, sha256=hashed(file.fileno()))
+
+
+def with_named_templates(saved: Path, to: Path) -> Path:
+    """The checkpoint of a student whose tokenizer has a chat template beside the usual one."""
+    folder = copied(saved, to)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    tokenizer.save_pretrained(folder)
+    (folder / "manifest.json").unlink()
+    (folder / "manifest.json").write_text(Manifest(step=3, files=sealed_files(folder)).model_dump_json())
+    return folder
+
+
+def test_named_chat_templates_come_along(student: Student, saved: Path, tmp_path: Path) -> None:
+    named = with_named_templates(saved, tmp_path / "named")
+    result = made(student, named, tmp_path / "out", kind="merged")
+    templates = AutoTokenizer.from_pretrained(tmp_path / "out").chat_template
+    assert templates == {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    assert "additional_chat_templates/tool_use.jinja" in {file.name for file in result.files}
+    assert not [file.name for file in result.files if file.name.startswith(("trainer/", "adapter/"))]
+
+
+def test_the_converter_sees_named_chat_templates(
+    student: Student, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "convert_hf_to_gguf.py"
+    program.write_text(
+        "import pathlib, sys\n"
+        "seen = pathlib.Path(sys.argv[1], 'additional_chat_templates', 'tool_use.jinja').read_text()\n"
+        "pathlib.Path(sys.argv[3]).write_text(seen)\n"
+    )
+    monkeypatch.setenv("INCIPIT_GGUF_CONVERTER", str(program))
+    named = with_named_templates(saved, tmp_path / "named")
+    (file,) = made(student, named, tmp_path / "out", kind="gguf").files
+    assert (tmp_path / "out" / file.name).read_text() == "{{ tools }}"
 
 
 def test_of_a_student_without_lora_the_files_are_the_checkpoint_s_own_and_it_says_so(tmp_path: Path) -> None:
