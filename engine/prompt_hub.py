@@ -25,6 +25,8 @@ _SUFFIXES = (".parquet", ".jsonl", ".csv", ".json")
 _SPLITS = ("train", "validation", "valid", "dev", "test")
 _TIMEOUT_SECONDS = 15.0
 _CARD = "README.md"
+# train-00000-of-00002.parquet; behind it there may be a hash, another one for each part.
+_PART = re.compile(r"(?P<begin>.*?)(?P<number>[0-9]{5,})-of-(?P<total>[0-9]{5,})")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ def hub_files(dataset: HubDataset) -> HubFiles:
     fetched = partial(_fetched, dataset, commit, local)
     card = _card(fetched(_CARD)) if _CARD in names else {}
     chosen = split_files(names, card, dataset)
+    if local is not None:
+        _require_every_part(chosen)
     return HubFiles(commit, [fetched(name) for name in chosen])
 
 
@@ -80,6 +84,21 @@ def _cached(dataset: HubDataset, error: Exception) -> tuple[str, list[str]]:
             "connect it, or copy the cache of a machine that has the data set"
         ) from None
     return folder.name, sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _require_every_part(names: Sequence[str]) -> None:
+    """Of files that say how many they are, all must be cached: an interrupted download leaves some, which are no whole split."""
+    there: dict[tuple[str, int], set[int]] = {}
+    for name in names:
+        part = _PART.match(name)
+        if part is not None:
+            there.setdefault((part["begin"], int(part["total"])), set()).add(int(part["number"]))
+    for (begin, total), numbers in there.items():
+        if len(numbers) < total:
+            raise UnreadableFile(
+                f"has only {len(numbers)} of the {total} files {begin}… in this machine's cache, and the hub cannot be reached; "
+                "connect it, or copy the cache of a machine that has all of them"
+            )
 
 
 def _snapshot_folder(dataset: HubDataset) -> Path | None:

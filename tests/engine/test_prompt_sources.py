@@ -269,6 +269,20 @@ def test_a_data_set_of_the_hub_is_read_from_the_cache_by_split_and_subset(cache:
     )
 
 
+def test_a_part_of_a_split_in_the_cache_is_not_taken_for_the_whole(cache: Path) -> None:
+    files = {
+        "main/train-00000-of-00003-5a.parquet": parquet("a"),
+        "main/train-00002-of-00003-7c.parquet": parquet("c"),
+        "main/test-00000-of-00001.parquet": parquet("t"),
+    }
+    cached_dataset(cache, files)
+    assert refusal("hf:org/questions?subset=main", QUESTIONS).message == (
+        "prompts.path is 'hf:org/questions?subset=main', which has only 2 of the 3 files main/train-… in this machine's cache, "
+        "and the hub cannot be reached; connect it, or copy the cache of a machine that has all of them."
+    )
+    assert prompts_in("hf:org/questions?subset=main&split=test") == ["t"], "other splits are whole"
+
+
 def test_the_card_of_a_data_set_says_which_files_are_a_split(cache: Path) -> None:
     card = """---
 configs:
