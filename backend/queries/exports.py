@@ -16,7 +16,13 @@ from backend.tables import Analysis as Row
 from engine.export_spec import ExportResult
 
 _IS_EXPORT = Row.kind == EXPORT
-_HAS_FILES = (_IS_EXPORT, Row.state == "succeeded", Row.removed_at.is_(None))
+# A push to a hub has succeeded as well and keeps no files here.
+_HAS_FILES = (
+    _IS_EXPORT,
+    Row.state == "succeeded",
+    Row.removed_at.is_(None),
+    Row.result["is_kept"].as_boolean(),
+)
 
 
 def create_export(session: Session, wanted: QueuedExport, *, owner: Principal, limits: Limits) -> Export:

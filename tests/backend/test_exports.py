@@ -221,6 +221,27 @@ def narrow(settings: Settings, checkpoint_id: str) -> Iterator[TestClient]:
         yield opened.enter_context(TestClient(create_app(changed), base_url=ADDRESS, headers=SIGNED_IN))
 
 
+def test_a_push_to_a_hub_lets_no_files_go_and_has_none_to_let_go(
+    narrow: TestClient, database: Database, settings: Settings, checkpoint_id: str
+) -> None:
+    merged = {"checkpoint_id": checkpoint_id, "export": {"kind": "merged"}}
+    kept = narrow.post(_PATH, json=merged).json()["id"]
+    make(database, settings)
+    hub = {"checkpoint_id": checkpoint_id, "export": {"kind": "hub", "repository": "lab/prefix-8"}}
+    pushed = narrow.post(_PATH, json=hub).json()["id"]
+    sent = ManifestFile(name="config.json", num_bytes=2, sha256="0" * 64)
+    address = "https://hub.example/lab/prefix-8"
+    end(
+        database,
+        claimed(database),
+        ExportResult(kind="hub", files=[sent], is_kept=False, url=address, notes=[], seconds=1),
+    )
+    narrow.post(_PATH, json=merged)
+    assert narrow.post(f"{_PATH}/{pushed}/remove").status_code == 200
+    assert [narrow.get(f"{_PATH}/{id}").json()["removed_at"] for id in (kept, pushed)] == [None, None]
+    assert narrow.get(f"{_PATH}/{kept}/files/config.json").status_code == 200
+
+
 def test_the_queue_is_limited_and_the_oldest_files_are_let_go(
     narrow: TestClient, database: Database, settings: Settings, checkpoint_id: str
 ) -> None:
