@@ -47,7 +47,8 @@ def _sentences(rows: list[AnalysisRow], first: str, second: str) -> list[str]:
     for row in [base] if best is base else [base, best]:
         where = f"Behind {row.start} tokens of the {first}" if row.start else "Alone"
         said.append(f"{where}, the {second} is right in {row.value:.3f} [{row.low:.3f}, {row.high:.3f}].")
-    differing = [row for row in rows if _differs(row, len(rows) - 1)]
+    # The first row is held against nothing: its p_value is that of a length against itself.
+    differing = [row for row in rows[1:] if _differs(row, len(rows) - 1)]
     if best in differing:
         enough = next(row for row in rows if row.value >= base.value + 0.9 * (best.value - base.value))
         said.append(f"{enough.start} tokens give at least 90 % of that gain{_early(enough, rows, first)}.")
@@ -58,7 +59,7 @@ def _sentences(rows: list[AnalysisRow], first: str, second: str) -> list[str]:
             f"The {first}'s first {astray.start} tokens lead the {second} astray: {astray.value:.3f} "
             f"[{astray.low:.3f}, {astray.high:.3f}]{lowest}."
         )
-    if not differing:
+    if len(rows) > 1 and not differing:
         said.append(
             f"Prompt by prompt no length differs from {base.start} tokens (McNemar, 5 % over all lengths): ask more prompts "
             "before you conclude."

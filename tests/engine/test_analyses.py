@@ -57,6 +57,11 @@ def test_a_few_teacher_tokens_lift_the_student_to_the_teacher() -> None:
     assert p_values[8] == pytest.approx(2 / 2**lost)
 
 
+def test_one_length_alone_is_compared_with_nothing() -> None:
+    (sentence,) = asked("teacher_prefix", prefix_tokens=(8,)).sentences
+    assert sentence.startswith("Behind 8 tokens of the teacher, the student is right in 1.000 ")
+
+
 def test_a_wrong_start_leads_the_teacher_astray() -> None:
     result = asked("teacher_continues")
     by_length = {row.start: row.value for row in result.rows}
