@@ -10,6 +10,7 @@ from sqlalchemy import select
 from backend.artifact_store import ArtifactStore
 from backend.artifacts import Artifact, upload_key
 from backend.database import Database
+from backend.exports import QueuedExport
 from backend.records import Checkpoint
 from engine.uploaded_prompts import upload_path
 
@@ -18,7 +19,7 @@ _UPLOADED = re.compile(r'"upload:([0-9a-f]{64})"')
 
 
 def fetch_named(
-    database: Database, store: ArtifactStore, home: Path, spec: BaseModel, on_chunk: Callable[[], None]
+    database: Database, store: ArtifactStore, home: Path, asked: BaseModel, on_chunk: Callable[[], None]
 ) -> list[str]:
     """Fetch what is in the store and not here; what is damaged there, a sentence each. Of what is nowhere the engine says so.
 
@@ -27,7 +28,8 @@ def fetch_named(
     damaged: list[str] = []
     if not store.is_remote:
         return damaged
-    document = spec.model_dump_json()
+    # An export's card tells what its run began with, which may be another run's checkpoint: it is named there, not needed.
+    document = asked.model_dump_json(include={"spec": {"folder"}} if isinstance(asked, QueuedExport) else None)
     for sha256 in set(_UPLOADED.findall(document)):
         if not upload_path(home, sha256).exists():
             store.fetch_file(upload_key(sha256), upload_path(home, sha256))
