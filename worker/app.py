@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 settings = Settings()
 worker_settings = WorkerSettings()
-slots = slots_of_this_machine(worker_settings.slots, worker_settings.gpus_per_slot)
+slots = slots_of_this_machine(worker_settings.slots, worker_settings.gpus_per_slot, worker_settings.worker_gpus)
 
 # A child that ends waits until the main process has read what it answered, which a main process that is shutting down may no
 # longer do: after 30 s it gave up. Nobody needs the answers, so 2 s are enough. Measured: 2 of 85 shutdowns hung.

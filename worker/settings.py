@@ -31,6 +31,8 @@ class WorkerSettings(BaseSettings):
     """Runs at the same time on this machine; empty is one per GPU, and without a GPU one per core but at most 2."""
     gpus_per_slot: Annotated[int, Field(ge=1, le=64)] = 1
     """GPUs of a slot: as many processes a run in it may have (parallelism.num_processes)."""
+    worker_gpus: str = ""
+    """GPUs that runs may use, such as `1,2`, where something else has the others; empty is all."""
     worker_labels: str = ""
     """Labels of this machine's worker, such as `a100,lab-2`: runs that ask for some go only to workers that have them all."""
     vllm_python: Path | None = None

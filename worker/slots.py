@@ -59,9 +59,9 @@ class Slot:
         }
 
 
-def slots_of_this_machine(configured: int | None, gpus_per_slot: int = 1) -> list[Slot]:
+def slots_of_this_machine(configured: int | None, gpus_per_slot: int = 1, chosen_gpus: str = "") -> list[Slot]:
     """The slots: as many as configured, else one for each `gpus_per_slot` GPUs, else one per core up to 2."""
-    gpus = visible_gpus()
+    gpus = visible_gpus(chosen_gpus)
     # GPUs that are too few for a slot more stay idle; where they are too few for any, one slot has them all.
     starts = range(0, max(len(gpus) - gpus_per_slot, 0) + 1, gpus_per_slot) if gpus else []
     groups = [gpus[start : start + gpus_per_slot] for start in starts]
@@ -72,8 +72,13 @@ def slots_of_this_machine(configured: int | None, gpus_per_slot: int = 1) -> lis
     return [Slot(index, first, tuple(others)) for index, (first, *others) in enumerate(dealt)]
 
 
-def visible_gpus() -> list[str]:
-    """Indices or UUIDs of the NVIDIA GPUs, asked of the driver's own tool: this process must never load CUDA."""
+def visible_gpus(chosen: str = "") -> list[str]:
+    """Indices or UUIDs of the NVIDIA GPUs: those that were chosen, or all.
+
+    All are asked of the driver's own tool: this process must never load CUDA.
+    """
+    if chosen:
+        return [gpu.strip() for gpu in chosen.split(",") if gpu.strip()]
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [gpu.strip() for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu.strip() not in ("", "-1")]
     if shutil.which("nvidia-smi") is None:

@@ -1,5 +1,6 @@
 """docker-compose.yml and Dockerfile, judged without docker: the specification's schema, hadolint, and rules of our own."""
 
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from backend.store_settings import StoreSettings
 from incipit.commands.rollout_server import server_arguments
 from tests.production.compose_file import ROOT, ComposeService, services
 from worker.settings import WorkerSettings
+from worker.slots import slots_of_this_machine
 
 _BIN = Path(sys.executable).parent
 _ALL = services({"cpu", "gpu", "vllm"})
@@ -60,11 +62,27 @@ def test_the_workers_differ_only_in_their_image_and_device() -> None:
         {
             key: value
             for key, value in _ALL[name].document.items()
-            if key not in ("image", "build", "deploy", "profiles")
+            if key not in ("image", "build", "deploy", "profiles", "environment")
         }
         for name in ("worker-cpu", "worker-gpu")
     ]
     assert kept[0] == kept[1]
+    assert _ALL["worker-gpu"].environment == _ALL["worker-cpu"].environment | {"INCIPIT_WORKER_GPUS": ""}
+
+
+@pytest.mark.parametrize(("variables", "gpus"), [({}, ["0", "1", "2"]), ({"INCIPIT_WORKER_GPUS": "1,2"}, ["1", "2"])])
+def test_a_worker_beside_a_rollout_server_can_leave_it_its_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str], gpus: list[str]
+) -> None:
+    driver = tmp_path / "nvidia-smi"  # of a machine with three GPUs
+    driver.write_text("#!/bin/sh\nprintf '0\\n1\\n2\\n'\n")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    environment = services({"gpu"}, variables)["worker-gpu"].environment
+    monkeypatch.setenv("INCIPIT_WORKER_GPUS", environment["INCIPIT_WORKER_GPUS"])
+    slots = slots_of_this_machine(None, chosen_gpus=WorkerSettings().worker_gpus)
+    assert [slot.environment()["CUDA_VISIBLE_DEVICES"] for slot in slots] == gpus
 
 
 @pytest.mark.parametrize("service", [one for one in _ALL.values() if one.name != "migrate"], ids=lambda one: one.name)
