@@ -10,8 +10,6 @@ import queue
 import shutil
 import tempfile
 import threading
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -22,12 +20,7 @@ from backend.artifacts import ExportedFiles, StoredFile, Unreadable
 from backend.asked import Found
 from backend.exports import QueuedExport
 from backend.playground import QueuedQuestion
-from backend.queries.analyses import (
-    AnalysisClaim,
-    end_analysis,
-    give_back_analysis,
-    report_progress,
-)
+from backend.queries.analyses import AnalysisClaim
 from backend.queries.exports import folder_of
 from backend.settings import export_dir
 from backend.store_problem import StoreProblem
@@ -36,12 +29,12 @@ from engine.export_spec import ExportResult
 from engine.findings import Finding
 from engine.playground_spec import PlaygroundResult
 from engine.staging import belongs_to
+from worker.analysis_lease import REPORT_SECONDS, AnalysisLease
 from worker.engine_process import EngineProcess
 from worker.named_files import fetch_named
 from worker.slots import Slot
 from worker.workplace import Workplace
 
-_REPORT_SECONDS = 2.0  # between two looks at the lease: cancelling takes as long
 _LOG_CHARACTERS = 4000
 
 _log = logging.getLogger(__name__)
@@ -67,20 +60,20 @@ def work_on_analysis(claim: AnalysisClaim, slot: Slot, place: Workplace) -> None
 
 def _work(claim: AnalysisClaim, slot: Slot, place: Workplace) -> bool:
     """The same; whether what it has made is to stay on this machine's disk."""
+    lease = AnalysisLease(place.database, claim)
     with tempfile.TemporaryDirectory(prefix="incipit-analysis-") as folder:
         log_path, traces_path = Path(folder) / "stderr", Path(folder) / "answers.parquet"
         arguments = _arguments(claim, Path(folder) / "spec.json", traces_path, place)
-        missing = _fetched(claim, place)
+        missing = _fetched(lease, place)
         if missing is not None:
-            with place.database.write() as session:
-                end_analysis(session, claim, [missing], None)
+            lease.end([missing])
             return False
-        engine, said = _start(arguments, log_path, claim, slot, place)
+        engine, said = _start(arguments, log_path, lease, slot, place)
         lines: queue.Queue[bytes | None] = queue.Queue()
         reader = threading.Thread(target=_read, args=(said, lines), name="analysis", daemon=True)
         reader.start()
         try:
-            answer = _follow(lines, claim, place)
+            answer = _follow(lines, lease, place)
         finally:
             engine.kill()
             reader.join()
@@ -92,10 +85,9 @@ def _work(claim: AnalysisClaim, slot: Slot, place: Workplace) -> bool:
             message = f"The engine ended with exit code {exit_code} and no answer; see the worker's log."
             answer = [Finding(field="", message=message)]
         traces = traces_path.read_bytes() if isinstance(answer, PlaygroundResult) else None
-    if isinstance(answer, ExportResult) and answer.is_kept and (problem := _stored(claim, answer, place)) is not None:
+    if isinstance(answer, ExportResult) and answer.is_kept and (problem := _stored(lease, answer, place)) is not None:
         answer = [problem]
-    with place.database.write() as session:
-        is_ours = end_analysis(session, claim, answer, traces)
+    is_ours = lease.end(answer, traces)
     return is_ours and not isinstance(answer, list) and not place.exports.is_remote
 
 
@@ -113,38 +105,25 @@ def _clean_up(claim: AnalysisClaim, place: Workplace, *, is_kept: bool) -> None:
         folder.parent.rmdir()
 
 
-def _stored(claim: AnalysisClaim, made: ExportResult, place: Workplace) -> Finding | None:
+def _stored(lease: AnalysisLease, made: ExportResult, place: Workplace) -> Finding | None:
     """Put the files of an export where all machines see them; what is wrong when that cannot be done."""
-    keep_lease = _lease_keeper(claim, place)
     files = [StoredFile(file.name, file.num_bytes, file.sha256) for file in made.files]
-    folder = ExportedFiles(folder_of(claim.analysis_id, claim.fence))
+    folder = ExportedFiles(folder_of(lease.claim.analysis_id, lease.claim.fence))
     try:
-        place.exports.keep(folder, files, lambda num_bytes: keep_lease())
+        place.exports.keep(folder, files, lambda num_bytes: lease.keep_when_due())
     except (StoreProblem, Unreadable) as problem:
         return Finding(field="", message=f"What was made could not be stored: {problem}")
     return None
 
 
-def _lease_keeper(claim: AnalysisClaim, place: Workplace) -> Callable[[], None]:
-    """To be called all the time while something takes long."""
-    kept_at = time.monotonic()
-
-    def keep() -> None:
-        nonlocal kept_at
-        if time.monotonic() - kept_at > _REPORT_SECONDS:
-            kept_at = time.monotonic()
-            with place.database.write() as session:
-                report_progress(session, claim, None)
-
-    return keep
-
-
-def _fetched(claim: AnalysisClaim, place: Workplace) -> Finding | None:
+def _fetched(lease: AnalysisLease, place: Workplace) -> Finding | None:
     """Bring the checkpoints that are asked to this machine; what is wrong when that cannot be done."""
-    keep_lease = _lease_keeper(claim, place)
-    asked = claim.spec.spec if isinstance(claim.spec, QueuedQuestion) else claim.spec
+    spec = lease.claim.spec
+    asked = spec.spec if isinstance(spec, QueuedQuestion) else spec
     try:
-        damaged = fetch_named(place.database, place.artifacts, place.home, asked, keep_lease)
+        damaged = lease.despite_outages(
+            lambda: fetch_named(place.database, place.artifacts, place.home, asked, lease.keep_when_due)
+        )
     except StoreProblem as problem:
         return Finding(field="", message=str(problem))
     except OSError as error:
@@ -155,14 +134,9 @@ def _fetched(claim: AnalysisClaim, place: Workplace) -> Finding | None:
 
 
 def _start(
-    arguments: list[str], log_path: Path, claim: AnalysisClaim, slot: Slot, place: Workplace
+    arguments: list[str], log_path: Path, lease: AnalysisLease, slot: Slot, place: Workplace
 ) -> tuple[EngineProcess, IO[bytes]]:
     """An engine process, and what it says on stdout."""
-
-    def keep_lease() -> None:  # whether the claim still holds is looked at once the process is there
-        with place.database.write() as session:
-            report_progress(session, claim, None)
-
     said, its_stdout = os.pipe()
     try:
         engine = EngineProcess(
@@ -172,7 +146,7 @@ def _start(
             folder=place.home,
             environment={"INCIPIT_HOME": str(place.home), **slot.environment()},
             server=place.engine_server,
-            while_waiting=keep_lease,
+            while_waiting=lease.keep_when_due,
         )
     except BaseException:
         os.close(said)
@@ -195,13 +169,13 @@ def _arguments(claim: AnalysisClaim, spec_path: Path, traces_path: Path, place: 
     return ["analyze", "--spec", str(spec_path)]
 
 
-def _follow(lines: "queue.Queue[bytes | None]", claim: AnalysisClaim, place: Workplace) -> Found | list[Finding] | None:
-    """The answer, an empty list when the process ended without one, None when the claim is no longer ours."""
+def _follow(lines: "queue.Queue[bytes | None]", lease: AnalysisLease, place: Workplace) -> Found | list[Finding] | None:
+    """The answer, an empty list when the process ended without one, None when the work is no longer ours."""
     progress: AnalysisProgress | None = None
     answer: Found | list[Finding] = []
     while True:
         try:
-            line = lines.get(timeout=_REPORT_SECONDS)
+            line = lines.get(timeout=REPORT_SECONDS)
         except queue.Empty:
             line = b""
         if line is None:
@@ -213,12 +187,10 @@ def _follow(lines: "queue.Queue[bytes | None]", claim: AnalysisClaim, place: Wor
             if lines.qsize():
                 continue
         if place.is_shutting_down():
-            with place.database.write() as session:
-                give_back_analysis(session, claim)
+            lease.give_back()
             return None
-        with place.database.write() as session:
-            if not report_progress(session, claim, progress):
-                return None
+        if not lease.keep(progress):
+            return None
 
 
 def _read(stdout: IO[bytes], lines: "queue.Queue[bytes | None]") -> None:

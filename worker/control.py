@@ -19,7 +19,7 @@ from backend.database import Database
 from backend.doorbell import PREFLIGHT_TASK, QUEUE, RUN_TASK
 from backend.logs import set_up_logs
 from backend.queries import leases
-from backend.queries.analyses import take_back_analyses, unclaimed_analyses
+from backend.queries.analyses import extend_analysis_leases, take_back_analyses, unclaimed_analyses
 from backend.queries.claims import extend_leases, reap
 from backend.queries.raising import raise_standstills
 from backend.queries.wishes import settle_queued
@@ -99,6 +99,7 @@ class Control:
                 # SQLite's times are this machine's. After a jump every lease looks over although its holder lives.
                 _log.warning("The clock has jumped: all leases are extended once.")
                 extend_leases(session, lease_seconds=self._settings.lease_seconds)
+                extend_analysis_leases(session)
             limits = {"start_seconds": self._settings.start_seconds, "retry_seconds": self._settings.retry_seconds}
             for run_id in reap(session, is_dead, **limits):
                 _log.warning("Run %s was taken back from a worker that is gone.", run_id)

@@ -146,12 +146,22 @@ def report_progress(session: Session, claim: AnalysisClaim, progress: AnalysisPr
 def end_analysis(
     session: Session, claim: AnalysisClaim, answer: Found | list[Finding], traces: bytes | None = None
 ) -> bool:
-    """Store the result, or the findings that say why there is none; False when the claim was lost meanwhile."""
+    """Store the result, or the findings that say why there is none; False when the claim was lost meanwhile.
+
+    It may be called again when nobody knows whether it was stored, since the connection broke at the commit.
+    """
     if isinstance(answer, list):
         values: dict[str, object] = {"state": "failed", "findings": [one.model_dump(mode="json") for one in answer]}
     else:
         values = {"state": "succeeded", "result": answer, "traces": traces, "done": 1.0, "detail": "done"}
-    return _write(session, claim, finished_at=now_of(session), **values, **_NO_LEASE)
+    return _write(session, claim, finished_at=now_of(session), **values, **_NO_LEASE) or _is_ended_by(session, claim)
+
+
+def _is_ended_by(session: Session, claim: AnalysisClaim) -> bool:
+    """Whether this claim's holder has ended it: whoever else does so raises the fence."""
+    is_same = (AnalysisRow.id == claim.analysis_id, AnalysisRow.fence == claim.fence)
+    state = session.scalar(select(AnalysisRow.state).where(*is_same))
+    return state in ("succeeded", "failed")
 
 
 def give_back_analysis(session: Session, claim: AnalysisClaim) -> None:
@@ -180,6 +190,16 @@ def take_back_analyses(session: Session) -> int:
         )
         taken += len(ended.all())
     return taken
+
+
+def extend_analysis_leases(session: Session) -> None:
+    """Give every holder a full lease from now on: after a jump of the clock nobody has had the chance to renew."""
+    session.execute(
+        update(AnalysisRow)
+        .where(AnalysisRow.state == "running")
+        .values(lease_until=now_of(session) + timedelta(seconds=LEASE_SECONDS))
+        .execution_options(synchronize_session=False)
+    )
 
 
 def unclaimed_analyses(session: Session, *, silent_seconds: float) -> list[str]:

@@ -1,5 +1,6 @@
 """Analyses through the API, on both databases; a worker's writes carry its fence."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -66,6 +67,18 @@ def test_a_cancelled_analysis_takes_no_answer(client: TestClient, database: Data
         queries.end_analysis(session, claim, _RESULT)
     assert client.get(f"/api/v1/analyses/{asked['id']}").json()["result"] is None
     assert client.post(f"/api/v1/analyses/{asked['id']}/cancel").json()["state"] == "cancelled"
+
+
+def test_an_answer_may_be_sent_again_when_the_connection_broke_at_its_commit(
+    database: Database, asked: dict[str, Any]
+) -> None:
+    claim = claimed(database)
+    assert claim.analysis_id == asked["id"]
+    for _ in range(2):
+        with database.write() as session:
+            assert queries.end_analysis(session, claim, _RESULT), "what is stored is the claim's own"
+    with database.write() as session:
+        assert not queries.end_analysis(session, replace(claim, fence=claim.fence - 1), _RESULT)
 
 
 def test_an_analysis_whose_worker_died_is_queued_again_and_given_up_after_three(
