@@ -44,6 +44,7 @@ _ELSEWHERE = frozenset({"seed"})  # asked for once, for all arms
 # Where the length is chosen stands what was found of it.
 _QUOTED, _STUDY, _FINDINGS = "Prefix and divergence", "prefix-vs-full", "findings"
 _COLUMNS = 2
+_CLEARED = frozenset({"flag", "whole", "number"})  # kinds whose widgets hold on to a value that they are drawn with
 
 
 @dataclass
@@ -163,12 +164,19 @@ def draw_field(form: DrawnForm, leaf: FormField, seed: Mapping[str, Any], key: s
         _draw_union(form, leaf, seed, key)
         return
     stored = value_at(seed, leaf.path)
-    given = stored if stored is not None else leaf.default
+    is_emptied = leaf.is_nullable and _is_in(seed, leaf.path)  # null was chosen, it is not missing
+    given = stored if stored is not None or is_emptied else leaf.default
     value = _widget(leaf, given, f"{key}-{leaf.path}")
     if value is not None or leaf.is_nullable:
         put_at(form.document, leaf.path, value)
     form.notes[leaf.path] = st.empty()
     form.labels[leaf.path] = _label(leaf)
+
+
+def _is_in(document: Mapping[str, Any], path: str) -> bool:
+    above, _, last = path.rpartition(".")
+    holder = value_at(document, above) if above else document
+    return isinstance(holder, Mapping) and last in holder
 
 
 def _draw_union(form: DrawnForm, union: FormField, seed: Mapping[str, Any], key: str) -> None:
@@ -191,13 +199,10 @@ def _draw_union(form: DrawnForm, union: FormField, seed: Mapping[str, Any], key:
 
 def _widget(leaf: FormField, given: Any, key: str) -> Any:
     label, said = _label(leaf), _help(leaf)
-    if leaf.kind == "flag" and not leaf.is_nullable:
-        return st.checkbox(label, value=bool(given), key=key, help=said)
+    if leaf.is_nullable and leaf.kind in _CLEARED:
+        return _cleared(leaf, given, key)
     if leaf.kind == "flag":
-        return st.selectbox(
-            label, (True, False), index=None if given is None else int(not given), key=key, help=said,
-            format_func=lambda value: "yes" if value else "no", placeholder="empty",
-        )  # fmt: skip
+        return st.checkbox(label, value=bool(given), key=key, help=said)
     if leaf.kind == "list":
         return list_of(st.text_input(label, words_of(given), key=key, help=f"{said} Separate entries by commas."), leaf)
     if leaf.kind == "table":
@@ -221,6 +226,22 @@ def _widget(leaf: FormField, given: Any, key: str) -> Any:
     return st.number_input(
         label, value=None if given is None else float(given), step=_step(given), format="%g", key=key, help=said
     )
+
+
+def _cleared(leaf: FormField, given: Any, key: str) -> Any:
+    """A widget that can be emptied: a browser puts a widget's own value back when it is cleared, so it is drawn without one."""
+    label, said = _label(leaf), _help(leaf)
+    if key not in st.session_state:
+        kind = {"flag": bool, "whole": int, "number": float}[leaf.kind]
+        st.session_state[key] = None if given is None else kind(given)
+    if leaf.kind == "flag":
+        return st.selectbox(
+            label, (True, False), index=None, key=key, help=said, placeholder="empty",
+            format_func=lambda value: "yes" if value else "no",
+        )  # fmt: skip
+    if leaf.kind == "whole":
+        return st.number_input(label, value=None, step=1, key=key, help=said, placeholder="empty")
+    return st.number_input(label, value=None, step=_step(given), format="%g", key=key, help=said, placeholder="empty")
 
 
 def words_of(values: Any) -> str:

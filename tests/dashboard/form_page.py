@@ -25,6 +25,10 @@ class Leaves(Frozen):
     """On or off."""
     wish: bool | None = None
     """Yes, no, or nobody said."""
+    patience: int | None = 5
+    """A number, or empty."""
+    limit: float | None = 0.5
+    """Another one."""
     lengths: list[int] = [16, 64]
     """Numbers."""
     modules: list[str] | None = None
@@ -34,5 +38,5 @@ class Leaves(Frozen):
 
 
 fields = form_fields(Leaves.model_json_schema())
-form = draw_form(fields, Leaves().model_dump(mode="json"), {}, 0)
+form = draw_form(fields, st.session_state.get("given", Leaves().model_dump(mode="json")), {}, 0)
 st.session_state["document"] = form.document

@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from backend.alerts import AlertRules
+from dashboard.api_client import ApiClient
+
 APP = str(Path(__file__).parents[2] / "dashboard" / "app.py")
 
 
@@ -44,6 +47,21 @@ def test_an_alert_can_be_dismissed_and_rules_saved() -> None:
     app.button(key="dismiss-a-1").click().run()
     assert not app.exception
     assert "dismiss-a-1" not in [one.key for one in app.button]
+
+
+@pytest.mark.usefixtures("scene")
+def test_a_rule_that_is_off_stays_off_and_another_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[AlertRules] = []
+    monkeypatch.setattr(ApiClient, "alert_rules", lambda _: AlertRules(no_progress_minutes=None))
+    monkeypatch.setattr(ApiClient, "set_alert_rules", lambda _, rules: saved.append(AlertRules.model_validate(rules)))
+    app = opened("alerts")
+    drop = app.number_input(key="alert-rules-accuracy_drop")
+    assert drop.value == 0.1
+    assert not drop.proto.HasField("default"), "a browser puts the default back into a box that is emptied"
+    drop.set_value(None)
+    app.button(key="save-rules").click().run()
+    assert not app.exception
+    assert saved == [AlertRules(no_progress_minutes=None, accuracy_drop=None)]
 
 
 @pytest.mark.usefixtures("scene")

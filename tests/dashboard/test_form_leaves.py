@@ -31,12 +31,29 @@ def test_an_untouched_form_says_what_it_was_given(page: AppTest) -> None:
     assert document(page) == {
         "flag": True,
         "wish": None,
+        "patience": 5,
+        "limit": 0.5,
         "lengths": [16, 64],
         "modules": None,
         "stages": [{"steps": 2, "tokens": 8}],
     }
     # The columns of a table have no fields of their own.
     assert [one.label for one in page.text_input] == ["Lengths", "Modules"]
+
+
+def test_what_was_stored_as_empty_is_no_missing_value() -> None:
+    app = AppTest.from_file(PAGE, default_timeout=60)
+    app.session_state["given"] = {"wish": True, "patience": None}
+    app.run()
+    assert document(app)["patience"] is None
+    assert document(app)["limit"] == 0.5, "what is missing has its default"
+    assert document(app)["wish"] is True
+    app.number_input(key="form-0-limit").set_value(None)
+    app.selectbox[0].set_value(None)
+    app.run()
+    assert (document(app)["limit"], document(app)["wish"]) == (None, None)
+    app.number_input(key="form-0-patience").set_value(3).run()
+    assert document(app)["patience"] == 3
 
 
 @pytest.mark.parametrize("turn", range(10))
