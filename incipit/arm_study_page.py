@@ -31,6 +31,7 @@ def write_page(study: ArmStudy, data: StudyData, page: Path, *, command: str, so
     lines = [
         f"# {study.title}",
         "",
+        *_nothing_gained(study, data),
         *claim_lines(study, data),
         "",
         study.question,
@@ -62,6 +63,21 @@ def write_page(study: ArmStudy, data: StudyData, page: Path, *, command: str, so
         "",
     ]
     page.write_text("\n".join(lines))
+
+
+def _nothing_gained(study: ArmStudy, data: StudyData) -> list[str]:
+    """A line where the untrained student did better than every arm: then the arms differ in what they lost. Else none."""
+    measure, sign = study.measure, 1 if study.measure.is_better_when == "higher" else -1
+    runs = {arm.name: curves(data, arm.name, study.seeds, measure.key) for arm in study.arms}
+    ends = [fmean(points[-1].value for points in trained) for trained in runs.values() if trained]
+    starts = [points[0].value for trained in runs.values() for points in trained if points[0].step == 0]
+    best = max(ends, key=lambda value: sign * value, default=None)
+    if not starts or best is None or sign * best >= sign * fmean(starts):
+        return []
+    return [
+        f"* **Nothing was gained:** the untrained student's {measure.name}, {fmean(starts):.3f}, is better than that of every arm "
+        f"at its end, {best:.3f} at best. The arms differ in what they lost."
+    ]
 
 
 def _arms(study: ArmStudy, data: StudyData) -> list[str]:

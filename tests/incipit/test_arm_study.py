@@ -187,6 +187,17 @@ def test_what_was_there_before_training_is_a_mean_over_seeds_too(tmp_path: Path)
     assert f"0.400 [{0.4 - half:.3f}, {0.4 + half:.3f}]" in (tmp_path / "x.md").read_text().split("| teacher |")[0]
 
 
+@pytest.mark.parametrize(("short_end", "is_said"), [(0.39, True), (0.41, False)])
+def test_a_page_says_first_that_nothing_was_gained(tmp_path: Path, short_end: float, is_said: bool) -> None:
+    study = read_arm_study(study_document(), "here")
+    figured = [*figures("full", 0, [0.4, 0.9, 0.2], 4.0), *figures("prefix 8", 0, [0.4, 0.1, short_end], 1.0)]
+    data = StudyData(figured, ["c"], ["2026-01-01"])
+    write_page(study, data, tmp_path / "x.md", command="c", source="x.parquet")
+    _, _, first, *_ = (tmp_path / "x.md").read_text().splitlines()
+    told = "* **Nothing was gained:** the untrained student's exact match, 0.400, is better than that of every arm"
+    assert first.startswith(told) == is_said
+
+
 @pytest.mark.parametrize("path", _STUDIES, ids=lambda path: path.stem)
 def test_every_study_of_the_repository_can_be_submitted(path: Path) -> None:
     study = read_arm_study(read_document(path), path.stem)
