@@ -9,13 +9,14 @@ from backend.queries.retries import RETRYABLE
 from backend.queries.wishes import Wish
 from backend.run_states import RunState
 from engine.errors import is_out_of_space, speaks_of_memory
-from engine.events import Failed, FailureKind, Finished
+from engine.events import Failed, FailureKind, Finished, Stopped
 from engine.exit_codes import FAILURE_OF, OF_FAILURE, STOPPED
 
 _NAMES = {number.value: number.name for number in signal.Signals}
 _OOM_HINT = "often the system's memory ran out: lower micro_batch_rollouts or run fewer slots"
 _DISK_ADVICE = "Free some, lower checkpoints.keep_last, or move INCIPIT_HOME to a larger disk."
 _OOM_ADVICE = "lower micro_batch_rollouts, run fewer slots or use a machine with more memory"
+_GOES_ON = "the run goes on from its last checkpoint, or from its first step where it has none"
 # How an interpreter ends that got no memory before it could say so in an event.
 _MEMORY_ERROR = re.compile("^MemoryError", re.MULTILINE)
 
@@ -31,15 +32,17 @@ class UnwritableFolder(Exception):
 
 def ending_of(
     exit_code: int,
-    last_word: Finished | Failed | None,
+    last_word: Finished | Failed | Stopped | None,
     *,
     wish: Wish,
     leaving: str | None,
     log_tail: str,
+    was_pressed: bool = False,
     was_memory_kill: bool = False,
 ) -> Ending:
     """What becomes of the run. `leaving` says why the worker lets its runs go, if it does, such as `is shutting down`;
-    `was_memory_kill` is whether the kernel killed a process for want of memory meanwhile."""
+    `was_pressed` is whether the worker ended the engine itself, since it did not stop in time; `was_memory_kill` whether the
+    kernel killed a process for want of memory meanwhile."""
     if isinstance(last_word, Finished):  # its last word, behind the last checkpoint: what came after cannot undo it
         return finished(last_word, exit_code)
     if isinstance(last_word, Failed):
@@ -47,7 +50,9 @@ def ending_of(
     if wish in ("cancel", "cancel_with_checkpoint"):
         return Ending("cancelled", "Cancelled as asked.", exit_code)
     if exit_code == STOPPED and wish == "pause":
-        return Ending("paused", "Paused as asked, after a checkpoint.", exit_code, counts=False)
+        has_saved = isinstance(last_word, Stopped) and last_word.checkpointed
+        how = "after a checkpoint." if has_saved else f"without a checkpoint of its last step; {_GOES_ON}."
+        return Ending("paused", f"Paused as asked, {how}", exit_code, counts=False)
     if exit_code == STOPPED:
         reason = f"The worker {leaving}" if leaving else "The engine was told to stop from outside"
         reason += "; the run goes on from its last checkpoint."
@@ -58,6 +63,11 @@ def ending_of(
         return Ending(_state_after(kind), reason, exit_code, kind, reason + _quoted(log_tail))
     if leaving:
         reason = f"The worker {leaving} and the engine could not write a checkpoint; the run goes on from its last one."
+        return Ending("queued", reason, exit_code, counts=False)
+    if was_pressed and exit_code in (-signal.SIGTERM, -signal.SIGKILL):
+        reason = f"The engine did not stop in the time that INCIPIT_STOP_SECONDS allows and was ended; {_GOES_ON}."
+        if wish == "pause":
+            return Ending("paused", f"Paused as asked. {reason}", exit_code, counts=False)
         return Ending("queued", reason, exit_code, counts=False)
     spoke_of_memory = speaks_of_memory(log_tail) or _MEMORY_ERROR.search(log_tail)
     if (exit_code == -signal.SIGKILL and was_memory_kill) or spoke_of_memory:
@@ -81,7 +91,7 @@ def finished(event: Finished, exit_code: int | None = None) -> Ending:
     return Ending("succeeded", told, exit_code)
 
 
-def stalled(seconds: float, last_word: Finished | Failed | None) -> Ending:
+def stalled(seconds: float, last_word: Finished | Failed | Stopped | None) -> Ending:
     """The engine is there, but nothing comes from it: it is ended, and a person looks before it is tried again.
 
     One that hangs behind its last word has done its work: what it said counts, as when it had ended by itself.

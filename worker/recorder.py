@@ -16,13 +16,14 @@ from backend.queries.claims import Claim, hold
 from backend.queries.recording import AttemptEvents, record
 from backend.queries.transitions import add_event
 from backend.records import Attempt, Event
-from engine.events import CheckpointSaved, Failed, Finished, RunEvent, TracesWritten, read_events
+from engine.events import CheckpointSaved, Failed, Finished, RunEvent, Stopped, TracesWritten, read_events
 from engine.manifest import MANIFEST, ManifestFile
 from worker.retention import drop_unkept
 from worker.uploads import PATIENCE_SECONDS, Uploads, files_of
 
 _DEFAULT_LIMITS = Limits()
 _MAX_BATCH = 200  # events per transaction
+_LAST_WORDS: dict[str, type[Finished | Failed | Stopped]] = {"finished": Finished, "failed": Failed, "stopped": Stopped}
 
 
 class UnreadableEvents(Exception):
@@ -92,9 +93,10 @@ class Recorder:
                     self._uploads.wait()
         # Behind another attempt, or from the first step, the run was begun again in the knowledge of what an older one said.
         is_news = bool(lost) and lost[-1].fence == before and lost[-1].fence >= self.claim.first_fence
-        return self._last_word(lost[-1].fence) if is_news else None
+        last_word = self._last_word(lost[-1].fence) if is_news else None
+        return None if isinstance(last_word, Stopped) else last_word  # it stopped to go on
 
-    def last_word(self) -> Finished | Failed | None:
+    def last_word(self) -> Finished | Failed | Stopped | None:
         """How this attempt's engine said that it ended, as far as that is recorded."""
         return self._last_word(self.claim.fence)
 
@@ -176,18 +178,17 @@ class Recorder:
                     found[event.path] = listed
         return found
 
-    def _last_word(self, fence: int) -> Finished | Failed | None:
+    def _last_word(self, fence: int) -> Finished | Failed | Stopped | None:
         with self.database.read() as session:
             row = session.execute(
                 select(Event)
-                .where(Event.run_id == self.claim.run_id, Event.fence == fence, Event.kind.in_(("finished", "failed")))
+                .where(Event.run_id == self.claim.run_id, Event.fence == fence, Event.kind.in_(_LAST_WORDS))
                 .order_by(Event.seq.desc())
                 .limit(1)
             ).scalar_one_or_none()
         if row is None:
             return None
-        kind = Finished if row.kind == "finished" else Failed
-        return kind.model_validate({"time": row.time.timestamp(), **row.payload})
+        return _LAST_WORDS[row.kind].model_validate({"time": row.time.timestamp(), **row.payload})
 
 
 def _read_batch(path: Path, offset: int) -> list[tuple[RunEvent, int]]:

@@ -13,7 +13,8 @@ class Stopping:
         self._settings = settings
         self._told_at: float | None = None
         self._told_checkpoint: bool | None = None
-        self._is_terminated = False
+        self.is_pressed = False
+        """Whether the engine was ended because it did not stop in time."""
 
     def tell(self, engine: EngineProcess, *, with_checkpoint: bool) -> None:
         """Tell the engine to stop, unless it was told so; its time begins with the first time."""
@@ -30,6 +31,6 @@ class Stopping:
         seconds = time.monotonic() - self._told_at
         if seconds > self._settings.stop_seconds + self._settings.terminate_seconds:
             engine.kill()
-        elif seconds > self._settings.stop_seconds and not self._is_terminated:
+        elif seconds > self._settings.stop_seconds and not self.is_pressed:
             engine.terminate()
-            self._is_terminated = True
+            self.is_pressed = True

@@ -139,6 +139,7 @@ class Supervisor:
             wish=self._wish,
             leaving=self._leaving(),
             log_tail=engine.log_tail(),
+            was_pressed=self._stopping.is_pressed,
             was_memory_kill=num_memory_kills() > self._memory_kills_before,
         )
 

@@ -6,7 +6,8 @@ from typing import get_args
 
 import pytest
 
-from engine.events import EndReason, Failed, FailureKind, Finished
+from backend.queries.wishes import Wish
+from engine.events import EndReason, Failed, FailureKind, Finished, Stopped
 from engine.exit_codes import OF_FAILURE, STOPPED
 from worker.endings import ending_of, failed, finished
 from worker.memory_kills import num_memory_kills
@@ -72,6 +73,27 @@ def test_whoever_is_told_to_stop_from_outside_has_not_failed(leaving: str | None
     ended = ending_of(STOPPED, None, wish="run", leaving=leaving, log_tail="")
     assert leaving is None or f"The worker {leaving}; the run goes on" in ended.reason
     assert (ended.state, ended.counts) == ("queued", False)
+
+
+@pytest.mark.parametrize(
+    ("checkpointed", "words"), [(True, "after a checkpoint."), (False, "without a checkpoint of its")]
+)
+def test_a_pause_says_whether_the_step_that_it_stopped_at_is_saved(checkpointed: bool, words: str) -> None:
+    stopped = Stopped(time=0.0, step=7, checkpointed=checkpointed)
+    ended = ending_of(STOPPED, stopped, wish="pause", leaving=None, log_tail="")
+    assert (ended.state, ended.counts) == ("paused", False)
+    assert ended.reason.startswith(f"Paused as asked, {words}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(("wish", "state"), [("pause", "paused"), ("run", "queued")])
+def test_an_engine_that_the_worker_had_to_end_is_not_told_as_one_that_crashed(
+    number: signal.Signals, wish: Wish, state: str
+) -> None:
+    ended = ending_of(-number, None, wish=wish, leaving=None, log_tail="", was_pressed=True, was_memory_kill=True)
+    assert (ended.state, ended.failure_kind, ended.counts) == (state, None, False)
+    assert "did not stop in the time that INCIPIT_STOP_SECONDS allows" in ended.reason
+    assert "memory" not in ended.reason
 
 
 def test_the_kernels_count_of_memory_kills_is_read(tmp_path: Path) -> None:

@@ -162,7 +162,9 @@ def test_a_paused_run_leaves_its_worker_after_a_checkpoint_and_goes_on_from_it(p
         events = session.scalars(
             select(Event).where(Event.run_id == first.run_id, Event.kind == "state").order_by(Event.seq)
         )
-        states = [event.payload["state"] for event in events]
+        moves = [event.payload for event in events]
+    assert moves[4]["reason"] == "Paused as asked, after a checkpoint."
+    states = [move["state"] for move in moves]
     assert states == ["queued", *["starting", "running", "pausing", "paused"], "queued", "starting", "running", "pausing",
                       "paused"]  # fmt: skip
 
