@@ -11,16 +11,20 @@ from dashboard import notices
 _GB = 1e9
 
 
-def draw_needs(labels: list[str], revision: int) -> tuple[dict[str, Any] | None, str]:
-    """The `needs` of the experiment, or None with the sentence that says what is wrong; `labels` are those to begin with."""
+def draw_needs(labels: list[str], origin: int) -> tuple[dict[str, Any] | None, str]:
+    """The `needs` of the experiment, or None with the sentence that says what is wrong.
+
+    `labels` are those to begin with; what is typed is kept for the session, until another `origin` starts afresh.
+    """
     left, right = st.columns(2, gap="medium")
     text = left.text_input(
-        "Worker labels (optional)", ", ".join(labels), key=f"labels-{revision}", placeholder="any worker",
+        "Worker labels (optional)", ", ".join(labels), key=f"labels-{origin}", persist_state="session", placeholder="any worker",
         help="Only workers that have all of these take the runs, such as a100, lab-2. A worker gets its own by "
         "INCIPIT_WORKER_LABELS; the page System shows them.",
     )  # fmt: skip
     memory_gb = right.number_input(
-        "Memory of the worker in GB (optional)", min_value=0.0, value=None, key=f"memory-{revision}", placeholder="as estimated",
+        "Memory of the worker in GB (optional)", min_value=0.0, value=None, key=f"memory-{origin}", persist_state="session",
+        placeholder="as estimated",
         help="A worker with less does not take the runs. 0 lets any worker try, whatever the estimate says.",
     )  # fmt: skip
     try:

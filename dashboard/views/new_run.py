@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import streamlit as st
 
 from backend.expansion import with_changes
-from backend.schemas import Preset, Variant
-from dashboard import address, cached, estimate_card, notices, prompt_uploads, rights, sign_in, worker_room
+from backend.schemas import Preset
+from dashboard import address, cached, estimate_card, notices, prompt_uploads, rights, run_draft, sign_in, worker_room
 from dashboard.api_client import ApiClient
 from dashboard.api_errors import Invalid
 from dashboard.commands import curl_command, train_command
@@ -22,70 +21,6 @@ from dashboard.submission import forget_submission, submission_key
 from engine.findings import Finding
 
 _MAX_ESTIMATED = 24  # arms; the cache of estimates holds more, so a redrawn page asks for none again
-
-
-def load(
-    document: dict[str, Any],
-    source: str,
-    arms: Sequence[Variant] = (),
-    title: str = "",
-    parent: dict[str, Any] | None = None,
-) -> None:
-    """Start the form afresh from a document; changes are shown against `parent`, which is the document itself by default."""
-    st.session_state["form"] = {
-        "seed": document, "preset": document if parent is None else parent, "source": source, "arms": list(arms), "title": title,
-        "revision": st.session_state.get("form", {}).get("revision", 0) + 1,
-    }  # fmt: skip
-
-
-def first_preset(presets: list[Preset]) -> Preset | None:
-    """One whose models come with Incipit, if there is one: it can be started at once."""
-    ready = (one for one in presets if one.spec.student.path.startswith("builtin:"))
-    return next(ready, presets[0] if presets else None)
-
-
-def load_asked(client: ApiClient, presets: list[Preset]) -> None:
-    """What the URL asks for (`from` a run, or a `preset`), once; else what was being edited, else the first preset.
-
-    With `from` the URL may `set` fields, a JSON object of dotted paths: so a failed run's page offers what may help.
-    """
-    run_id, name, changes = address.asked("from"), address.asked("preset"), address.asked("set")
-    wanted = f"run {run_id}" if run_id else f"preset {name}" if name else None
-    known = st.session_state.get("form")
-    if run_id and (known is None or known["source"] != wanted or changes):
-        run = cached.run(client, run_id)
-        parent = run.spec.model_dump(mode="json")
-        load(changed(client, parent, changes), f"run {run_id}", title=run.experiment_name, parent=parent)
-        st.session_state["form"]["labels"] = run.needs.labels
-        address.keep("set", None)
-    elif known is None or (wanted and known["source"] != wanted):
-        preset = next((one for one in presets if one.name == name), None) or first_preset(presets)
-        if preset is None:
-            load({}, wanted or "preset ")
-        else:
-            load(preset.spec.model_dump(mode="json"), f"preset {preset.name}", preset.variants, preset.title)
-    elif f"form-{known['revision']}-name" not in st.session_state and "draft" in known:
-        # Back from another page: Streamlit has forgotten the widgets, the draft has not.
-        known["seed"], known["revision"] = known["draft"], known["revision"] + 1
-
-
-def changed(client: ApiClient, parent: dict[str, Any], changes: str | None) -> dict[str, Any]:
-    """The parent's document with the changes that an address asks for, or as it is when they do not fit: anybody can write one."""
-    if changes is None:
-        return parent
-    try:
-        wanted = json.loads(changes)
-        document = with_changes(parent, wanted) if isinstance(wanted, dict) else {}
-        is_fit = bool(document) and not client.validate(document)
-    except (ValueError, RecursionError):
-        is_fit = False
-    if not is_fit:
-        st.warning(
-            "The changes that this address asks for do not fit the run; it is shown as it was.",
-            icon=":material/link_off:",
-        )
-        return parent
-    return document
 
 
 def choose_start(presets: list[Preset]) -> None:
@@ -102,7 +37,7 @@ def choose_start(presets: list[Preset]) -> None:
             import_export()
     if chosen is not None and chosen != name:
         preset = by_name[chosen]
-        load(preset.spec.model_dump(mode="json"), f"preset {chosen}", preset.variants, preset.title)
+        run_draft.load(preset.spec.model_dump(mode="json"), f"preset {chosen}", preset.variants, preset.title)
         address.keep("from", None)
         address.keep("preset", chosen)
         st.rerun()
@@ -115,8 +50,7 @@ def choose_prompts(client: ApiClient) -> None:
     changes = prompt_uploads.show(client)
     if changes:
         state = st.session_state["form"]
-        document = with_changes(state.get("draft", state["seed"]), changes)
-        load(document, state["source"], state["arms"], state["title"], state["preset"])
+        run_draft.go_on(with_changes(state.get("draft", state["seed"]), changes))
         st.rerun()
 
 
@@ -142,7 +76,7 @@ def import_export() -> None:
         for finding in findings:
             st.markdown(f"- {notices.plain(finding.message)}")
         return
-    load(document, f"file {file.name}")
+    run_draft.load(document, f"file {file.name}")
     st.session_state["imported"] = digest
     address.keep("from", None)
     address.keep("preset", None)
@@ -259,7 +193,7 @@ client = cached.api()
 with notices.problems_shown():
     presets = cached.presets(client)
     fields = form_fields(cached.spec_schema(client))
-    load_asked(client, presets)
+    run_draft.load_asked(client, presets)
     choose_start(presets)
     choose_prompts(client)
     state = st.session_state["form"]
@@ -268,7 +202,7 @@ with notices.problems_shown():
         summary = st.empty()
         form = draw_form(fields, state["seed"], state["preset"], state["revision"])
         body, problem = draw_experiment(form, fields)
-    state["draft"] = form.document
+    state["draft"] = body["base"] if body else form.document
     static = cached.findings(client, form.document)
     findings = static + preflight_findings(form.document)
     form.show_notes(findings, state["preset"])
