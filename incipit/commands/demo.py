@@ -33,12 +33,14 @@ def demo(
     """
     from dashboard.api_errors import ApiError
     from incipit.stack.errors import StackError
+    from incipit.stack.interrupts import interrupted_by_signals
 
     # Without a terminal nothing folds lines, so a log keeps its table whole.
     console = Console(stderr=json, width=None if sys.stdout.isatty() else _LOG_WIDTH)
     began = time.monotonic()
     try:
-        failed = _demo(home or incipit_home(), console, exit_after=exit_after, real=real, json=json, began=began)
+        with interrupted_by_signals():
+            failed = _demo(home or incipit_home(), console, exit_after=exit_after, real=real, json=json, began=began)
     except (StackError, ApiError, ValueError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None

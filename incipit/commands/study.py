@@ -42,22 +42,24 @@ def study(
     from incipit.arm_study import is_arm_study
     from incipit.pair_study import is_pair_study
     from incipit.stack.errors import StackError
+    from incipit.stack.interrupts import interrupted_by_signals
     from incipit.study import read_document
 
     console = Console(stderr=json, width=None if sys.stdout.isatty() else _LOG_WIDTH)
     try:
-        document = read_document(file)
-        failed = False
-        if is_pair_study(document):
-            if home is not None:
-                os.environ["INCIPIT_HOME"] = str(home)  # the engine asks in this process
-            _pair_study(document, file, out, json=json, report=report)
-        elif is_arm_study(document):
-            failed = _arm_study(document, file, out, home or incipit_home(), console, json=json, report=report)
-        elif report:
-            raise ValueError(f"{file} lists choices, of which nothing is recorded for --report; leave that out.")
-        else:
-            failed = _study(file, out, home or incipit_home(), console, json=json)
+        with interrupted_by_signals():
+            document = read_document(file)
+            failed = False
+            if is_pair_study(document):
+                if home is not None:
+                    os.environ["INCIPIT_HOME"] = str(home)  # the engine asks in this process
+                _pair_study(document, file, out, json=json, report=report)
+            elif is_arm_study(document):
+                failed = _arm_study(document, file, out, home or incipit_home(), console, json=json, report=report)
+            elif report:
+                raise ValueError(f"{file} lists choices, of which nothing is recorded for --report; leave that out.")
+            else:
+                failed = _study(file, out, home or incipit_home(), console, json=json)
     except (StackError, ApiError, ValueError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None

@@ -22,7 +22,8 @@ def up(
 
     Example: incipit up --port 8501
 
-    Runs that are at work when it ends write a checkpoint and go on from it at the next start.
+    Runs that are at work when it ends write a checkpoint and go on from it at the next start. A closing terminal ends it, too, unless
+    it was started with nohup.
     """
     import signal
     import time
@@ -30,16 +31,12 @@ def up(
 
     from engine.locations import incipit_home
     from incipit.stack import LocalStack, StackError
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    from incipit.stack.interrupts import interrupted_by_signals
 
     def say(line: str) -> None:
         with suppress(OSError):  # the terminal may be closed already; the stack must still end in order
             typer.echo(line)
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)
     stack = LocalStack(
         home or incipit_home(),
         dashboard_port=port,
@@ -47,18 +44,18 @@ def up(
         with_dashboard=not no_dashboard,
         report=lambda line: say(f"  {line}"),
     )
-    try:
-        say("Starting Incipit …")
-        with stack:
-            say(f"Incipit runs in {stack.home} · open {stack.dashboard_url or stack.api_url} · Ctrl-C ends it")
-            while stack.failure is None:
-                time.sleep(0.2)
-            raise StackError(stack.failure)
-    except StackError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        stack.stop(seconds=0)  # a second Ctrl-C came while it was ending in order; otherwise nothing is left to end
-        say("Everything has ended.")
+    with interrupted_by_signals():
+        try:
+            say("Starting Incipit …")
+            with stack:
+                say(f"Incipit runs in {stack.home} · open {stack.dashboard_url or stack.api_url} · Ctrl-C ends it")
+                while stack.failure is None:
+                    time.sleep(0.2)
+                raise StackError(stack.failure)
+        except StackError as error:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            stack.stop(seconds=0)  # a second Ctrl-C came while it was ending in order; otherwise nothing is left to end
+            say("Everything has ended.")

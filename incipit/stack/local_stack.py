@@ -18,6 +18,7 @@ import httpx
 from incipit.stack.broker import answers, broker_service, broker_url, private_folder
 from incipit.stack.errors import StackError
 from incipit.stack.home import opened_home
+from incipit.stack.interrupts import let_the_end_be_orderly
 from incipit.stack.local_token import new_local_token, remove_local_token
 from incipit.stack.ports import LOOPBACK, choosing_ports, chosen_port
 from incipit.stack.service import Service, end_orphan, started_at, worker_stop_seconds
@@ -57,7 +58,7 @@ class LocalStack:
         self._dashboard_port = dashboard_port
         self._api_port = api_port
         self._with_dashboard = with_dashboard
-        self._report = report
+        self._report_to = report
         self._token = ""
         self._services: dict[str, Service] = {}
         self._cleanup = ExitStack()
@@ -242,6 +243,7 @@ class LocalStack:
 
     def stop(self, *, seconds: float | None = None) -> None:
         """End everything in order; `seconds` shortens the time that each service gets, 0 ends all at once."""
+        let_the_end_be_orderly()
         self._is_stopping.set()
         if self._services and seconds is None:
             self._report("Stopping: runs at work write a checkpoint first. Ctrl-C again ends everything at once.")
@@ -261,6 +263,10 @@ class LocalStack:
             self._watcher.join()
         self._services.clear()
         self._cleanup.close()
+
+    def _report(self, line: str) -> None:
+        with suppress(OSError):  # the terminal may be closed already; the stack must still end in order
+            self._report_to(line)
 
     def _write_state(self, *, is_ready: bool) -> None:
         services = [
