@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -21,6 +21,7 @@ RunId = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _MAX_LISTED = 200
+_MAX_TOLD = 10  # ids in one sentence
 
 
 @app.command("list")
@@ -158,7 +159,8 @@ def _needs(
     return {"labels": kept, "memory_bytes": None if memory_gb is None else round(memory_gb * 1e9)}
 
 
-@app.command()
+# -10 is a number here, not an option.
+@app.command(context_settings={"ignore_unknown_options": True})
 def priority(
     run_id: RunId,
     value: Annotated[int, typer.Argument(help="From -100 to 100; queued runs with a higher one come first.")],
@@ -194,10 +196,26 @@ def _say(run: RunSummary) -> None:
 
 
 def _full_id(client: ApiClient, given: str) -> str:
-    """The id that is meant, among the newest runs; as it is when none or several fit, for the API to judge."""
+    """The id that is meant, among the newest runs; as it is when none fits, for the API to judge."""
+    if not given:
+        _refuse("The run is empty, such as from a variable that is not set; give an id or a name.")
     newest = client.runs(limit=_MAX_LISTED).items
-    found = [run.id for run in newest if run.name == given or run.id.startswith(given) or run.id.endswith(given)]
-    return found[0] if len(found) == 1 else given
+    for found in (
+        [run.id for run in newest if run.id == given],
+        [run.id for run in newest if run.name == given],
+        [run.id for run in newest if run.id.startswith(given) or run.id.endswith(given)],
+    ):
+        if len(found) == 1:
+            return found[0]
+        if found:
+            told = ", ".join(found[:_MAX_TOLD]) + (", …" if len(found) > _MAX_TOLD else "")
+            _refuse(f"{len(found)} runs are called {given!r} or have it in their id; give the id of one: {told}.")
+    return given
+
+
+def _refuse(message: str) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(1)
 
 
 def _change(text: str) -> tuple[str, Any]:

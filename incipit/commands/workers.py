@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="List workers, drain them and let them take runs again.")
 
 WorkerId = Annotated[
-    str, typer.Argument(help="The worker's id or the beginning of it; a host is all its slots.", show_default=False)
+    str,
+    typer.Argument(
+        help="The worker's id or a beginning that no other has; a host is all its slots.", show_default=False
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -63,16 +66,23 @@ def resume(worker_id: WorkerId, json: AsJson = False) -> None:
 
 
 def _meant(client: ApiClient, given: str) -> list[Worker]:
-    """The slots of that id, or of that host, or whose ids begin so."""
+    """The slots of that id or of that host, or the only one whose id begins so: gpu-1 must not mean gpu-10 to gpu-19."""
     known = client.workers()
-    for found in (
-        [one for one in known if one.id == given],
-        [one for one in known if one.host == given],
-        [one for one in known if one.id.startswith(given)],
-    ):
+    for found in ([one for one in known if one.id == given], [one for one in known if one.host == given]):
         if found:
             return found
-    typer.echo(f"There is no worker {given!r}; `incipit workers list` shows those that are there.", err=True)
+    begun = [one for one in known if given and one.id.startswith(given)]
+    if len(begun) == 1:
+        return begun
+    if not given:
+        told = "The worker is empty, such as from a variable that is not set; name a host or an id."
+    elif begun:
+        told = (
+            f"{len(begun)} workers have ids that begin with {given!r} and none is meant alone; name a whole host or id."
+        )
+    else:
+        told = f"There is no worker {given!r}; `incipit workers list` shows those that are there."
+    typer.echo(told, err=True)
     raise typer.Exit(1)
 
 

@@ -44,6 +44,7 @@ def test_every_wish_of_the_command_line_reaches_the_run(database: Database) -> N
     assert "paused: Paused before a worker took it." in _said("show", "short")
     assert "short: queued" in _said("resume", first[-8:])
     assert json.loads(_said("priority", "other", "7", "--json"))["priority"] == 7
+    assert json.loads(_said("priority", "other", "-10", "--json"))["priority"] == -10
     copy = json.loads(_said("clone", "other", "--set", "num_steps=20", "--name", "a copy", "--seed", "3", "--json"))
     assert (copy["num_steps"], copy["name"], copy["seed"]) == (20, "a copy", 3)
     assert "short: cancelled" in _said("cancel", first)
@@ -64,25 +65,50 @@ def test_a_run_that_waits_for_a_worker_says_why_and_a_copy_may_ask_for_another(d
     assert "labels" in _said("clone", first, "--label", "A B", status=1)
 
 
-def test_workers_are_drained_by_host_and_resumed_by_id(database: Database) -> None:
-    for index in range(2):
+def _workers(*arguments: str, status: int = 0) -> str:
+    result = CliRunner().invoke(app, ["workers", *arguments])
+    assert result.exit_code == status, result.output
+    return result.output
+
+
+def _keep_slots(database: Database, host: str, count: int) -> None:
+    for index in range(count):
         with database.write() as session:
             keep_worker(
-                session, f"lab:0a:7:{index}", host="lab", boot_id="0a", pid=7, pid_started=1.0, slot=f"cpu{index}",
+                session, f"{host}:0a:7:{index}", host=host, boot_id="0a", pid=7, pid_started=1.0, slot=f"cpu{index}",
                 capabilities=WorkerCapabilities(device="cpu", memory_total_bytes=16 * 10**9, labels=["eu"]),
             )  # fmt: skip
 
-    def workers(*arguments: str, status: int = 0) -> str:
-        result = CliRunner().invoke(app, ["workers", *arguments])
-        assert result.exit_code == status, result.output
-        return result.output
 
-    assert workers("list").count("ready") == 2
-    drained = json.loads(workers("drain", "lab", "--requeue", "--json"))
+def test_workers_are_drained_by_host_and_resumed_by_id(database: Database) -> None:
+    _keep_slots(database, "lab", 2)
+    assert _workers("list").count("ready") == 2
+    drained = json.loads(_workers("drain", "lab", "--requeue", "--json"))
     assert [(one["drain"], one["drain_requeues"]) for one in drained] == [("drained", True)] * 2
-    (resumed,) = json.loads(workers("resume", "lab:0a:7:1", "--json"))
+    (resumed,) = json.loads(_workers("resume", "lab:0a:7:1", "--json"))
     assert resumed["drain"] == "no"
-    assert "There is no worker 'nobody'; `incipit workers list`" in workers("drain", "nobody", status=1)
+    assert "There is no worker 'nobody'; `incipit workers list`" in _workers("drain", "nobody", status=1)
+
+
+def test_a_variable_that_is_not_set_or_a_host_that_is_gone_drains_no_others(database: Database) -> None:
+    for host in ("gpu-10", "gpu-11"):
+        _keep_slots(database, host, 1)
+    assert "The worker is empty" in _workers("drain", "", "--requeue", status=1)
+    assert "2 workers have ids that begin with 'gpu-1'" in _workers("drain", "gpu-1", status=1)
+    assert _workers("list").count("ready") == 2
+    (drained,) = json.loads(_workers("drain", "gpu-11:0a", "--json"))
+    assert (drained["host"], drained["drain"]) == ("gpu-11", "drained")
+
+
+def test_what_names_no_run_or_several_is_refused_with_their_ids(database: Database) -> None:
+    (only,) = queue_runs(database, short_spec())
+    assert "The run is empty" in _said("cancel", "", status=1)
+    (second,) = queue_runs(database, short_spec())
+    said = _said("cancel", "short", status=1)
+    assert said.startswith("2 runs are called 'short' or have it in their id; give the id of one: ")
+    assert only in said
+    assert second in said
+    assert [run_row(database, one).state for one in (only, second)] == ["queued"] * 2
 
 
 def test_what_is_refused_is_one_sentence_and_status_1(database: Database) -> None:
