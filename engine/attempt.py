@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -54,7 +55,8 @@ def run_attempt(spec: RunSpec, folder: Path, *, attempt: int | None, resume: str
     try:
         if not supervised and ranks.is_first:  # a supervised attempt writes into its own folder alone
             remove_leftovers(folder)
-        start = ranks.first_does(lambda: _checkpoint(folder, resume))
+        damaged: list[str] = []
+        start = ranks.first_does(lambda: _checkpoint(folder, resume, damaged.append))
         folder.mkdir(parents=True, exist_ok=True)
         if ranks.is_first:
             _keep_spec(spec, folder / "spec.json", is_resumed=resume is not None)
@@ -71,7 +73,14 @@ def run_attempt(spec: RunSpec, folder: Path, *, attempt: int | None, resume: str
     with journal, progress:
         try:
             finished = train(
-                spec, folder, attempt=attempt, journal=journal, control=control, resume=checkpoint, ranks=ranks
+                spec,
+                folder,
+                attempt=attempt,
+                journal=journal,
+                control=control,
+                resume=checkpoint,
+                ranks=ranks,
+                damaged=damaged,
             )
         except Exception as error:  # the outermost frame: whatever happens must become an event and an exit status
             failure = failure_of(error)
@@ -92,10 +101,10 @@ def next_attempt(folder: Path) -> int:
     return 1 + max((int(path.name) for path in folder.glob("attempts/*") if path.name.isdecimal()), default=0)
 
 
-def _checkpoint(folder: Path, resume: str | None) -> str | None:
+def _checkpoint(folder: Path, resume: str | None, on_damage: Callable[[str], None]) -> str | None:
     if resume is None:
         return None
-    found = newest_checkpoint(folder) if resume == "newest" else folder / resume
+    found = newest_checkpoint(folder, on_damage) if resume == "newest" else folder / resume
     return None if found is None else str(found)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -171,8 +172,11 @@ def verify_checkpoint(folder: Path) -> Manifest:
     return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
 
 
-def newest_checkpoint(run_folder: Path) -> Path | None:
-    """The verified checkpoint with the most steps of any attempt, None when there is none; corrupt ones are passed over."""
+def newest_checkpoint(run_folder: Path, on_damage: Callable[[str], None] = lambda message: None) -> Path | None:
+    """The verified checkpoint with the most steps of any attempt; None when there is none. Damaged ones are told and passed over.
+
+    RunError("bad_checkpoint") when all are damaged: a run that silently began again would look like one that goes on.
+    """
     matches = [
         (match, folder)
         for folder in run_folder.glob("attempts/*/checkpoints/step-*")
@@ -181,9 +185,15 @@ def newest_checkpoint(run_folder: Path) -> Path | None:
     for _, folder in sorted(matches, key=lambda m: (int(m[0]["step"]), int(m[0]["attempt"])), reverse=True):
         try:
             verify_checkpoint(folder)
-        except RunError:
+        except RunError as error:
+            on_damage(error.message)
             continue
         return folder
+    if matches:
+        raise RunError(
+            "bad_checkpoint",
+            f"No checkpoint in {run_folder} is whole, of {len(matches)}; restore one, or begin again with another --out.",
+        )
     return None
 
 

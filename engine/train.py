@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -54,13 +55,15 @@ def train(
     control: Control,
     resume: Path | None = None,
     ranks: Ranks = ALONE,
+    damaged: Sequence[str] = (),
 ) -> bool:
     """Train the student of `spec` in the run folder; True when it ran to its end, False when it was told to stop.
 
-    `resume` is a checkpoint folder to go on from; all `ranks` train the same student. Raises RunError with the kind of failure.
+    `resume` is a checkpoint folder to go on from, `damaged` tells of those passed over for it; all `ranks` train the same student.
+    Raises RunError with the kind of failure.
     """
     began = time.monotonic()
-    run = _open_run(spec, folder, attempt, journal, control, resume, ranks)
+    run = _open_run(spec, folder, attempt, journal, control, resume, ranks, damaged)
     try:
         if run.state.evaluated_step is None:
             measure_baselines(run)
@@ -104,6 +107,7 @@ def _open_run(
     control: Control,
     resume: Path | None,
     ranks: Ranks = ALONE,
+    damaged: Sequence[str] = (),
 ) -> Run:
     """Load everything, check that it fits together and say that training can begin."""
     began = time.monotonic()
@@ -121,6 +125,8 @@ def _open_run(
         resumed_from_step=state.step,
         versions={name: version(name) for name in ("incipit", "torch", "transformers")},
     )
+    for message in damaged:
+        journal.emit(Warned, code="damaged_checkpoint", message=message, step=state.step)
     if state.best_step != saved.best_step:
         message = f"The best student so far, of step {saved.best_step}, has no whole checkpoint any more; a new best is sought."
         journal.emit(Warned, code="best_checkpoint", message=message, step=state.step)

@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from engine.checkpoint import newest_checkpoint, verify_checkpoint
-from engine.events import CheckpointSaved, Evaluated, Failed, Finished, RunEvent, Started, Stopped
+from engine.events import CheckpointSaved, Evaluated, Failed, Finished, RunEvent, Started, Stopped, Warned
 from engine.exit_codes import DONE, OF_FAILURE, STOPPED
 from engine.spec import RunSpec
 from tests.engine.models import TINY
@@ -105,7 +105,22 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(tmp_path: Path) ->
     (folder / "step-6" / "model.safetensors").write_bytes(weights)
     (folder / "step-4" / "trainer" / "optimizer.safetensors").unlink()
     assert EngineProcess(tmp_path / "run", document, "--attempt", "2", "--resume", "newest").exit_code() == DONE
-    assert steps_of(events_of(tmp_path / "run", 2)) == [3, 4, 5, 6]
+    again = events_of(tmp_path / "run", 2)
+    assert steps_of(again) == [3, 4, 5, 6]
+    told = [event.message for event in again if isinstance(event, Warned) and event.code == "damaged_checkpoint"]
+    assert [f"checkpoints/step-{step} is damaged: " in one for step, one in zip((6, 4), told, strict=True)] == [
+        True,
+        True,
+    ]
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again_as_if_it_went_on(tmp_path: Path) -> None:
+    assert EngineProcess(tmp_path / "run", quick_document(num_steps=2)).exit_code() == DONE
+    for manifest in (tmp_path / "run").glob("attempts/1/checkpoints/step-*/manifest.json"):
+        manifest.unlink()
+    process = EngineProcess(tmp_path / "run", quick_document(num_steps=2), "--attempt", "2", "--resume", "newest")
+    assert process.exit_code() == OF_FAILURE["bad_checkpoint"]
+    assert not (tmp_path / "run" / "attempts" / "2").exists()
 
 
 def test_a_named_checkpoint_that_is_damaged_ends_with_14(tmp_path: Path) -> None:
