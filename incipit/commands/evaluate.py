@@ -74,16 +74,33 @@ def evaluate(
     )
     document |= {"seed": seed, "device": device}
     document["prompts"]["template"] = template
-    result = _evaluated(document)
     if out is not None:
-        try:
-            out.write_text(result.model_dump_json(indent=1) + "\n")
-        except OSError as error:
-            _refuse(f"The result cannot be written to {out} ({error.strerror}); choose another --out.")
+        _check_writable(out)
+    result = _evaluated(document)
     if json:
         typer.echo(result.model_dump_json(indent=1))
     else:
         _print_result(result)
+    if out is not None:
+        try:
+            out.write_text(result.model_dump_json(indent=1) + "\n")
+        except OSError as error:
+            if not json:  # the verdicts of hours, for a second --out
+                typer.echo(result.model_dump_json(indent=1))
+            _refuse(f"The result cannot be written to {out} ({error.strerror}); keep what was printed in its place.")
+
+
+def _check_writable(out: Path) -> None:
+    """Before hours of work: a refusal when the result could not be written, and what stands there stays as it is."""
+    was_there = out.exists()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("a"):
+            pass
+        if not was_there:
+            out.unlink()
+    except OSError as error:
+        _refuse(f"The result could not be written to {out} ({error.strerror}); choose another --out.")
 
 
 def _task_defaults(

@@ -84,6 +84,27 @@ def test_a_table_says_how_long_completions_could_be(tmp_path: Path, task_folder:
     assert "accuracy" in text
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+def test_where_a_result_goes_is_looked_at_before_and_none_is_lost(tmp_path: Path, task_folder: Path) -> None:
+    model = write_byte_model(tmp_path / "model", 1)
+    asked = ("--task", "gsm8k", "--folder", task_folder, "--max-tokens", 2, "--out")
+    status, text = run("./absent", *asked, task_folder / "test.jsonl" / "a.json")
+    assert status == 2
+    assert text.startswith("The result could not be written to ")
+    assert text.count("\n") == 1
+    out = tmp_path / "results" / "a.json"
+    status, text = run("./absent", *asked, out)
+    assert status == 2
+    assert not out.exists(), "a refused evaluation leaves no file"
+    status, text = run(model, *asked, out)
+    assert status == 0, text
+    assert json.loads(out.read_text())["num_prompts"] == 5
+    status, text = run(model, *asked, "/dev/full")
+    assert status == 2
+    assert "The result cannot be written to /dev/full (No space left on device)" in text
+    assert '"verdicts"' in text
+
+
 def test_without_a_limit_all_of_a_file_is_asked_and_too_much_is_refused_before(tmp_path: Path) -> None:
     model, file, out = write_byte_model(tmp_path / "model", 1), tmp_path / "p.jsonl", tmp_path / "a.json"
     line = '{"prompt": "2", "answer": "4"}\n'
