@@ -159,6 +159,16 @@ def test_a_download_that_was_killed_goes_on_and_ends_with_equal_bytes(served: Se
             subprocess.run(["cmp", path, out / path.relative_to(served.folder)], check=True)
 
 
+def test_a_download_that_was_killed_before_the_last_renaming_is_completed(served: Served, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert download(served, out)[0] == 0
+    (out / "manifest.json").rename(out / "manifest.json.part")
+    code, result, error = download(served, out)
+    assert (code, error) == (0, "")
+    assert result["fetched_bytes"] == 0
+    assert contents(out) == contents(served.folder)
+
+
 def test_a_file_that_changed_on_the_server_in_between_is_noticed(served: Served, tmp_path: Path) -> None:
     make_large(served)
     out = tmp_path / "out"
