@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import billiard
@@ -19,7 +19,7 @@ from backend.logs import bound
 from backend.queries.analyses import claim_analysis, has_claimable_analysis
 from backend.queries.claims import claim_run
 from backend.queries.drains import draining
-from backend.queries.leases import claim_preflight, keep_worker, remove_worker, set_worker_run
+from backend.queries.leases import at_work, claim_preflight, keep_worker, remove_worker, set_worker_run
 from backend.queries.queue import has_claimable_run
 from backend.resources import WorkerCapabilities
 from backend.settings import Settings
@@ -228,7 +228,7 @@ def _announce(sender: Any, **_: Any) -> None:
 def _heartbeat() -> None:
     identity = ProcessIdentity.own()
     try:
-        with _workplace().database.write() as session:
+        with ExitStack() as held, _workplace().database.write() as session:
             for slot in slots:
                 keep_worker(
                     session,
@@ -240,6 +240,7 @@ def _heartbeat() -> None:
                     slot=slot.name,
                     capabilities=_capabilities(slot),
                 )
+            _note_freed_slots(session, held)
             known = [(_worker_id(slot), _capabilities(slot)) for slot in slots]
             is_called = is_needed(session, known)
     except DATABASE_OUTAGES as error:
@@ -247,6 +248,17 @@ def _heartbeat() -> None:
         return
     if is_called:
         ring_for_itself(app)
+
+
+def _note_freed_slots(session: Session, held: ExitStack) -> None:
+    """Note as free what a child left that was killed, or that lost the database: nobody works in a slot that can be locked.
+
+    The locks are `held` until that is committed, so that no child takes such a slot in between.
+    """
+    noted = at_work(session, [_worker_id(slot) for slot in slots])
+    for slot in slots:
+        if _worker_id(slot) in noted and held.enter_context(free_slot([slot], settings.home / "slots")) is not None:
+            set_worker_run(session, _worker_id(slot), None)
 
 
 def _tell_supervisors(**_: Any) -> None:

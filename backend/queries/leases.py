@@ -1,6 +1,6 @@
 """Who is at work: worker slots that are heard of, preflights that a worker took, and the one control process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -80,6 +80,11 @@ def is_idle(session: Session, worker_id: str) -> bool:
     """Whether a slot has nothing to do and is not being drained."""
     free = (Worker.id == worker_id, Worker.run_id.is_(None), Worker.draining_since.is_(None))
     return session.execute(select(Worker.id).where(*free)).first() is not None
+
+
+def at_work(session: Session, worker_ids: Sequence[str]) -> set[str]:
+    """Those of these slots that are noted as working on something."""
+    return set(session.scalars(select(Worker.id).where(Worker.id.in_(worker_ids), Worker.run_id.is_not(None))))
 
 
 def remove_worker(session: Session, worker_id: str) -> None:
