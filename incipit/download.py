@@ -87,9 +87,8 @@ class Download:
         have = file.tell()
         if num_bytes is not None:
             self.on_bytes(have)
-        if (
-            digest.hexdigest() == sha256
-        ):  # stopped between the last byte and the new name: a server has nothing behind it
+        # It may have been stopped between the last byte and the new name: a server has nothing behind that byte.
+        if digest.hexdigest() == sha256:
             return
         failures = 0
         while num_bytes is None or have < num_bytes:
