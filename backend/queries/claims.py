@@ -28,7 +28,7 @@ LEASE_SECONDS = 60.0
 START_SECONDS = 1800.0
 """After so long an attempt whose engine is not ready is given up, though its worker lives."""
 CANCEL_SECONDS = 180.0
-"""After so long a run that was to be cancelled is taken from a worker that does not end it."""
+"""After so long a run that was to be cancelled without a checkpoint is taken from a worker that does not end it."""
 # The old holder has killed its engine by then, whatever the rounding of the two clocks.
 _TAKEOVER_DELAY = timedelta(seconds=5)
 _UNKNOWN = WorkerCapabilities()
@@ -208,7 +208,9 @@ def reap(
     # A lease without an end counts as over: NULL < now would never be true and the run would hang for ever.
     is_over = or_(Run.lease_until.is_(None), Run.lease_until < now - _TAKEOVER_DELAY)
     is_late = and_(Run.state == "starting", Attempt.started_at < now - timedelta(seconds=start_seconds))
-    is_deaf = and_(Run.desired_state == "cancel", Run.desired_at < now - timedelta(seconds=CANCEL_SECONDS))
+    # Whoever waits for a last checkpoint gets it, as long as it may take to save and store it; a cancellation without one may follow.
+    is_urgent = and_(Run.desired_state == "cancel", Run.checkpoint_on_cancel.is_(False))
+    is_deaf = and_(is_urgent, Run.desired_at < now - timedelta(seconds=CANCEL_SECONDS))
     query = (
         select(Run, is_over, func.coalesce(is_late, False), func.coalesce(is_deaf, False))
         .join(Attempt, and_(Attempt.run_id == Run.id, Attempt.fence == Run.fence), isouter=True)

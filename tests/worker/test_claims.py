@@ -19,7 +19,7 @@ from backend.queries.claims import (
 from backend.queries.queue import has_claimable_run
 from backend.queries.retries import next_try
 from backend.queries.transitions import transition
-from backend.queries.wishes import settle_queued
+from backend.queries.wishes import ask_to_cancel, settle_queued
 from backend.records import Attempt, Event
 from backend.resources import WorkerCapabilities
 from tests.worker.runs import OWNER, claim, queue_runs, run_row, set_columns, short_spec
@@ -258,6 +258,21 @@ def test_a_run_that_its_living_worker_does_not_end_is_taken_after_three_minutes(
         with pytest.raises(LeaseLost):
             renew_lease(session, run_id, claimed.fence)
     assert run_row(database, run_id).state == "cancelled"
+
+
+def test_a_last_checkpoint_may_take_longer_while_its_worker_keeps_the_lease(database: Database) -> None:
+    (run_id,) = queue_runs(database, short_spec())
+    claimed = claim(database)
+    with database.write() as session:
+        ask_to_cancel(session, run_id, checkpoint=True)
+    set_columns(database, run_id, desired_at=_PAST)
+    with database.write() as session:
+        assert reap(session, _nobody_is_dead) == []
+        renew_lease(session, run_id, claimed.fence)
+        ask_to_cancel(session, run_id, checkpoint=False)
+    set_columns(database, run_id, desired_at=_PAST)
+    with database.write() as session:
+        assert reap(session, _nobody_is_dead) == [run_id], "who does not want to wait any more need not"
 
 
 @pytest.mark.parametrize(("wish", "state"), [("run", "queued"), ("pause", "paused"), ("cancel", "cancelled")])
