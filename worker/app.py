@@ -2,7 +2,6 @@
 
 import logging
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -27,7 +26,7 @@ from worker.analysis import work_on_analysis
 from worker.celery_app import celery_app, is_needed, ring_for_itself
 from worker.engine_process import engine_environment
 from worker.engine_server import EngineServer
-from worker.identity import ProcessIdentity, boot_id
+from worker.identity import HOST, ProcessIdentity, boot_id
 from worker.lease import DATABASE_OUTAGES
 from worker.preflight import answer
 from worker.resources import capabilities
@@ -146,7 +145,7 @@ def _work_on_next_run(slot: Slot) -> bool:
         claim = claim_run(
             session,
             owner=ProcessIdentity.own().name,
-            host=socket.gethostname(),
+            host=HOST,
             boot_id=boot_id(),
             lease_seconds=worker_settings.lease_seconds,
             worker=_capabilities(slot),
@@ -206,7 +205,7 @@ def _workplace() -> Workplace:
 
 
 def _worker_id(slot: Slot) -> str:
-    return f"{socket.gethostname()[:64]}:{boot_id()}:{_main_pid}:{slot.index}"
+    return f"{HOST}:{boot_id()}:{_main_pid}:{slot.index}"
 
 
 def _forget_inherited_connections(**_: Any) -> None:
@@ -233,7 +232,7 @@ def _heartbeat() -> None:
                 keep_worker(
                     session,
                     _worker_id(slot),
-                    host=socket.gethostname(),
+                    host=HOST,
                     boot_id=boot_id(),
                     pid=identity.pid,
                     pid_started=float(identity.started),

@@ -5,7 +5,6 @@ unacknowledged messages again after its visibility timeout, and long runs would 
 """
 
 import logging
-import socket
 from collections.abc import Sequence
 
 from celery import Celery
@@ -16,13 +15,14 @@ from backend.doorbell import QUEUE, RUN_TASK
 from backend.queries.leases import is_idle
 from backend.queries.queue import has_claimable_run
 from backend.resources import WorkerCapabilities
+from worker.identity import HOST
 
 _log = logging.getLogger(__name__)
 
 
 def own_queue() -> str:
     """The name of the queue that only workers of this machine read."""
-    return f"{QUEUE}.{socket.gethostname()[:64]}"
+    return f"{QUEUE}.{HOST}"
 
 
 def celery_app(broker_url: str, *, num_slots: int) -> Celery:

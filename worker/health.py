@@ -3,7 +3,6 @@
 The exit status is 0 when it has, else 1 with one sentence. A check of the process itself would pass for one that hangs.
 """
 
-import socket
 import sys
 from datetime import timedelta
 
@@ -14,6 +13,7 @@ from sqlalchemy.orm import Session
 from backend.database import Database, now_of
 from backend.settings import Settings
 from backend.tables import ControlLease, Worker
+from worker.identity import HOST
 from worker.lease import DATABASE_OUTAGES
 from worker.settings import give_up, sentences_of
 
@@ -25,7 +25,7 @@ def problem(session: Session, process: str) -> str | None:
     """What is wrong with this host's `worker`, or with whichever process is in `control`; None when nothing is."""
     now = now_of(session)
     if process == "worker":
-        here = Worker.host == socket.gethostname()[:64]
+        here = Worker.host == HOST
         heard = select(func.count()).select_from(Worker).where(here, Worker.heartbeat_at > now - _WORKER_SILENT)
         if not session.scalar(heard):
             return f"No worker of this host was heard of within {_WORKER_SILENT.total_seconds():.0f} s."

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import psutil
 
+HOST = socket.gethostname()[:64]
+"""Asked once for a process and those it forks: a laptop's name changes with its network, but not what is locked or queued by it."""
+
 
 @dataclass(frozen=True)
 class ProcessIdentity:
@@ -15,6 +18,8 @@ class ProcessIdentity:
     host: str
     boot_id: str
     """First 8 characters of the kernel's boot id; empty where there is none."""
+    pid_namespace: str
+    """Number of the namespace in which the pid counts; empty where there are none."""
     pid: int
     started: int
     """Clock ticks from the machine's start to the process's; Unix seconds where the kernel does not tell."""
@@ -23,7 +28,7 @@ class ProcessIdentity:
     def of(cls, pid: int) -> "ProcessIdentity | None":
         """The identity of a living process of this machine."""
         started = _start_of(pid)
-        return None if started is None else cls(socket.gethostname()[:64], boot_id(), pid, started)
+        return None if started is None else cls(HOST, boot_id(), pid_namespace(), pid, started)
 
     @classmethod
     def own(cls) -> "ProcessIdentity":
@@ -35,17 +40,20 @@ class ProcessIdentity:
     @property
     def name(self) -> str:
         """At most 128 characters; `is_dead` reads it."""
-        return f"{self.host}:{self.boot_id}:{self.pid}:{self.started}"
+        return f"{self.host}:{self.boot_id}:{self.pid_namespace}:{self.pid}:{self.started}"
 
 
 def is_dead(name: str) -> bool:
-    """Whether the process of that name is known to be gone; False for one of another machine, which nobody can see."""
+    """Whether the process of that name is known to be gone; False where nobody here can see it.
+
+    That is one of another machine, or of another container: those with the host's network have its name, but not its processes.
+    """
     try:
-        host, boot, pid, started = name.rsplit(":", 3)
-        named = ProcessIdentity(host, boot, int(pid), int(started))
+        host, boot, namespace, pid, started = name.rsplit(":", 4)
+        named = ProcessIdentity(host, boot, namespace, int(pid), int(started))
     except ValueError:
         return False
-    if named.host != socket.gethostname()[:64]:
+    if named.host != HOST or named.pid_namespace != pid_namespace():
         return False
     return named.boot_id != boot_id() or _start_of(named.pid) != named.started
 
@@ -54,6 +62,12 @@ def boot_id() -> str:
     """Changes when the machine restarts."""
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text()[:8] if path.exists() else ""
+
+
+def pid_namespace() -> str:
+    """Of this process; containers on one machine have different ones."""
+    path = Path("/proc/self/ns/pid")
+    return path.readlink().name.strip("pid:[]") if path.is_symlink() else ""
 
 
 def _start_of(pid: int) -> int | None:

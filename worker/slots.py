@@ -3,12 +3,13 @@
 import fcntl
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from worker.identity import HOST
 
 _MAX_CPU_SLOTS = 2  # more tiny engines at once only slow each other down
 
@@ -101,7 +102,7 @@ def free_slot(slots: list[Slot], folder: Path) -> Iterator[Slot | None]:
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for slot in slots:
-        with (folder / f"{socket.gethostname()}-{slot.index}.lock").open("w") as lock:
+        with (folder / f"{HOST}-{slot.index}.lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

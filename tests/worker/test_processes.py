@@ -2,9 +2,11 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -32,11 +34,28 @@ def test_a_process_knows_another_as_alive_until_it_ends() -> None:
 
 def test_a_reused_pid_and_a_restarted_machine_are_other_processes() -> None:
     own = ProcessIdentity.own()
-    assert is_dead(ProcessIdentity(own.host, own.boot_id, own.pid, own.started - 1).name)
-    assert is_dead(ProcessIdentity(own.host, "0000aaaa", own.pid, own.started).name)
+    assert is_dead(replace(own, started=own.started - 1).name)
+    assert is_dead(replace(own, boot_id="0000aaaa").name)
 
 
-@pytest.mark.parametrize("name", ["elsewhere:0000aaaa:1:1", "", "nonsense", "a:b:c:d"])
+def test_of_a_process_of_another_container_with_this_hosts_name_nobody_can_say_that_it_is_dead() -> None:
+    assert not is_dead(replace(ProcessIdentity.own(), pid_namespace="1", pid=1, started=1).name)
+
+
+def test_a_laptop_that_joins_another_network_locks_the_same_slots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = ProcessIdentity.own()
+    with free_slot([Slot(0, None)], tmp_path) as held:
+        assert held is not None
+        monkeypatch.setattr(socket, "gethostname", lambda: "another-network")
+        with free_slot([Slot(0, None)], tmp_path) as second:
+            assert second is None
+    assert ProcessIdentity.own() == own
+    assert not is_dead(own.name)
+
+
+@pytest.mark.parametrize("name", ["elsewhere:0000aaaa:2:1:1", "", "nonsense", "a:b:c:d", "a:b:c:d:e"])
 def test_of_a_process_of_another_machine_nobody_can_say_that_it_is_dead(name: str) -> None:
     assert not is_dead(name)
 
