@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -75,9 +74,7 @@ class LocalStack:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _start(self) -> None:
@@ -204,11 +201,9 @@ class LocalStack:
                 raise StackError(
                     f"The {service.name} ended at its start: {service.last_log_line()} (see {service.log_path})"
                 )
-            try:
+            with suppress(httpx.HTTPError):  # nobody listens there yet
                 if is_ready():
                     return
-            except httpx.HTTPError:  # nobody listens there yet
-                pass
             if time.monotonic() > deadline:
                 raise StackError(
                     f"The {service.name} did not answer within {_READY_SECONDS:.0f} s; see {service.log_path}."
@@ -222,7 +217,10 @@ class LocalStack:
             with self._restarting:
                 for service in self._services.values():
                     if service.exit_code() is not None and not self._is_stopping.is_set():
-                        self._restart(service, restarts.setdefault(service.name, []))
+                        try:
+                            self._restart(service, restarts.setdefault(service.name, []))
+                        except Exception as error:  # what this thread started lives no longer than it
+                            self.failure = f"The {service.name} ended and cannot be started again: {error}."
         self._has_stopped.wait()
 
     def _restart(self, service: Service, restarts: list[float]) -> None:
@@ -239,7 +237,8 @@ class LocalStack:
         self._report(f"The {service.name} ended (exit code {service.exit_code()}) and is started again.")
         service.kill()  # what is left of its group
         service.start()
-        self._write_state(is_ready=True)
+        with suppress(OSError):  # it runs all the same when the disk is full
+            self._write_state(is_ready=True)
 
     def stop(self, *, seconds: float | None = None) -> None:
         """End everything in order; `seconds` shortens the time that each service gets, 0 ends all at once."""
@@ -247,10 +246,10 @@ class LocalStack:
         self._is_stopping.set()
         if self._services and seconds is None:
             self._report("Stopping: runs at work write a checkpoint first. Ctrl-C again ends everything at once.")
-        with self._restarting:  # none is started behind our back from here on
+        # None is started behind our back from here on, and on a full disk everything must end all the same.
+        with self._restarting, suppress(OSError):
             if self._services:
-                with suppress(OSError):  # on a full disk everything must end all the same
-                    self._write_state(is_ready=False)
+                self._write_state(is_ready=False)
         for names in _STOP_ORDER:
             services = [self._services[name] for name in names if name in self._services]
             for service in services:

@@ -166,6 +166,35 @@ def test_a_service_that_dies_is_started_again_and_a_supervisor_stays_small(home:
         assert {worker["pid"] for worker in workers} == {pids["worker"]}
 
 
+def test_a_service_that_cannot_be_started_again_is_said_and_the_others_live_until_the_stop(home: Path) -> None:
+    def control() -> int | None:
+        for child in psutil.Process().children():
+            with suppress(psutil.Error):  # it may end just now
+                if "worker.control" in child.cmdline():
+                    return child.pid
+        return None
+
+    with LocalStack(home, with_dashboard=False) as stack:
+        first = control()
+        assert first is not None
+        (home / f".stack-{os.getpid()}.json").mkdir()  # as on a full disk, the state cannot be written
+        os.kill(first, signal.SIGKILL)
+        _await(lambda: control() not in (None, first), "the restart")
+        second = control()
+        assert second is not None
+        time.sleep(2)
+        assert started_at(second) is not None, "what was restarted lives on"
+        assert stack.failure is None
+        (home / "logs" / "control.log").unlink()
+        (home / "logs" / "control.log").mkdir()
+        os.kill(second, signal.SIGKILL)
+        _await(lambda: stack.failure, "a sentence")
+        assert "The control ended and cannot be started again: " in str(stack.failure)
+        assert _is_ready(stack.api_url)
+        api = _pids(home)["api"]
+    assert started_at(api) is None
+
+
 @pytest.mark.skipif(not EngineServer.is_possible(), reason="needs Linux")
 def test_engines_are_forks_of_a_server_that_is_replaced_when_it_is_killed(
     home: Path, monkeypatch: pytest.MonkeyPatch
