@@ -12,6 +12,7 @@ from dashboard.api_client import ApiClient
 from dashboard.export_panel import show_exports
 from dashboard.quantities import accuracy_text, age_text, bytes_text
 
+_MAX_LISTED = 200  # as many as ApiClient.checkpoints gives
 _NOT_HARMLESS = re.compile(r"[^A-Za-z0-9.]+")
 _HOW_TO_OPEN = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -121,6 +122,7 @@ with notices.problems_shown():
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(f"Checkpoints of **{notices.plain(name)}**")
             st.page_link("views/checkpoints.py", label="Show all", icon=":material/filter_alt_off:", query_params={})
+    is_cut = len(checkpoints) >= _MAX_LISTED
     wanted = address.asked("checkpoint")
     if wanted is not None and wanted not in {one.id for one in checkpoints}:
         checkpoints = [cached.checkpoint(client, wanted), *checkpoints]  # older than the list, or not there at all
@@ -131,6 +133,9 @@ with notices.problems_shown():
         )
         st.page_link("views/runs.py", label="To the runs", icon=":material/list:")
         st.stop()
+    if is_cut:
+        narrower = "" if of_run is not None else "; the page of a run leads to its own"
+        st.caption(f"The newest {_MAX_LISTED} checkpoints are listed, older ones are not{narrower}.")
     box = st.column_config.CheckboxColumn(width="small")
     columns = {"accuracy": st.column_config.NumberColumn(format="%.3f"), "best": box, "pinned": box}
     st.dataframe(checkpoints_frame(checkpoints), hide_index=True, key="checkpoints", column_config=columns)

@@ -10,6 +10,7 @@ from backend.schemas import Evaluation, Positions, Run, RunSummary
 from backend.unique_labels import run_labels, unique_labels
 from dashboard import address, cached, charts, frames, notices, saved_views
 from dashboard.api_client import ApiClient
+from dashboard.compared_runs import first_compared
 from dashboard.comparison_frames import (
     arms_frame,
     arms_table,
@@ -38,6 +39,7 @@ def choose_runs(client: ApiClient) -> list[RunSummary]:
     named = address.asked("runs")
     if named is not None:
         ids = list(dict.fromkeys(one for one in named.split(",") if one))
+        num_offered = len(ids)
         listed: list[RunSummary] = [cached.run(client, one) for one in ids[:_MAX_COMPARED]]
         st.page_link(
             "views/compare.py", label="Compare an experiment instead", icon=":material/science:", query_params={}
@@ -63,13 +65,19 @@ def choose_runs(client: ApiClient) -> list[RunSummary]:
         if experiments[chosen].note:
             st.caption(notices.plain(experiments[chosen].note))
         listed = cached.experiment_runs(client, chosen)
+        num_offered = len(listed)
     by_id = {one.id: one for one in listed}
     labels = run_labels(listed)
-    begun = [one.id for one in listed if one.step > 0 or one.state == "succeeded"]
+    begun = [one for one in listed if one.step > 0 or one.state == "succeeded"]
     kept = st.multiselect(
-        "Runs", list(by_id), default=begun[:_MAX_COMPARED], format_func=lambda one: labels.get(one, one), max_selections=_MAX_COMPARED,
-        key=f"compared-{named or listed[0].experiment_id if listed else ''}",
+        "Runs", list(by_id), default=first_compared(begun, _MAX_COMPARED), format_func=lambda one: labels.get(one, one),
+        max_selections=_MAX_COMPARED, key=f"compared-{named or listed[0].experiment_id if listed else ''}",
     )  # fmt: skip
+    if num_offered > _MAX_COMPARED:
+        st.caption(
+            f"{len(kept)} of {_count(num_offered)} {'is' if len(kept) == 1 else 'are'} shown, at most {_MAX_COMPARED} at once: "
+            "what is said below is of these, not of the others."
+        )
     waiting = len(listed) - len(begun)
     if waiting:
         st.caption(f"Left out: {_count(waiting)} of {len(listed)} without a step of training yet.")
@@ -138,7 +146,7 @@ def table_section(comparison: Comparison) -> None:
     against = (
         f"Saving is against *{notices.plain(full)}*, for arms of its student that were evaluated on its problems."
         if full
-        else "No arm trains at full length, so no saving can be stated."
+        else "None of the arms shown trains at full length, so no saving can be stated."
     )
     st.caption(
         "Accuracy is the best checkpoint's: on the report prompts where a run has some, else on the dev prompts that chose it, "
