@@ -18,6 +18,7 @@ from engine.flops import (
     rollout_ledger,
     student_flops,
 )
+from engine.gated_dense import complete_config
 from engine.locations import resolve
 from engine.memory import Model, longest_horizon, memory
 from engine.memory_choice import least
@@ -133,7 +134,7 @@ def model_of(model: ModelSpec, field: str, adapter: Adapter) -> Model:
             raise FileNotFoundError(path)
         if path.stat().st_size > _MAX_CONFIG_BYTES:
             raise ValueError(f"config.json is larger than {_MAX_CONFIG_BYTES} bytes.")
-        config = json.loads(path.read_bytes())
+        config = complete_config(json.loads(path.read_bytes()))
         shape = ModelShape.from_config(config)
         if not all(1 <= value <= _MAX_ENTRIES for value in shape.model_dump(exclude={"adapter"}).values()):
             raise ValueError("config.json has sizes that no model has.")
@@ -146,7 +147,7 @@ def model_of(model: ModelSpec, field: str, adapter: Adapter) -> Model:
     except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         message = f"{field} is {model.path!r}, whose cost cannot be estimated ({str(error)[:200]}); {remedy}"
         raise invalid([Finding(field=field, message=message)]) from None
-    embeddings = 1 if config.get("tie_word_embeddings", False) else 2
+    embeddings = 1 if config["tie_word_embeddings"] else 2
     return Model(shape, shape.block_parameters + embeddings * shape.head_parameters)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from engine.adapter_shape import AdapterShape
 from engine.frozen import Frozen
+from engine.gated_dense import complete_config
 
 
 class FlopLedger(Frozen):
@@ -98,10 +99,11 @@ class ModelShape(Frozen):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelShape:
-        """From the values of a `config.json` of the Llama family (gated MLP, grouped-query attention).
+        """From the values of a `config.json` of one of GATED_DENSE.
 
-        Raises ValueError when the config does not have them; the engine then counts the loaded modules instead.
+        Raises ValueError when it is of another kind or does not have them; an engine counts the loaded modules, of any kind.
         """
+        config = complete_config(config)
         try:
             hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
             heads, vocabulary = int(config["num_attention_heads"]), int(config["vocab_size"])

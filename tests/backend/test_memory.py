@@ -118,7 +118,7 @@ def test_the_loss_takes_what_the_estimate_has_for_head_and_divergence(
             peak = max(peak, held)
     shape = ModelShape.from_config(
         {
-            "hidden_size": hidden, "num_hidden_layers": 1, "num_attention_heads": 8, "intermediate_size": 64,
+            "model_type": "llama", "hidden_size": hidden, "num_hidden_layers": 1, "num_attention_heads": 8, "intermediate_size": 64,
             "vocab_size": vocabulary,
         }
     )  # fmt: skip

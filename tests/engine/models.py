@@ -20,6 +20,7 @@ CPU = torch.device("cpu")
 MEDIUM = Model(
     ModelShape.from_config(
         {
+            "model_type": "llama",
             "hidden_size": 512,
             "num_hidden_layers": 8,
             "num_attention_heads": 8,

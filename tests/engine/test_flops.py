@@ -14,9 +14,10 @@ from engine.model_spec import ModelSpec
 from tests.engine.models import CPU
 
 
-def qwen3(hidden: int, layers: int, heads: int, intermediate: int) -> dict[str, int]:
+def qwen3(hidden: int, layers: int, heads: int, intermediate: int) -> dict[str, str | int]:
     """Shapes assumed, not read: Qwen3 as it is commonly quoted, 8 key/value heads of width 128, vocabulary 151936."""
     return {
+        "model_type": "qwen3",
         "hidden_size": hidden,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
@@ -32,7 +33,14 @@ SMALL, MIDDLE, LARGE = map(
     ModelShape.from_config, (qwen3(1024, 28, 16, 3072), QWEN3_MIDDLE, qwen3(4096, 36, 32, 12288))
 )
 TINY = ModelShape.from_config(
-    {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 192, "vocab_size": 81}
+    {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 192,
+        "vocab_size": 81,
+    }
 )
 
 
@@ -126,7 +134,7 @@ def test_evaluation_is_no_part_of_training(ledger: FlopLedger) -> None:
 
 def test_a_config_of_another_kind_is_refused_by_the_name_of_its_missing_field() -> None:
     with pytest.raises(ValueError, match="num_hidden_layers"):
-        ModelShape.from_config({"hidden_size": 64})
+        ModelShape.from_config({"model_type": "llama", "hidden_size": 64})
 
 
 def test_old_records_of_a_ledger_load_and_their_rollout_stays_whole() -> None:
