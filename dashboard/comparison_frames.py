@@ -11,7 +11,8 @@ from backend.arms import Arm, problems_of, variant_names
 from backend.comparison import Comparison
 from backend.schemas import Evaluation, Run
 from backend.unique_labels import run_labels
-from dashboard.quantities import accuracy_text, flops_text, seconds_text, share_text, times_text
+from dashboard.frames import gflop
+from dashboard.quantities import flops_text, times_text
 from engine.seed_statistics import mean_interval
 
 Pairs = Sequence[tuple[Run, list[Evaluation]]]
@@ -72,7 +73,7 @@ def seeds_table(comparison: Comparison) -> pd.DataFrame:
             "variant": one.variant,
             "seeds": one.num_seeds,
             "accuracy": _with_interval(f"{one.accuracy:.3f}", one.accuracy_interval, ".3f"),
-            "training": flops_text(one.training_flops),
+            "training, GFLOP": gflop(one.training_flops),
             f"to reach {comparison.target:.2f}": flops_text(one.flops_to_target)
             if one.flops_to_target is not None
             else f"{one.num_reached} of {one.num_seeds} reached it",
@@ -181,28 +182,28 @@ def arms_frame(comparison: Comparison) -> pd.DataFrame:
 
 
 def arms_table(comparison: Comparison) -> pd.DataFrame:
-    """The same for reading, with units."""
+    """The same for reading: figures as numbers, so that a column is sorted by size; those with an interval are text."""
     rows = [
         {
             "arm": arm.name,
             "horizon": arm.prefix,
             "accuracy": f"{arm.accuracy:.3f} [{arm.accuracy_low:.3f}, {arm.accuracy_high:.3f}]",
-            "McNemar p": "–" if arm.mcnemar_p is None else f"{arm.mcnemar_p:.2g}",
+            "McNemar p": arm.mcnemar_p,
             "avg@k": _average(arm),
-            "exact": accuracy_text(arm.exact),
-            "training": flops_text(arm.flops.training),
-            "saving": "baseline" if arm.is_baseline else times_text(arm.saving),
-            f"to reach {comparison.target:.2f}": flops_text(arm.flops_to_target)
-            if arm.flops_to_target is not None
-            else "not reached",
-            "share inside": share_text(arm.share_inside),
+            "exact": arm.exact,
+            "training, GFLOP": gflop(arm.flops.training),
+            "saving": 1.0 if arm.is_baseline else arm.saving,
+            f"GFLOP to reach {comparison.target:.2f}": gflop(arm.flops_to_target),
+            "share inside": arm.share_inside,
             "tail, nats": _change(arm.tail_before, arm.tail_after),
-            "EOS": share_text(arm.eos_rate),
-            "time": seconds_text(arm.training_seconds),
+            "EOS": arm.eos_rate,
+            "time, s": arm.training_seconds,
         }
         for arm in comparison.arms
     ]
-    return pd.DataFrame(rows)
+    texts = {"arm", "horizon", "accuracy", "avg@k", "tail, nats"}
+    frame = pd.DataFrame(rows)
+    return frame.astype({name: float for name in frame.columns if name not in texts})
 
 
 def _average(arm: Arm) -> str:

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import pandas as pd
 
 from backend.schemas import Evaluation, Metric, Positions, Rollout, RolloutDetail, RunSummary, StoredEvent
-from dashboard.quantities import accuracy_text, age_text, flops_text, seconds_text
+from dashboard.quantities import accuracy_text, flops_text
 
 MAX_POSITIONS = 512  # marks of a line that a browser draws without delay; longer completions are averaged in bins
 NOTABLE_EVENTS = frozenset({"step", "evaluation", "traces", "estimated"})  # shown as charts, so left out of the log
 
 
 def runs_frame(runs: Sequence[RunSummary]) -> pd.DataFrame:
+    """Figures as numbers and moments as such, so that a column is sorted by size; units are in the view's headers."""
     return pd.DataFrame(
         {
             "name": [run.name for run in runs],
@@ -19,14 +20,19 @@ def runs_frame(runs: Sequence[RunSummary]) -> pd.DataFrame:
             "accuracy": [run.report_accuracy if run.report_accuracy is not None else run.best_accuracy for run in runs],
             "prefix": [run.prefix for run in runs],
             "progress": [100.0 * run.step / run.num_steps if run.num_steps else 0.0 for run in runs],
-            "training": [flops_text(run.training_flops) for run in runs],
-            "time": [seconds_text(run.training_seconds) for run in runs],
+            "training": [gflop(run.training_flops) for run in runs],
+            "time": [run.training_seconds for run in runs],
             "experiment": [run.experiment_name for run in runs],
             "seed": [run.seed for run in runs],
-            "created": [age_text(run.created_at) for run in runs],
+            "created": [run.created_at for run in runs],
             "id": [run.id for run in runs],
         }
-    )
+    ).astype({"training": float, "time": float})
+
+
+def gflop(flops: float | None) -> float | None:
+    """FLOPs in the unit that tables have in their headers."""
+    return None if flops is None else flops / 1e9
 
 
 def metric_frame(metric: Metric) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from backend.unique_labels import unique_labels
 from dashboard import address, cached, notices, rights
 from dashboard.api_client import ApiClient
 from dashboard.export_panel import show_exports
-from dashboard.quantities import accuracy_text, age_text, bytes_text
+from dashboard.quantities import accuracy_text, bytes_text
 
 _MAX_LISTED = 200  # as many as ApiClient.checkpoints gives
 _NOT_HARMLESS = re.compile(r"[^A-Za-z0-9.]+")
@@ -22,6 +22,7 @@ tokenizer = AutoTokenizer.from_pretrained(folder)"""
 
 
 def checkpoints_frame(checkpoints: list[Checkpoint]) -> pd.DataFrame:
+    """Sizes as numbers and moments as such, so that a column is sorted by size."""
     return pd.DataFrame(
         {
             "run": [one.run_name for one in checkpoints],
@@ -29,9 +30,9 @@ def checkpoints_frame(checkpoints: list[Checkpoint]) -> pd.DataFrame:
             "best": [one.is_best for one in checkpoints],
             "pinned": [one.pinned for one in checkpoints],
             "accuracy": [one.accuracy for one in checkpoints],
-            "size": [bytes_text(one.num_bytes) for one in checkpoints],
+            "size": [one.num_bytes for one in checkpoints],
             "experiment": [one.experiment_name for one in checkpoints],
-            "saved": [age_text(one.created_at) for one in checkpoints],
+            "saved": [one.created_at for one in checkpoints],
             "manifest sha256": [one.manifest_sha256 for one in checkpoints],
         }
     )
@@ -137,7 +138,10 @@ with notices.problems_shown():
         narrower = "" if of_run is not None else "; the page of a run leads to its own"
         st.caption(f"The newest {_MAX_LISTED} checkpoints are listed, older ones are not{narrower}.")
     box = st.column_config.CheckboxColumn(width="small")
-    columns = {"accuracy": st.column_config.NumberColumn(format="%.3f"), "best": box, "pinned": box}
+    columns = {
+        "accuracy": st.column_config.NumberColumn(format="%.3f"), "best": box, "pinned": box,
+        "size": st.column_config.NumberColumn(format="bytes"), "saved": st.column_config.DatetimeColumn(format="distance"),
+    }  # fmt: skip
     st.dataframe(checkpoints_frame(checkpoints), hide_index=True, key="checkpoints", column_config=columns)
     by_id = {one.id: one for one in checkpoints}
     ids, labels = list(by_id), unique_labels({one.id: label_of(one) for one in checkpoints})

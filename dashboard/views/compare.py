@@ -28,6 +28,7 @@ from dashboard.quantities import flops_text
 
 _MAX_COMPARED = 10
 _BASE = "base student"
+_PLAIN_FORMAT = "%.4g"
 
 
 def _count(num_runs: int) -> str:
@@ -138,13 +139,20 @@ def table_section(comparison: Comparison) -> None:
     if not comparison.arms:
         st.caption("No run has succeeded yet: the table follows when the first one has.")
         return
+    wide, share = st.column_config.TextColumn(width="medium"), st.column_config.NumberColumn(format="percent")
+    plain = st.column_config.NumberColumn(format=_PLAIN_FORMAT)
     st.dataframe(
         arms_table(comparison), hide_index=True, key="arms",
-        column_config={"arm": st.column_config.TextColumn(width="medium"), "horizon": st.column_config.TextColumn(width="medium")},
+        column_config={
+            "arm": wide, "horizon": wide, "share inside": share, "EOS": share, "training, GFLOP": plain,
+            f"GFLOP to reach {comparison.target:.2f}": plain, "McNemar p": st.column_config.NumberColumn(format="%.2g"),
+            "exact": st.column_config.NumberColumn(format="%.3f"), "saving": st.column_config.NumberColumn(format="%.1f×"),
+            "time, s": plain,
+        },
     )  # fmt: skip
     full = next((arm.name for arm in comparison.arms if arm.is_baseline), None)
     against = (
-        f"Saving is against *{notices.plain(full)}*, for arms of its student that were evaluated on its problems."
+        f"Saving is against *{notices.plain(full)}* (1.0×), for arms of its student that were evaluated on its problems."
         if full
         else "None of the arms shown trains at full length, so no saving can be stated."
     )
@@ -152,7 +160,8 @@ def table_section(comparison: Comparison) -> None:
         "Accuracy is the best checkpoint's: on the report prompts where a run has some, else on the dev prompts that chose it, "
         f"which flatters it. Brackets are 95 % over prompts. {against} "
         "McNemar p is the exact test against the baseline, problem by problem: below 0.05 the two arms differ on these "
-        "problems, whatever their brackets say. Share inside and tail are reverse KL of full-length samples."
+        "problems, whatever their brackets say. Share inside and tail are reverse KL of full-length samples. "
+        "No figure under GFLOP to reach: the target was not reached. Columns with brackets or arrows are sorted as text."
     )
     # With several seeds the summary comes first, and the sentences about each of many runs are there for who asks.
     place = st.expander("Run by run, in words", icon=":material/notes:") if comparison.has_seeds else st.container()
@@ -170,7 +179,11 @@ def seeds_section(comparison: Comparison) -> None:
     if not comparison.arms:
         return
     st.header("By variant, over its seeds", anchor=False)
-    st.dataframe(seeds_table(comparison), hide_index=True, key="seeds")
+    st.dataframe(
+        seeds_table(comparison), hide_index=True, key="seeds",
+        column_config={"training, GFLOP": st.column_config.NumberColumn(format=_PLAIN_FORMAT)},
+    )  # fmt: skip
+    st.caption("Columns with brackets or words are sorted as text, not by size.")
     if comparison.has_seeds:
         st.caption(
             "Brackets are 95 % over seeds (Student's t); compute to reach the target is a geometric mean, its ratio by "

@@ -40,11 +40,13 @@ def as_table(shown: list[RunSummary]) -> None:
             "progress": st.column_config.ProgressColumn(
                 "Progress", format="%.0f %%", min_value=0, max_value=100, width="small"
             ),
-            "training": st.column_config.TextColumn("Training", help="Training FLOPs, evaluation not counted"),
-            "time": "Time",
+            "training": st.column_config.NumberColumn(
+                "Training (GFLOP)", format="%.4g", help="Training FLOPs, evaluation not counted"
+            ),
+            "time": st.column_config.NumberColumn("Time (s)", format="%.4g"),
             "experiment": "Experiment",
             "seed": st.column_config.NumberColumn("Seed", width="small"),
-            "created": "Created",
+            "created": st.column_config.DatetimeColumn("Created", format="distance"),
         },
         alt="Runs with state, accuracy, prefix and cost; the list view holds the same as text",
     )
