@@ -34,8 +34,8 @@ def credential() -> str | None:
 
 
 def sign_out() -> None:
-    """Forget the credential of this session."""
-    st.session_state.pop(_KEY, None)
+    """Forget the credential of this session and all else that it holds: the next person in this tab is to see none of it."""
+    st.session_state.clear()
     if _is_logged_in():
         st.logout()
 

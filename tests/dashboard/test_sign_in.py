@@ -113,6 +113,16 @@ def test_the_key_stays_in_the_session_and_goes_with_the_sign_out(database: Datab
 
 
 @pytest.mark.usefixtures("api_url")
+def test_the_next_person_in_the_tab_finds_nothing_of_the_last_one(database: Database) -> None:
+    app = _signed_in(key_of(database, "operator")).switch_page("views/new_run.py").run()
+    assert "form" in app.session_state
+    app.button(key="sign-out").click().run()
+    assert not app.exception
+    assert [one.value for one in app.title] == ["Sign in"]
+    assert "form" not in app.session_state
+
+
+@pytest.mark.usefixtures("api_url")
 def test_who_may_not_start_a_run_is_told_so_and_a_revoked_key_asks_to_sign_in_again(database: Database) -> None:
     key = key_of(database, "viewer")
     app = _signed_in(key).switch_page("views/analyses.py").run()
