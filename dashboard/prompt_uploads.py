@@ -8,7 +8,7 @@ import streamlit as st
 from backend.prompt_files import PromptFile
 from dashboard import cached, notices, rights
 from dashboard.api_client import ApiClient
-from dashboard.api_errors import ApiError, Invalid
+from dashboard.api_errors import Conflict, Forbidden, Invalid, NotFound
 from dashboard.quantities import bytes_text
 from engine.prompt_spec import PromptColumns
 
@@ -39,8 +39,8 @@ def show(client: ApiClient) -> dict[str, Any]:
             if file is not None:
                 send(client, file)
             return chosen(client, cached.prompt_files(client), refusal)
-        except ApiError as error:
-            notices.show_problem(error)
+        except (Conflict, Forbidden, Invalid, NotFound) as error:  # of a file; others are the page's, and end it
+            st.error(notices.plain(f"{error.message} {error.advice}"), icon=":material/error:")
             return {}
 
 

@@ -1,13 +1,17 @@
 """Uploads in New run: columns are guessed, bad rows are told, and a click puts an upload into the form."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from dashboard import cached
 from dashboard.prompt_preview import differing_tokens
 from dashboard.prompt_uploads import changes_for
+from tests.dashboard.conftest import await_answer, free_port, stopped
 
 APP = str(Path(__file__).parents[2] / "dashboard" / "app.py")
 
@@ -68,6 +72,26 @@ def test_a_click_puts_an_upload_into_the_form() -> None:
 @pytest.mark.usefixtures("scene")
 def test_without_an_upload_the_place_says_so() -> None:
     assert "Nothing was uploaded yet." in [one.value for one in opened("new_run").caption]
+
+
+def test_an_api_that_goes_away_is_said_once_and_ends_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    process = subprocess.Popen([sys.executable, str(Path(__file__).with_name("fake_api.py")), str(port)])
+    try:
+        monkeypatch.setenv("INCIPIT_API_URL", f"http://127.0.0.1:{port}/busy")
+        monkeypatch.setenv("INCIPIT_LOCAL_TOKEN", "of-the-tests")
+        await_answer(f"http://127.0.0.1:{port}/busy/readyz", process)
+        app = opened("new_run")
+        assert not app.error
+    finally:
+        stopped(process)
+    for known in (cached.prompt_files, cached.workers, cached.alerts):  # what is kept for longer stays
+        known.clear()
+    app.run()
+    assert not app.exception
+    assert [one.value for one in app.error if "Cannot reach the API" in one.value]
+    assert [one.key for one in app.button].count("try-again") == 1
+    assert "start" not in [one.key for one in app.button]
 
 
 def test_an_upload_has_the_usual_columns(records: Any) -> None:
