@@ -10,9 +10,9 @@ from dashboard.api_transport import ApiTransport
 class AlertCalls(ApiTransport):
     """Part of ApiClient."""
 
-    def alerts(self, *, is_open: bool = True) -> AlertPage:
-        """The newest alerts; only those that nobody has dismissed if `is_open`."""
-        return self._get("/api/v1/alerts", AlertPage, {"is_open": is_open})
+    def alerts(self, *, is_open: bool = True, cursor: str | None = None) -> AlertPage:
+        """A page of alerts, newest first; only those that nobody has dismissed if `is_open`."""
+        return self._get("/api/v1/alerts", AlertPage, {"is_open": is_open, "cursor": cursor})
 
     def dismiss_alert(self, alert_id: str) -> Alert:
         return self._post(f"/api/v1/alerts/{alert_id}/dismiss", Alert, None)

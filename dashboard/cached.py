@@ -235,8 +235,8 @@ def checkpoint(client: ApiClient, checkpoint_id: str) -> Checkpoint:
 
 
 @st.cache_data(ttl=3, max_entries=32, show_spinner=False, hash_funcs=_BY_IDENTITY)
-def alerts(client: ApiClient, *, is_open: bool = True) -> AlertPage:
-    return client.alerts(is_open=is_open)
+def alerts(client: ApiClient, *, is_open: bool = True, cursor: str | None = None) -> AlertPage:
+    return client.alerts(is_open=is_open, cursor=cursor)
 
 
 @st.cache_data(ttl=2, max_entries=16, show_spinner=False, hash_funcs=_BY_IDENTITY)

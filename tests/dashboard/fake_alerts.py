@@ -50,9 +50,11 @@ _DISMISSED: set[str] = set()
 
 
 @router.get("/alerts")
-def list_alerts(is_open: bool = True) -> AlertPage:
+def list_alerts(is_open: bool = True, cursor: str | None = None) -> AlertPage:
+    """Of the open ones a single page; of all two, the second with the oldest."""
     told = [one for one in ALERTS if not is_open or one.id not in _DISMISSED]
-    return AlertPage(items=told, num_open=len(told), next_cursor=None)
+    items = told if is_open else told[2:] if cursor == "older" else told[:2]
+    return AlertPage(items=items, num_open=len(told), next_cursor="older" if not is_open and cursor is None else None)
 
 
 @router.post("/alerts/{alert_id}/dismiss")

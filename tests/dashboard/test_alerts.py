@@ -38,6 +38,19 @@ def test_the_list_names_runs_and_says_what_happened() -> None:
 
 
 @pytest.mark.usefixtures("scene")
+def test_a_list_of_all_alerts_that_is_cut_says_so_and_shows_older_ones() -> None:
+    app = opened("alerts")
+    app.session_state["alerts-shown"] = "all"
+    app.run()
+    assert "The newest 2." in [one.value for one in app.caption]
+    assert not [one.value for one in app.markdown if "all steps are done" in str(one.value)]
+    app.button(key="older-alerts").click().run()
+    assert not app.exception
+    assert [one.value for one in app.markdown if "all steps are done" in str(one.value)]
+    assert "older-alerts" not in [one.key for one in app.button]
+
+
+@pytest.mark.usefixtures("scene")
 def test_an_alert_can_be_dismissed_and_rules_saved() -> None:
     app = opened("alerts")
     app.number_input(key="alert-rules-accuracy_drop").set_value(0.05)
