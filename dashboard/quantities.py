@@ -88,6 +88,12 @@ def age_text(moment: datetime | None, now: datetime | None = None) -> str:
     return f"{seconds // _DAY:.0f} d ago"
 
 
+def moment_text(moment: datetime) -> str:
+    """To the second and with its zone, which is UTC: for labels, which an age would change."""
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return f"{aware.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
 def wait_text(moment: datetime | None, now: datetime | None = None) -> str:
     """Until a moment, such as `in 30 s`; `now` when it has passed or there is none."""
     seconds = 0.0 if moment is None else (moment - (now or datetime.now(UTC))).total_seconds()

@@ -17,6 +17,7 @@ from engine.playground_spec import MAX_SAMPLES, MAX_SPEAKERS, Question
 AB_VIEW = "A and B"
 """The view that stacks two answers; links that open it set `view` to this."""
 _TOKENS = 128
+_ID_END = 6  # characters of a run's id; its beginning is its time, which runs made together share
 _RECORDED_CHARACTERS = 4000  # as much of a prompt as a run keeps beside its trace, see engine/trace.py
 
 
@@ -42,7 +43,8 @@ def draw_question_form(client: ApiClient, runs: list[RunSummary]) -> None:
         )
     )
     seed = _seed(client, run)
-    labels = _labels(client, run)
+    known = _checkpoints(client, run)
+    labels = _labels(known, run)
     chosen = st.multiselect(
         f"Who answers, up to {MAX_SPEAKERS}, in this order",
         list(labels),
@@ -50,8 +52,9 @@ def draw_question_form(client: ApiClient, runs: list[RunSummary]) -> None:
         format_func=lambda one: labels[one],
         max_selections=MAX_SPEAKERS,
         key=f"speakers-{seed.identity}",
-        help="A checkpoint is the student as it was at a step of any run; best and pinned ones are marked.",
+        help="A checkpoint is the student as it was at a step of any run; below stand those that are chosen, best or pinned.",
     )
+    _marks(known, labels, chosen, run)
     prompt = st.text_area("Prompt", seed.question["prompt"], height=110, key=f"prompt-{seed.identity}")
     if seed.note:
         st.caption(seed.note)
@@ -133,23 +136,42 @@ def _speaker(key: str) -> dict[str, str]:
     return {"kind": key} if key in ("base", "teacher") else {"kind": "checkpoint", "checkpoint_id": key}
 
 
-def _labels(client: ApiClient, run: Run) -> dict[str, str]:
-    """Who may speak: base, teacher, the run's own checkpoints, then those of other runs; newest first."""
-    mine = cached.checkpoints(client, run.id)
-    others = [one for one in cached.checkpoints(client) if one.run_id != run.id]
-    asked = {name for name in (address.asked("a"), address.asked("b")) if name}
-    known = {one.id: checkpoint_label(one) for one in [*mine, *others]}
+def _checkpoints(client: ApiClient, run: Run) -> list[Checkpoint]:
+    """The run's own, then those of other runs; newest first."""
+    return [
+        *cached.checkpoints(client, run.id),
+        *(one for one in cached.checkpoints(client) if one.run_id != run.id),
+    ]
+
+
+def _labels(checkpoints: list[Checkpoint], run: Run) -> dict[str, str]:
+    """Who may speak: base, teacher, checkpoints."""
+    asked = [name for name in (address.asked("a"), address.asked("b")) if name]
+    known = {one.id: _checkpoint_label(one, run) for one in checkpoints}
     # Older than the list: the API knows them, or says that they are gone.
-    known |= {one: f"checkpoint {one}" for one in asked - known.keys()}
+    known |= {one: f"checkpoint {one}" for one in asked if one not in known}
     return unique_labels({"base": "base student", "teacher": "teacher"} | known)
 
 
-def checkpoint_label(checkpoint: Checkpoint) -> str:
-    """Such as `prefix 8 · step 40, best · accuracy 0.973`."""
-    marks = "".join(
-        f", {word}" for word, is_so in (("best", checkpoint.is_best), ("pinned", checkpoint.pinned)) if is_so
-    )
-    return f"{checkpoint.run_name} · step {checkpoint.step}{marks} · accuracy {accuracy_text(checkpoint.accuracy)}"
+def _checkpoint_label(checkpoint: Checkpoint, run: Run) -> str:
+    """Such as `prefix 8 · step 40`, and `prefix 8 (0a1b2c) · step 40` of another run.
+
+    Nothing in it changes with time, not even as checkpoints of the same name are made: the browser names what is chosen by
+    its label, and the choice is lost when there is none of it as it arrives.
+    """
+    of_run = "" if checkpoint.run_id == run.id else f" ({checkpoint.run_id[-_ID_END:]})"
+    return f"{checkpoint.run_name}{of_run} · step {checkpoint.step}"
+
+
+def _marks(checkpoints: list[Checkpoint], labels: dict[str, str], chosen: list[str], run: Run) -> None:
+    """What is known of those that are chosen, and of the run's best and pinned ones."""
+    told = []
+    for one in checkpoints:
+        marks = [word for word, is_so in (("best", one.is_best), ("pinned", one.pinned)) if is_so]
+        if one.id in chosen or (marks and one.run_id == run.id):
+            told.append(f"{labels[one.id]}: {', '.join([*marks, f'accuracy {accuracy_text(one.accuracy)}'])}")
+    if told:
+        st.caption(notices.plain(" — ".join(told)))
 
 
 def _seed(client: ApiClient, run: Run) -> Seed:

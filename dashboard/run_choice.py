@@ -4,13 +4,14 @@ import streamlit as st
 
 from backend.schemas import RunSummary
 from backend.unique_labels import unique_labels
-from dashboard import address, cached, notices
+from dashboard import address, cached
 from dashboard.api_client import ApiClient
 from dashboard.api_errors import NotFound
 
 
 def run_label(run: RunSummary) -> str:
-    return f"{run.name} · {run.experiment_name} · {notices.STATE_LOOKS[run.state][0]}"
+    """Without its state: the browser names its choice by the label, which must still be there when it arrives."""
+    return f"{run.name} · {run.experiment_name}"
 
 
 def choose_run(client: ApiClient, runs: list[RunSummary]) -> RunSummary:

@@ -9,19 +9,13 @@ from backend.unique_labels import unique_labels
 from dashboard import address, analysis_panels, cached, notices, rights
 from dashboard.api_client import ApiClient
 from dashboard.api_errors import Invalid
-from dashboard.quantities import age_text, range_text
+from dashboard.quantities import age_text, moment_text, range_text
 from dashboard.spec_form import DrawnForm, draw_field, kind_label
 from dashboard.spec_schema import form_fields
 
 _POLL_SECONDS = 1.5
 _MAX_RUNS = 50
-_LOOKS = {
-    "queued": ":material/schedule: waiting for a worker",
-    "running": ":material/progress_activity: at work",
-    "succeeded": ":material/check_circle: done",
-    "failed": ":material/error: failed",
-    "cancelled": ":material/cancel: cancelled",
-}
+_LISTED = 50  # as many as the API gives at once
 
 
 def bases(client: ApiClient) -> dict[str, str]:
@@ -78,14 +72,15 @@ def ask(client: ApiClient) -> None:
 
 
 def label_of(analysis: Analysis) -> str:
-    words = _LOOKS[analysis.state].partition(": ")[2]
-    return f"{kind_label(analysis.spec.analysis.kind)} · {analysis.spec.run.name} · {words} · {age_text(analysis.created_at)}"
+    """Without its state and age: the browser names its choice by the label, which must still be there when it arrives."""
+    return f"{kind_label(analysis.spec.analysis.kind)} · {analysis.spec.run.name} · {moment_text(analysis.created_at)}"
 
 
 def show(client: ApiClient, analysis: Analysis) -> None:
     spec = analysis.spec
     st.header(kind_label(spec.analysis.kind).capitalize(), anchor=False)
-    st.caption(notices.plain(f"{spec.run.student.path} → {spec.run.teacher.path} · {spec.run.name}"))
+    models = notices.plain(f"{spec.run.student.path} → {spec.run.teacher.path} · {spec.run.name}")
+    st.caption(f"{models} · asked {age_text(analysis.created_at)}")
     if analysis.state in ("queued", "running"):
         st.fragment(_poll, run_every=_POLL_SECONDS)(client, analysis.id)
         if rights.refusal(client) is None and st.button("Cancel", icon=":material/cancel:", key="cancel-analysis"):
@@ -138,5 +133,7 @@ with notices.problems_shown():
             "Answers", ids, index=address.asked_index("analysis", ids), format_func=lambda one: labels.get(one, one),
             key=f"chosen-analysis-{ids[0]}",
         )  # fmt: skip
+        if len(known) >= _LISTED:
+            st.caption(f"The newest {_LISTED} are listed; an older one opens by its link.")
         address.keep("analysis", chosen)
         show(client, by_id[chosen or ids[0]])

@@ -6,25 +6,19 @@ from backend.playground import PlaygroundQuestion, QuestionSummary
 from backend.unique_labels import unique_labels
 from dashboard import address, answer_panels, cached, notices, rights
 from dashboard.api_client import ApiClient
-from dashboard.quantities import age_text, range_text
+from dashboard.quantities import age_text, moment_text, range_text
 from dashboard.question_form import draw_question_form
 
 _POLL_SECONDS = 1.0
 _SHOWN = 60  # characters of a prompt in the list
 _OPEN = "playground-form-open"  # the question beside which the form is open
-_LOOKS = {
-    "queued": "waits for a worker",
-    "running": "is being answered",
-    "succeeded": "answered",
-    "failed": "failed",
-    "cancelled": "cancelled",
-}
 
 
 def label_of(question: QuestionSummary) -> str:
+    """Without its state and age: the browser names its choice by the label, which must still be there when it arrives."""
     prompt = " ".join(question.prompt.split())
     shown = prompt if len(prompt) <= _SHOWN else prompt[:_SHOWN] + "…"
-    return f"“{shown}” · {', '.join(question.speakers)} · {_LOOKS[question.state]} · {age_text(question.created_at)}"
+    return f"“{shown}” · {', '.join(question.speakers)} · {moment_text(question.created_at)}"
 
 
 def choose_question(client: ApiClient) -> str | None:
@@ -42,12 +36,11 @@ def choose_question(client: ApiClient) -> str | None:
         )
         return None
     ids, labels = list(by_id), unique_labels(by_id)
-    # With another question in the address or another state it is another list, which starts at the address.
-    states = "".join(one.state[0] for one in known)
+    # With another question in the address it is another list, which starts at the address.
     chosen = st.selectbox(
         "Questions", ids, index=address.asked_index("question", ids, None), format_func=lambda one: labels.get(one, one),
         placeholder=f"{len(ids)} earlier ones, with their answers",
-        key=f"chosen-question-{wanted}-{ids[0]}-{states}",
+        key=f"chosen-question-{wanted}-{ids[0]}",
     )  # fmt: skip
     address.keep("question", chosen)
     return chosen
@@ -62,7 +55,7 @@ def show(client: ApiClient, question: PlaygroundQuestion) -> None:
             notices.plain(
                 f"{', '.join(question.speakers)} · scored by the teacher of {question.run_name}{chat} · temperature "
                 f"{asked.temperature:g}, top-p {asked.top_p:g}, min-p {asked.min_p:g}, at most {asked.max_completion_tokens} tokens, "
-                f"seed {asked.seed}"
+                f"seed {asked.seed} · asked {age_text(question.created_at)}"
             )
         )
         with st.container(horizontal=True):

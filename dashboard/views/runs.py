@@ -1,5 +1,7 @@
 """All runs, with filters. Choose one to open it, several to compare them."""
 
+import hashlib
+
 import streamlit as st
 
 from backend.schemas import RunSummary
@@ -12,10 +14,12 @@ _MAX_COMPARED = 10
 
 
 def as_table(shown: list[RunSummary]) -> None:
+    # The browser keeps ticks by their place in the table: other runs make it another table, without any.
+    rows = hashlib.sha256(",".join(run.id for run in shown).encode()).hexdigest()[:16]
     event = st.dataframe(
         runs_frame(shown),
         hide_index=True,
-        key="runs-table",
+        key=f"runs-table-{rows}",
         on_select="rerun",
         selection_mode="multi-row",
         column_order=[
