@@ -41,9 +41,10 @@ _MAX_LOG_LINES = 5
 def show(run: Run, log_lines: Sequence[tuple[str, str, str]]) -> None:
     """`log_lines` are time, kind and words of what the run has said, the newest first."""
     with st.container(border=True):
-        st.error(
-            f"**{notices.plain(run.failure_message or 'The run failed without a message.')}**", icon=":material/error:"
-        )
+        cause, rest = notices.first_paragraph(run.failure_message or "The run failed without a message.")
+        st.error(f"**{notices.plain(cause)}**", icon=":material/error:")
+        if rest:
+            st.code(rest, language=None, wrap_lines=True)
         kind = run.failure_kind or "internal"
         st.markdown(f"**What you can do.** {ADVICE.get(kind, ADVICE['internal'])}")
         st.caption(f"Kind: {notices.plain(kind)} · step {run.step:,} · attempt {run.attempt}")

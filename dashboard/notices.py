@@ -32,6 +32,12 @@ def plain(text: str) -> str:
     return text.translate(_MARKDOWN)
 
 
+def first_paragraph(message: str) -> tuple[str, str]:
+    """It and the rest: bold and coloured text of Markdown ends with its paragraph."""
+    first, _, rest = message.strip().partition("\n\n")
+    return first, rest.strip()
+
+
 @contextmanager
 def problems_shown() -> Iterator[None]:
     """Shows an ApiError as a notice and ends the view there; what was drawn before stays."""

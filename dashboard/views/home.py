@@ -45,7 +45,8 @@ def run_line(run: RunSummary) -> None:
             done = run.step / run.num_steps if run.num_steps else 0.0
             st.progress(min(done, 1.0), text=f"{run.phase or run.state}, step {run.step:,} of {run.num_steps:,}")
         elif run.state == "failed":
-            st.markdown(f":red[{notices.plain(run.failure_message or 'It failed without a message.')}]")
+            cause, _ = notices.first_paragraph(run.failure_message or "It failed without a message.")
+            st.markdown(f":red[{notices.plain(cause)}]")
         else:
             st.markdown(
                 f"accuracy **{accuracy_of(run)}** · training {flops_text(run.training_flops)} in "
