@@ -8,7 +8,7 @@ import streamlit as st
 
 from backend.expansion import with_changes
 from backend.schemas import Preset
-from dashboard import address, cached, estimate_card, notices, prompt_uploads, rights, run_draft, sign_in, worker_room
+from dashboard import address, cached, estimate_card, notices, prompt_uploads, rights, run_draft, worker_room
 from dashboard.api_client import ApiClient
 from dashboard.api_errors import Invalid
 from dashboard.commands import curl_command, train_command
@@ -183,7 +183,7 @@ def show_differences(form: DrawnForm) -> None:
 def show_commands(body: dict[str, Any]) -> None:
     with st.expander("Without this page: API, command line", icon=":material/terminal:"):
         st.markdown("Ask the API for the same; `INCIPIT_API_KEY` holds a key with the role operator:")
-        st.code(curl_command(sign_in.api_url(), body), language="bash", wrap_lines=True)
+        st.code(curl_command(cached.api().public_url, body), language="bash", wrap_lines=True)
         st.markdown("Train one run here and now, without API and worker:")
         st.code(train_command(body), language="bash", wrap_lines=True)
 

@@ -4,16 +4,22 @@ import pandas as pd
 import streamlit as st
 
 from backend.schemas import RunSummary, Worker
-from dashboard import cached, notices, sign_in, waiting, worker_actions
+from dashboard import cached, notices, waiting, worker_actions
 from dashboard.api_client import ApiClient
 from dashboard.quantities import age_text, bytes_text
 
 _REFRESH_SECONDS = 5
+_TOLD = "Of runs that you may see: a worker with another project's run, an analysis or a question shows none."
 
 
 def workers_frame(workers: list[Worker], runs: list[RunSummary]) -> pd.DataFrame:
-    """One row per worker slot: what it is, and the run that it has."""
+    """One row per worker slot: what it is, and the run that it has, as far as that is told."""
     names = {run.id: run.name for run in runs}
+
+    def run_of(worker: Worker) -> str:
+        # Without a run it may wait, work for another project, or answer a question: the API does not tell which.
+        return names.get(worker.run_id, worker.run_id) if worker.run_id and worker.is_connected else "–"
+
     return pd.DataFrame(
         [
             {
@@ -26,7 +32,7 @@ def workers_frame(workers: list[Worker], runs: list[RunSummary]) -> pd.DataFrame
                 "GPU memory": _size(one.capabilities.gpu_memory_total_bytes),
                 "labels": ", ".join(one.capabilities.labels) or "–",
                 "state": worker_actions.state_of(one),
-                "works on": names.get(one.run_id or "", one.run_id or "waits"),
+                "works on": run_of(one),
                 "last heard of": age_text(one.heartbeat_at),
                 "version": one.capabilities.versions.get("incipit", "–"),
                 "torch": one.capabilities.versions.get("torch", "–"),
@@ -50,7 +56,7 @@ def queue_frame(runs: list[RunSummary]) -> pd.DataFrame:
                 "run": run.name,
                 "experiment": run.experiment_name,
                 "priority": run.priority,
-                "waits since": age_text(run.created_at),
+                "created": age_text(run.created_at),
             }
             for place, run in enumerate(waiting.in_line(runs), 1)
         ]
@@ -68,13 +74,15 @@ def show(client: ApiClient) -> None:
             "Store", health.store, border=True, help="Where checkpoints are kept; down is a bucket that does not work."
         )
         st.metric("Workers", health.workers, border=True)
-        st.metric("At work", sum(one.run_id is not None for one in workers), border=True)
+        at_work = sum(one.run_id is not None and one.is_connected for one in workers)
+        st.metric("At work", at_work, border=True, help=_TOLD)
         st.metric("Waiting", sum(run.state == "queued" for run in runs), border=True)
     for warning in health.warnings:
         st.info(notices.plain(warning), icon=":material/info:")
     st.header("Workers", anchor=False)
     if workers:
-        st.dataframe(workers_frame(workers, runs), hide_index=True, key="workers")
+        told = {"works on": st.column_config.TextColumn(help=_TOLD)}
+        st.dataframe(workers_frame(workers, runs), hide_index=True, key="workers", column_config=told)
         worker_actions.show(client, workers)
     else:
         notices.empty(
@@ -107,7 +115,7 @@ st.table(
             "is": [
                 state.version,
                 state.database,
-                f"{sign_in.api_url()}/api/v1, documented at {sign_in.api_url()}/docs",
+                f"{client.public_url}/api/v1, documented at {client.public_url}/docs",
             ],
         }
     ),
