@@ -316,13 +316,15 @@ def me(request: Request) -> Principal:
 
 
 @busy.get(_P + "/workers")
-def workers() -> list[schemas.Worker]:
-    return [fake_resources.WORKER]
+def workers(request: Request) -> list[schemas.Worker]:
+    hidden = {"run_id": None} if "lab" in request.headers.get("authorization", "") else {}
+    return [fake_resources.WORKER.model_copy(update=hidden), fake_resources.VANISHED]
 
 
 @busy.post(_P + "/workers/{worker_id}/drain")
 def drain_worker(worker_id: str, body: Drain) -> schemas.Worker:
-    assert worker_id == fake_resources.WORKER.id
+    if worker_id != fake_resources.WORKER.id:
+        raise _Problem(409, f"This is not {fake_resources.WORKER.id} but {worker_id}.")
     drained = {"drain": "draining", "drain_requeues": body.requeue}
     return fake_resources.WORKER.model_copy(update=drained)
 

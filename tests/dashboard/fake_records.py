@@ -181,12 +181,15 @@ def run(run_id: str) -> schemas.Run:
         training_flops=gflop * 1e9 * done / spec.num_steps if done else None,
         training_seconds=seconds * done / spec.num_steps if done else None,
         failure_kind="gpu_error" if state == "failed" else None,
-        failure_message="The update needed 31.2 GB but 7.6 GB are free; lower micro_batch_rollouts from 16 to 4."
+        failure_message="The update needed 31.2 GB but 7.6 GB are free; lower micro_batch_rollouts from 16 to 4.\n\n"
+        "The last lines of its log:\n\nstep 39\nKilled"
         if state == "failed"
         else None,
         created_at=NOW - timedelta(minutes=20),
         started_at=started,
-        finished_at=NOW - timedelta(minutes=5) if state in ("succeeded", "failed") else None,
+        finished_at=NOW - timedelta(minutes=4 if state == "failed" else 5)
+        if state in ("succeeded", "failed")
+        else None,
         heartbeat_at=NOW - timedelta(seconds=3) if state == "running" else None,
         spec=spec,
         flops=ledger(run_id) if done else None,

@@ -13,6 +13,7 @@ WORKER = Worker(
     id="w1", host="laptop", pid=4242, slot="cpu", run_id="r-running", heartbeat_at=records.NOW, is_connected=True,
     capabilities=WorkerCapabilities(device="cpu", cores=8, memory_total_bytes=16 * 10**9, memory_available_bytes=9 * 10**9),
 )  # fmt: skip
+VANISHED = WORKER.model_copy(update={"id": "w0", "host": "server", "run_id": "r-p8", "is_connected": False})
 
 
 @router.get("/resources")
