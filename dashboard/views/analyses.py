@@ -15,7 +15,6 @@ from dashboard.spec_schema import form_fields
 
 _POLL_SECONDS = 1.5
 _MAX_RUNS = 50
-_LISTED = 50  # as many as the API gives at once
 
 
 def bases(client: ApiClient) -> dict[str, str]:
@@ -133,7 +132,5 @@ with notices.problems_shown():
             "Answers", ids, index=address.asked_index("analysis", ids), format_func=lambda one: labels.get(one, one),
             key=f"chosen-analysis-{ids[0]}",
         )  # fmt: skip
-        if len(known) >= _LISTED:
-            st.caption(f"The newest {_LISTED} are listed; an older one opens by its link.")
         address.keep("analysis", chosen)
         show(client, by_id[chosen or ids[0]])

@@ -114,7 +114,6 @@ def test_a_link_to_what_the_list_no_longer_has_opens_it(
     assert app.query_params[name] in (id, [id])
     chosen = [one for one in app.selectbox if (one.key or "").startswith(f"chosen-{name}")]
     assert [one.value for one in chosen] == [id]
-    assert ("The newest 50 are listed; an older one opens by its link." in captions(app)) is (view == "analyses")
     unknown = shown(view, **{name: "no-such-id"})
     assert unknown.query_params[name] in ("no-such-id", ["no-such-id"])
     assert any(f"There is no {name} 'no" in one.value.replace("\\", "") for one in unknown.error)
