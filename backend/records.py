@@ -223,4 +223,4 @@ class Checkpoint(Table):
     pinned: Mapped[bool] = mapped_column(default=False)
     """Whether a person wants it to stay, whatever the spec says."""
     damage: Mapped[str | None] = mapped_column(Text)
-    """What was wrong with its files when an attempt was to start from it."""
+    """What was wrong with its files when an attempt was to start from it; see queries/resumable.py for how it comes back."""

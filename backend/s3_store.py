@@ -77,6 +77,7 @@ class S3Store:
                 self._fetch_file(artifact, file.name, file.num_bytes, file.sha256, staging / file.name, on_chunk)
             put_in_place(staging, folder)
         except Unreadable as error:
+            self.bucket.check(writes=False)  # of a bucket that is not there, every file seems to be missing
             return str(error)
         finally:
             shutil.rmtree(staging, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,8 @@ from engine.spec import RunSpec
 
 MANIFEST = "manifest.json"
 _CHUNK_BYTES = 16 * 1024**2
+# What opening a file says of the folder's content: other errors are the disk's.
+_OF_THE_CONTENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
 # What was the default before: left out like the default, so that checkpoints from then are still their run's.
 _FORMER_DEFAULTS = {"gradient_checkpointing": "never"}
 
@@ -71,9 +74,17 @@ def damage_of(folder: Path, expected: Expected, on_chunk: Callable[[], None] = l
     Hashing a large checkpoint takes longer than a lease; `on_chunk` is called every 16 MiB.
     """
     try:
+        return readable_damage_of(folder, expected, on_chunk)
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+
+
+def readable_damage_of(folder: Path, expected: Expected, on_chunk: Callable[[], None] = lambda: None) -> str | None:
+    """The same. Raises OSError where the disk does not let it be read, which says nothing of what the folder holds."""
+    try:
         content = (folder / MANIFEST).read_bytes()
         manifest = Manifest.model_validate_json(content)
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         return f"it has no readable {MANIFEST} ({error.__class__.__name__})"
     if expected.manifest_sha256 not in (None, hashlib.sha256(content).hexdigest()):
         return f"its {MANIFEST} is not the one that was committed"
@@ -88,6 +99,8 @@ def damage_of(folder: Path, expected: Expected, on_chunk: Callable[[], None] = l
             return f"{unlisted[0]!r} is not in its manifest"
         return next((words for file in manifest.files if (words := _difference(folder, file, on_chunk))), None)
     except OSError as error:
+        if error.errno not in _OF_THE_CONTENT:
+            raise
         return f"it cannot be read ({error.strerror})"
 
 

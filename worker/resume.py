@@ -10,9 +10,10 @@ from backend.artifact_store import ArtifactStore
 from backend.artifacts import Artifact
 from backend.database import Database, now_of
 from backend.queries.claims import Claim, Ending, hold
+from backend.queries.resumable import may_be_whole
 from backend.queries.transitions import add_event
 from backend.records import Attempt, Checkpoint
-from engine.manifest import Expected, damage_of, spec_sha256
+from engine.manifest import Expected, readable_damage_of, spec_sha256
 
 _log = logging.getLogger(__name__)
 
@@ -33,20 +34,37 @@ class NoCheckpointLeft(Exception):
         return Ending("failed", self.message, failure_kind="bad_checkpoint", failure_message=self.message)
 
 
+class FolderUnreachable(Exception):
+    """Whether a checkpoint is whole cannot be seen: its disk is not mounted, or does not answer."""
+
+    def __init__(self, folder: Path, what: str) -> None:
+        self.message = (
+            f"The folder {folder} of the run's checkpoints cannot be read: {what}. Mount its disk on the worker, or make it "
+            "readable."
+        )
+        super().__init__(self.message)
+
+    @property
+    def ending(self) -> Ending:
+        """How the attempt ends: nothing is held against a checkpoint that could not be looked at."""
+        return Ending("queued", self.message, failure_kind="store_unavailable", failure_message=self.message)
+
+
 def resume_checkpoint(
     database: Database, claim: Claim, store: ArtifactStore, on_chunk: Callable[[], None]
 ) -> Path | None:
     """The newest committed checkpoint that is whole, relative to the run's folder; None when none was ever committed.
 
     It is on this machine's disk then, and so is the run's best one, which its report opens. Damaged ones are taken out of the list, with a
-    note in the run's history. Raises NoCheckpointLeft when all are, and StoreProblem.
+    note in the run's history; one that was repaired since comes back. Raises NoCheckpointLeft when all are, FolderUnreachable and
+    StoreProblem.
     """
     with database.read() as session:
         newest_first = session.scalars(
             select(Checkpoint)
             .where(
                 Checkpoint.run_id == claim.run_id,
-                Checkpoint.removed_at.is_(None),
+                may_be_whole(),
                 Checkpoint.fence >= claim.first_fence,
             )
             .order_by(Checkpoint.step.desc(), Checkpoint.fence.desc())
@@ -57,7 +75,7 @@ def resume_checkpoint(
             Checkpoint.damage.is_not(None),
             Checkpoint.fence >= claim.first_fence,
         )
-        num_damaged = len(session.scalars(damaged).all())
+        found_damaged = set(session.scalars(damaged))
     spec = spec_sha256(claim.spec)
     for checkpoint in newest_first:
         artifact = artifact_of(checkpoint)
@@ -67,17 +85,31 @@ def resume_checkpoint(
             spec_sha256=spec,
             manifest_sha256=checkpoint.manifest_sha256,
         )
-        damage = store.fetch(artifact, on_chunk) or damage_of(store.local(artifact), expected, on_chunk)
+        damage = store.fetch(artifact, on_chunk) or _damage_here(store, artifact, expected, on_chunk)
         if damage is None:
             for best in (one for one in newest_first if one.is_best and one.id != checkpoint.id):
                 store.fetch(artifact_of(best), on_chunk)
-            _note_resume(database, claim, checkpoint.id)
+            _note_resume(database, claim, checkpoint)
             return Path("attempts", str(checkpoint.fence), checkpoint.path)
-        _note_damage(database, claim, checkpoint, damage)
-        num_damaged += 1
-    if num_damaged:
-        raise NoCheckpointLeft(num_damaged)
+        if checkpoint.id not in found_damaged:
+            _note_damage(database, claim, checkpoint, damage)
+            found_damaged.add(checkpoint.id)
+    if found_damaged:
+        raise NoCheckpointLeft(len(found_damaged))
     return None
+
+
+def _damage_here(
+    store: ArtifactStore, artifact: Artifact, expected: Expected, on_chunk: Callable[[], None]
+) -> str | None:
+    folder = store.local(artifact)
+    attempt_folder = store.run_dir / artifact.above
+    if not attempt_folder.is_dir():
+        raise FolderUnreachable(attempt_folder, "it is not there")
+    try:
+        return readable_damage_of(folder, expected, on_chunk)
+    except OSError as error:
+        raise FolderUnreachable(folder, str(error.strerror)) from error
 
 
 def artifact_of(checkpoint: Checkpoint) -> Artifact:
@@ -85,13 +117,16 @@ def artifact_of(checkpoint: Checkpoint) -> Artifact:
     return Artifact(checkpoint.run_id, checkpoint.fence, checkpoint.path, checkpoint.manifest_sha256)
 
 
-def _note_resume(database: Database, claim: Claim, checkpoint_id: str) -> None:
+def _note_resume(database: Database, claim: Claim, checkpoint: Checkpoint) -> None:
     with database.write() as session:
         hold(session, claim.run_id, claim.fence)
+        if checkpoint.damage is not None:  # it was repaired
+            back = update(Checkpoint).where(Checkpoint.id == checkpoint.id).values(removed_at=None, damage=None)
+            session.execute(back)
         session.execute(
             update(Attempt)
             .where(Attempt.run_id == claim.run_id, Attempt.fence == claim.fence)
-            .values(resume_checkpoint_id=checkpoint_id)
+            .values(resume_checkpoint_id=checkpoint.id)
         )
 
 

@@ -35,7 +35,7 @@ from worker.named_files import fetch_named
 from worker.pulse import Pulse
 from worker.recorder import Recorder, UnreadableEvents
 from worker.resources import ResourceWatch
-from worker.resume import NoCheckpointLeft, resume_checkpoint
+from worker.resume import FolderUnreachable, NoCheckpointLeft, resume_checkpoint
 from worker.slots import Slot
 from worker.stopping import Stopping
 from worker.uploads import StoreUnavailable
@@ -83,7 +83,7 @@ class Supervisor:
             with watchdog(self.lease, self._fence):
                 ending = self._despite_outages(self._ending_of_lost_attempts) or self._run_engine()
             self._close(ending)
-        except NoCheckpointLeft as lost:
+        except (NoCheckpointLeft, FolderUnreachable) as lost:
             self._close(lost.ending)
         except LeaseLost as lost:
             _log.warning("%s Its engine is ended.", lost)

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, or_, select, update
+from sqlalchemy import ColumnElement, and_, or_, select, update
 from sqlalchemy.orm import Session
 
 from backend.database import now_of
+from backend.queries.resumable import may_be_whole
 from backend.queries.transitions import add_event
 from backend.records import Attempt, Checkpoint, Rollout
 from backend.run_states import HELD_STATES
@@ -23,7 +24,7 @@ class RunFolders:
     settled: frozenset[int]
     """Attempts of which everything is recorded that ever will be; a lost one is recorded when the next begins."""
     checkpoints: frozenset[tuple[int, str]]
-    """Attempt and path of the checkpoints that are in the list, pinned, or taken out of it only lately."""
+    """Attempt and path of the checkpoints that are kept, see _is_kept."""
     traced: frozenset[int]
     """Attempts whose token traces are shown."""
 
@@ -65,10 +66,15 @@ def stored_names(session: Session, run_id: str, *, min_age_seconds: float) -> fr
 
 
 def _is_kept(session: Session, run_id: str, min_age_seconds: float) -> tuple[ColumnElement[bool], ...]:
-    """Checkpoints that are in the list, pinned, or were taken out of it only lately."""
+    """Checkpoints that are in the list, pinned, or were taken out of it only lately; and while the run could still need them, those
+    that were found damaged: people are told to repair them."""
+    is_needed = select(Run.id).where(Run.id == run_id, Run.state != "succeeded").exists()
     lately = now_of(session) - timedelta(seconds=min_age_seconds)
     return Checkpoint.run_id == run_id, or_(
-        Checkpoint.removed_at.is_(None), Checkpoint.pinned, Checkpoint.removed_at > lately
+        Checkpoint.removed_at.is_(None),
+        Checkpoint.pinned,
+        Checkpoint.removed_at > lately,
+        and_(may_be_whole(), is_needed),
     )
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from backend.database import now_of
+from backend.queries.resumable import may_be_whole
 from backend.queries.transitions import transition
 from backend.records import Checkpoint
 from backend.run_states import ENDED_STATES, RunState
@@ -134,6 +135,6 @@ def _has_checkpoint(session: Session, run_id: str) -> bool:
     committed = (
         select(Checkpoint.id)
         .join(Run, Run.id == Checkpoint.run_id)
-        .where(Run.id == run_id, Checkpoint.removed_at.is_(None), Checkpoint.fence >= Run.first_fence)
+        .where(Run.id == run_id, may_be_whole(), Checkpoint.fence >= Run.first_fence)
     )
     return session.execute(committed.limit(1)).first() is not None

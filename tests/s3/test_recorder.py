@@ -13,6 +13,7 @@ from backend.queries.claims import Claim, LeaseLost, reap
 from backend.records import Attempt, Checkpoint, Event, Rollout
 from backend.s3_bucket import S3Bucket
 from backend.s3_store import S3Store
+from backend.store_problem import StoreProblem
 from tests.worker.runs import claim, queue_runs, set_columns, short_spec, write_events
 from tests.worker.sample_events import checkpoint_event, start_events, step_event, traces_event
 from worker.recorder import Recorder
@@ -118,6 +119,18 @@ def test_an_attempt_on_another_disk_goes_on_from_what_is_stored(
     shutil.rmtree(elsewhere.run_dir)
     with pytest.raises(NoCheckpointLeft):
         resume_checkpoint(database, claimed, elsewhere, lambda: None)
+
+
+def test_a_bucket_that_is_not_there_is_held_against_no_checkpoint(
+    database: Database, claimed: Claim, s3_store: S3Store, run_folder: Path, tmp_path: Path
+) -> None:
+    write_events(run_folder, 1, [*start_events(1), checkpoint_event(run_folder, 1, 2, spec=SPEC)])
+    record_all(Recorder(database, claimed, run_folder, store=s3_store))
+    settings = s3_store.bucket.settings.model_copy(update={"url": "s3://no-such-bucket/x"})
+    elsewhere = S3Store(S3Bucket(settings), tmp_path / "another-machine")
+    with pytest.raises(StoreProblem, match="no-such-bucket"):
+        resume_checkpoint(database, claimed, elsewhere, lambda: None)
+    assert [row.damage for row in checkpoint_rows(database)] == [None]
 
 
 def test_what_the_spec_does_not_keep_leaves_the_store(

@@ -6,17 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from backend.database import Database
 from backend.folder_store import FolderStore
-from backend.queries.claims import Claim
+from backend.queries.claims import Claim, end_attempt
+from backend.queries.garbage import run_folders
+from backend.queries.wishes import ask_to_retry
 from backend.records import Attempt, Checkpoint, Event
 from engine.events import CheckpointSaved
 from tests.worker.runs import claim, queue_runs, run_row, set_columns, short_spec, write_events
 from tests.worker.sample_events import checkpoint_event, start_events
 from worker.recorder import Recorder
-from worker.resume import NoCheckpointLeft, resume_checkpoint
+from worker.resume import FolderUnreachable, NoCheckpointLeft, resume_checkpoint
 from worker.settings import WorkerSettings
 from worker.slots import Slot
 from worker.supervisor import Supervisor
@@ -134,6 +136,57 @@ def test_when_none_is_left_that_is_said_also_to_the_attempt_behind_a_dead_one(
     for _ in range(2):  # the second finds them marked already
         with pytest.raises(NoCheckpointLeft, match="3 of 3 are damaged"):
             resume_checkpoint(database, claimed, FolderStore(run_folder.parent), lambda: None)
+
+
+def test_a_damaged_checkpoint_that_was_restored_is_used_again_and_its_run_can_be_retried(
+    database: Database, claimed: Claim, run_folder: Path
+) -> None:
+    store = FolderStore(run_folder.parent)
+    backup = Path(shutil.copytree(step_folder(run_folder, 6), run_folder.parent / "backup"))
+    for step in (2, 4, 6):
+        truncate(step_folder(run_folder, step))
+    with pytest.raises(NoCheckpointLeft) as caught:
+        resume_checkpoint(database, claimed, store, lambda: None)
+    with database.write() as session:
+        end_attempt(session, claimed, caught.value.ending)
+        session.execute(update(Checkpoint).values(removed_at=Checkpoint.created_at))
+        facts = run_folders(session, claimed.run_id, min_age_seconds=0)
+    assert facts is not None
+    assert len(facts.checkpoints) == 3, "what a person was told to restore is no garbage"
+    shutil.copytree(backup, step_folder(run_folder, 6), dirs_exist_ok=True)
+    with database.write() as session:
+        ask_to_retry(session, claimed.run_id, from_scratch=False)
+    found = resume_checkpoint(database, claim(database), store, lambda: None)
+    assert found == Path("attempts/1/checkpoints/step-6")
+    with database.read() as session:
+        listed = session.scalars(select(Checkpoint).where(Checkpoint.removed_at.is_(None))).one()
+    assert (listed.step, listed.damage) == (6, None)
+
+
+def test_a_damaged_checkpoint_that_was_trained_over_does_not_come_back(
+    database: Database, claimed: Claim, run_folder: Path
+) -> None:
+    store = FolderStore(run_folder.parent)
+    backup = Path(shutil.copytree(step_folder(run_folder, 6), run_folder.parent / "backup"))
+    truncate(step_folder(run_folder, 6))
+    resume_checkpoint(database, claimed, store, lambda: None)
+    set_columns(database, claimed.run_id, state="queued", lease_owner=None)
+    again = claim(database)
+    write_events(run_folder, 2, start_events(2, resumed_from_step=4))
+    assert Recorder(database, again, run_folder).advance()
+    shutil.copytree(backup, step_folder(run_folder, 6), dirs_exist_ok=True)
+    assert resume_checkpoint(database, again, store, lambda: None) == Path("attempts/1/checkpoints/step-4")
+
+
+def test_a_disk_that_is_not_mounted_is_held_against_no_checkpoint(
+    database: Database, claimed: Claim, run_folder: Path
+) -> None:
+    run_folder.rename(run_folder.parent / "elsewhere")
+    with pytest.raises(FolderUnreachable, match="attempts/1 of the run's checkpoints cannot be read") as caught:
+        resume_checkpoint(database, claimed, FolderStore(run_folder.parent), lambda: None)
+    assert (caught.value.ending.state, caught.value.ending.failure_kind) == ("queued", "store_unavailable")
+    with database.read() as session:
+        assert not session.scalars(select(Checkpoint).where(Checkpoint.removed_at.is_not(None))).all()
 
 
 def test_a_run_without_a_whole_checkpoint_fails_and_does_not_start_over(
