@@ -24,6 +24,8 @@ STATE_LOOKS: dict[RunState, tuple[str, str, Colour]] = {
     "failed": ("failed", ":material/error:", "red"),
     "cancelled": ("stopped", ":material/stop_circle:", "gray"),
 }
+NOTHING = "–"
+"""In a cell without a figure."""
 _MARKDOWN = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_{}[]()<>#+!|~$:"})
 
 

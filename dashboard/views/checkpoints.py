@@ -142,7 +142,13 @@ with notices.problems_shown():
         "accuracy": st.column_config.NumberColumn(format="%.3f"), "best": box, "pinned": box,
         "size": st.column_config.NumberColumn(format="bytes"), "saved": st.column_config.DatetimeColumn(format="distance"),
     }  # fmt: skip
-    st.dataframe(checkpoints_frame(checkpoints), hide_index=True, key="checkpoints", column_config=columns)
+    st.dataframe(
+        checkpoints_frame(checkpoints),
+        hide_index=True,
+        key="checkpoints",
+        column_config=columns,
+        placeholder=notices.NOTHING,
+    )
     by_id = {one.id: one for one in checkpoints}
     ids, labels = list(by_id), unique_labels({one.id: label_of(one) for one in checkpoints})
     best_first = next((at for at, one in enumerate(checkpoints) if one.is_best), 0)

@@ -142,7 +142,7 @@ def table_section(comparison: Comparison) -> None:
     wide, share = st.column_config.TextColumn(width="medium"), st.column_config.NumberColumn(format="percent")
     plain = st.column_config.NumberColumn(format=_PLAIN_FORMAT)
     st.dataframe(
-        arms_table(comparison), hide_index=True, key="arms",
+        arms_table(comparison), hide_index=True, key="arms", placeholder=notices.NOTHING,
         column_config={
             "arm": wide, "horizon": wide, "share inside": share, "EOS": share, "training, GFLOP": plain,
             f"GFLOP to reach {comparison.target:.2f}": plain, "McNemar p": st.column_config.NumberColumn(format="%.2g"),

@@ -40,7 +40,7 @@ def as_table(shown: list[RunSummary]) -> None:
             "accuracy": st.column_config.NumberColumn(
                 "Accuracy", format="%.3f", help="Reported accuracy, or the best on dev so far"
             ),
-            "prefix": st.column_config.TextColumn("Prefix", width="medium"),
+            "prefix": "Prefix",
             "progress": st.column_config.ProgressColumn(
                 "Progress", format="%.0f %%", min_value=0, max_value=100, width="small"
             ),
@@ -48,10 +48,11 @@ def as_table(shown: list[RunSummary]) -> None:
                 "Training (GFLOP)", format="%.4g", help="Training FLOPs, evaluation not counted"
             ),
             "time": st.column_config.NumberColumn("Time (s)", format="%.4g"),
-            "experiment": "Experiment",
+            "experiment": st.column_config.TextColumn("Experiment", width="medium"),
             "seed": st.column_config.NumberColumn("Seed", width="small"),
             "created": st.column_config.DatetimeColumn("Created", format="distance"),
         },
+        placeholder=notices.NOTHING,
         alt="Runs with state, accuracy, prefix and cost; the list view holds the same as text",
     )
     chosen = [shown[row] for row in event["selection"]["rows"] if row < len(shown)]
