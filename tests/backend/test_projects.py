@@ -16,6 +16,7 @@ from backend.queries.metrics import metrics
 from backend.records import Checkpoint, Event, Rollout
 from backend.settings import Settings
 from backend.tables import Analysis, Experiment, Preflight, Run, Worker
+from engine.export_spec import ExportResult
 from tests.access import key_of, with_key
 from tests.backend.checkpoints import commit_checkpoint
 from tests.backend.conftest import ADDRESS
@@ -205,6 +206,8 @@ def test_an_operator_of_all_projects_makes_room_in_the_runs_project(
     newer = people["all"].post("/api/v1/exports", json=_export(ids["checkpoint"])).json()["id"]
     with database.write() as session:
         session.execute(update(Analysis).where(Analysis.kind.in_(("playground", "export"))).values(state="succeeded"))
+        made = ExportResult(kind="merged", files=[], is_kept=True, notes=[], seconds=0)
+        session.execute(update(Analysis).where(Analysis.kind == "export").values(result=made))
     with TestClient(create_app(settings.model_copy(update={"limits": limits})), base_url=ADDRESS) as small:
         credential = people["all"].headers["Authorization"]
         for path, body in (("playground/questions", _question(ids["run"])), ("exports", _export(ids["checkpoint"]))):

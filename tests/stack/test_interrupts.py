@@ -26,6 +26,7 @@ _SECONDS = 120.0
 _ENDING = """
 import signal, sys, time
 from incipit.stack.interrupts import interrupted_by_signals, let_the_end_be_orderly
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background hands on that it is ignored
 with interrupted_by_signals():
     try:
         print("at work", flush=True)
@@ -45,9 +46,6 @@ _IN_TERMINAL = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); fro
 
 def _said(*numbers: signal.Signals, launcher: tuple[str, ...] = ()) -> list[str]:
     """What a process says that gets these signals: the first at work, the others while it ends."""
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a suite in the background would hand on that it is ignored
     command = [*launcher, sys.executable, "-c", _ENDING]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, start_new_session=True
