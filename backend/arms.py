@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from backend.schemas import Evaluation, Run
+from backend.unique_labels import id_end
 from engine.estimators import mcnemar, wilson
 from engine.flops import FlopLedger
 from engine.frozen import Frozen
@@ -100,7 +101,7 @@ def variant_names(runs: Iterable[Run]) -> dict[str, str]:
         repeats = sum(run.seed == other.seed for key, group in groups.items() if key[0] == method for other in group)
         groups.setdefault((method, repeats), []).append(run)
     return {
-        run.id: name if len(groups) == 1 else f"{name} ({group[0].id[-6:]})"
+        run.id: name if len(groups) == 1 else f"{name} ({id_end(group[0].id)})"
         for name, groups in by_name.items()
         for group in groups.values()
         for run in group

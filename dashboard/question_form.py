@@ -6,7 +6,7 @@ from typing import Any
 import streamlit as st
 
 from backend.schemas import Checkpoint, Run, RunSummary
-from backend.unique_labels import unique_labels
+from backend.unique_labels import id_end, unique_labels
 from dashboard import address, cached, notices, rights
 from dashboard.api_client import ApiClient
 from dashboard.api_errors import Invalid
@@ -17,7 +17,6 @@ from engine.playground_spec import MAX_SAMPLES, MAX_SPEAKERS, Question
 AB_VIEW = "A and B"
 """The view that stacks two answers; links that open it set `view` to this."""
 _TOKENS = 128
-_ID_END = 6  # characters of a run's id; its beginning is its time, which runs made together share
 _RECORDED_CHARACTERS = 4000  # as much of a prompt as a run keeps beside its trace, see engine/trace.py
 
 
@@ -159,7 +158,7 @@ def _checkpoint_label(checkpoint: Checkpoint, run: Run) -> str:
     Nothing in it changes with time, not even as checkpoints of the same name are made: the browser names what is chosen by
     its label, and the choice is lost when there is none of it as it arrives.
     """
-    of_run = "" if checkpoint.run_id == run.id else f" ({checkpoint.run_id[-_ID_END:]})"
+    of_run = "" if checkpoint.run_id == run.id else f" ({id_end(checkpoint.run_id)})"
     return f"{checkpoint.run_name}{of_run} · step {checkpoint.step}"
 
 
