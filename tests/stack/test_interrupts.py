@@ -26,7 +26,9 @@ _SECONDS = 120.0
 _ENDING = """
 import signal, sys, time
 from incipit.stack.interrupts import interrupted_by_signals, let_the_end_be_orderly
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background hands on that it is ignored
+if "as in a terminal" in sys.argv:  # a suite in the background, or under nohup, hands on what it ignores
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 with interrupted_by_signals():
     try:
         print("at work", flush=True)
@@ -41,12 +43,15 @@ with interrupted_by_signals():
             print("ended at once")
 """
 # What a shell does for a command in a terminal of its own.
-_IN_TERMINAL = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from incipit.cli import app; app()"
+_IN_TERMINAL = (
+    "import fcntl, signal, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+    "from incipit.cli import app; app()"
+)
 
 
 def _said(*numbers: signal.Signals, launcher: tuple[str, ...] = ()) -> list[str]:
     """What a process says that gets these signals: the first at work, the others while it ends."""
-    command = [*launcher, sys.executable, "-c", _ENDING]
+    command = [*launcher, sys.executable, "-c", _ENDING, *([] if launcher else ["as in a terminal"])]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, start_new_session=True
     ) as process:

@@ -168,10 +168,10 @@ def test_a_service_that_dies_is_started_again_and_a_supervisor_stays_small(home:
 
 def test_a_service_that_cannot_be_started_again_is_said_and_the_others_live_until_the_stop(home: Path) -> None:
     def control() -> int | None:
-        for child in psutil.Process().children():
+        for process in _processes(home):  # this test process may have another stack
             with suppress(psutil.Error):  # it may end just now
-                if "worker.control" in child.cmdline():
-                    return child.pid
+                if "worker.control" in process.cmdline():
+                    return process.pid
         return None
 
     with LocalStack(home, with_dashboard=False) as stack:
